@@ -1,0 +1,94 @@
+"""``generative list``: what there is to train, sample and score with."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+
+SECTIONS = ("models", "pipelines", "configs", "datasets", "schedulers", "metrics", "extractors")
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="generative list", description="List what there is.", allow_abbrev=False)
+    parser.add_argument("section", nargs="?", choices=SECTIONS, help="one section only")
+    chosen = parser.parse_args(arguments).section
+    for section in [chosen] if chosen else SECTIONS:
+        print(f"{section}:")
+        for name, text in globals()[f"list_{section}"]():
+            print(f"  {name:<34} {text}".rstrip())
+    return 0
+
+
+def first_line(item: object) -> str:
+    """First line of a docstring."""
+    return (inspect.getdoc(item) or "").split("\n")[0]
+
+
+def classes_of(package: ModuleType, base: type) -> list[tuple[str, str]]:
+    """Concrete subclasses of ``base`` that the modules of a package define: dotted path and first line of the docstring."""
+    found = []
+    for info in iter_modules(package.__path__, package.__name__ + "."):
+        for item in vars(import_module(info.name)).values():
+            if inspect.isclass(item) and item.__module__ == info.name and issubclass(item, base) and not inspect.isabstract(item):
+                found.append((f"{info.name.split('.', 1)[1]}.{item.__name__}", first_line(item)))
+    return found
+
+
+def list_models() -> list[tuple[str, str]]:
+    """Networks of every family and tokenizers."""
+    from diffusers import ModelMixin
+
+    packages = ("gan", "diffusion", "autoregressive", "tokenizers")
+    return [entry for name in packages for entry in classes_of(import_module(f"generative.{name}"), ModelMixin)]
+
+
+def list_pipelines() -> list[tuple[str, str]]:
+    """Pipeline classes."""
+    from pipelines import PIPELINES
+
+    return [(name, first_line(getattr(import_module(module), name))) for name, module in PIPELINES.items()]
+
+
+def list_configs() -> list[tuple[str, str]]:
+    """Shipped configurations, with the comment at their top."""
+    from generative.cli import config
+
+    def comment(path: Path) -> str:
+        line = path.read_text().split("\n")[0]
+        return line.lstrip("# ") if line.startswith("#") else ""
+
+    return [(name, comment(path)) for name, path in config.list_configs().items()]
+
+
+def list_datasets() -> list[tuple[str, str]]:
+    """Dataset classes."""
+    import generative.data
+    from generative.data.base import ImageDataset
+
+    return classes_of(generative.data, ImageDataset)
+
+
+def list_schedulers() -> list[tuple[str, str]]:
+    """Diffusion schedulers: those of diffusers that step from one prediction to the next."""
+    from generative.diffusion.schedule import SCHEDULERS
+
+    return [(name, "diffusers") for name in SCHEDULERS]
+
+
+def list_metrics() -> list[tuple[str, str]]:
+    """Metrics."""
+    from metrics import registry
+
+    return [(name, first_line(registry.resolve("metric", registry.METRICS, name))) for name in registry.METRICS]
+
+
+def list_extractors() -> list[tuple[str, str]]:
+    """Feature extractors."""
+    from metrics import registry
+
+    return [(name, first_line(registry.resolve("extractor", registry.EXTRACTORS, name))) for name in registry.EXTRACTORS]

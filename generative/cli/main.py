@@ -1,0 +1,87 @@
+"""The ``generative`` command: finds the subcommand, and turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from generative.core.errors import UserError
+
+COMMANDS = {
+    "quickstart": "train a GAN, a DiT and a transformer on bundled digits, sample, score, and write a page (about 12 minutes)",
+    "train": "train a generator from a configuration: generative train digits/dit",
+    "sample": "sample images from a run or pipeline folder: generative sample runs/dit --class-labels 0,1,2",
+    "report": "write a page with grids, curves and scores of runs: generative report runs/dit runs/sagan",
+    "list": "list models, configurations, schedulers, data sets and metrics",
+}
+
+USAGE = """usage: generative COMMAND ...
+
+Class-conditional image generation: GANs, diffusion and autoregressive models on one trainer and one sampler.
+
+commands:
+{commands}
+
+`generative COMMAND --help` explains a command. Score images with `fid-score A B`.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; None for the process's own.
+
+    Returns:
+        Exit code: 0 done, 1 training diverged, 2 wrong input, 128 + n stopped by signal n (a checkpoint was saved).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(commands="\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())), end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"triptych {version('triptych')}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        return fail(f"there is no command '{arguments[0]}'; choose one of {', '.join(COMMANDS)}")
+    run: Callable[[list[str]], int] = import_module(f"generative.cli.{arguments[0]}").run
+    try:
+        return run(arguments[1:])
+    except SystemExit as stop:
+        return int(stop.code or 0) if isinstance(stop.code, int | None) else 1
+    except UserError as error:
+        return fail(str(error))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ModuleNotFoundError) as error:
+        return fail(str(error))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return fail(
+                f"no space left on the disk ({error.filename or 'a file of the run'}); free some space and use --resume latest"
+            )
+        raise
+    except RuntimeError as error:
+        from generative.core.trainer import DivergenceError
+
+        if isinstance(error, DivergenceError):
+            fail(str(error))
+            return 1
+        raise
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def fail(message: str) -> int:
+    """Print one sentence on standard error; returns exit code 2. Only the main process of several speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

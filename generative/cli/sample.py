@@ -1,0 +1,169 @@
+"""``generative sample``: load a pipeline of any family, sample, and write PNG files or one npz."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from generative.core.errors import UserError
+
+if TYPE_CHECKING:
+    from generative.core.generation import SampleRequest
+    from pipelines.base import ImageGenerationPipeline
+
+EPILOG = """Which sampling options a pipeline takes depends on its family; one it has no use for is refused.
+  generative sample runs/dit --class-labels 0,1,2 --num-images-per-class 10 --guidance-scale 2 --output samples/
+  generative sample runs/sagan --class-labels all --truncation 0.7 --output samples.npz
+The same seed gives the same image of a class whatever else is sampled, the batch size and the number of processes.
+An interrupted run into a folder goes on where it stopped when the command is repeated."""
+
+
+def interval(text: str) -> tuple[float, float]:
+    """Parse LOW,HIGH."""
+    low, high = text.split(",")
+    return float(low), float(high)
+
+
+# Keyword of the pipeline's call -> how the flag is parsed and explained.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "guidance_scale": {"type": float, "help": "classifier-free guidance; 1 is none"},
+    "guidance_interval": {
+        "type": interval,
+        "metavar": "LOW,HIGH",
+        "help": "guide within this part of the noise range only, in [0, 1]",
+    },
+    "guidance_channels": {"type": int, "help": "guide only the first so many channels (DiT's published sampler: 3)"},
+    "num_inference_steps": {"type": int, "help": "steps of a diffusion sampler"},
+    "temperature": {"type": float, "help": "divides the logits of a token model"},
+    "top_k": {"type": int, "help": "sample among the k likeliest tokens"},
+    "top_p": {"type": float, "help": "sample among the likeliest tokens that make up this probability"},
+    "truncation": {"type": float, "help": "redraw a GAN's noise beyond this many standard deviations"},
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="generative sample",
+        description="Sample images from a run or a pipeline folder.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "folder", metavar="RUN_OR_PIPELINE_DIR", type=Path, help="runs/NAME, or a folder written by save_pretrained"
+    )
+    parser.add_argument("--class-labels", default="all", metavar="0,1,2", help="classes to sample, or `all` (default)")
+    parser.add_argument("--num-images-per-class", type=int, default=10, metavar="N", help="default 10")
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time; does not change them (default 64)")
+    parser.add_argument("--output", type=Path, default=Path("samples"), metavar="DIR|FILE.npz", help="default samples/")
+    parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: CUDA where there is one)")
+    options = parser.add_argument_group("sampling options")
+    for name, settings in OPTIONS.items():
+        options.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **settings)
+    arguments_given = vars(parser.parse_args(arguments))
+    chosen = {name: arguments_given.pop(name) for name in OPTIONS if name in arguments_given}
+    return sample(chosen, **arguments_given)
+
+
+def sample(
+    options: dict[str, Any],
+    folder: Path,
+    class_labels: str,
+    num_images_per_class: int,
+    seed: int,
+    batch_size: int,
+    output: Path,
+    device: str | None,
+) -> int:
+    """Sample and write; returns the exit code."""
+    for name, value in (("--num-images-per-class", num_images_per_class), ("--batch-size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+    import torch
+
+    from generative.core.generation import SampleRequest
+    from generative.core.outputs import ImageFolderWriter, write_npz
+    from generative.core.runtime import build_accelerator
+    from pipelines import load_pipeline
+
+    pipeline = load_pipeline(folder)
+    check_options(pipeline, options)
+    labels = parse_class_labels(class_labels, pipeline)
+    requests = [SampleRequest(label, index) for label in labels for index in range(num_images_per_class)]
+    accelerator = build_accelerator()
+    pipeline.to(device or accelerator.device)
+
+    def generate(wanted: list[SampleRequest]) -> Any:
+        from generative.core.generation import generate_images
+
+        return generate_images(
+            pipeline,
+            wanted,
+            seed=seed,
+            batch_size=batch_size,
+            options=options,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            progress=accelerator.is_main_process,
+        )
+
+    if output.suffix == ".npz":
+        from accelerate.utils import gather_object
+
+        parts = [(positions, images.cpu()) for positions, images in generate(requests)]
+        parts = gather_object(parts) if accelerator.num_processes > 1 else parts
+        positions = torch.tensor([p for part, _ in parts for p in part])
+        images = torch.cat([part for _, part in parts])[positions.argsort()]
+        if accelerator.is_main_process:
+            write_npz(output, images, requests)
+    else:
+        settings = {"pipeline": str(folder), "seed": seed, "options": options, "pipeline_class": type(pipeline).__name__}
+        writer = ImageFolderWriter(output, settings)
+        missing = writer.missing(requests)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            writer.start(requests)
+        accelerator.wait_for_everyone()
+        for positions, images in generate(missing):
+            writer.write([missing[p] for p in positions], images)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        print(f"{len(requests)} images of {len(labels)} classes in '{output}'")
+    return 0
+
+
+def parse_class_labels(text: str, pipeline: ImageGenerationPipeline) -> list[int]:
+    """``all``, or integers with commas between them; each class once, in class order.
+
+    Raises:
+        UserError: If one is not an integer, is repeated, or is not a class of the pipeline.
+    """
+    if text == "all":
+        return list(range(pipeline.num_classes))
+    try:
+        labels = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--class-labels takes integers with commas between them or `all`, got '{text}'") from error
+    if len(set(labels)) != len(labels):
+        raise UserError(f"--class-labels names a class twice in '{text}'; use --num-images-per-class for more images")
+    pipeline.check_class_labels(labels)
+    return sorted(labels)
+
+
+def check_options(pipeline: ImageGenerationPipeline, options: dict[str, Any]) -> None:
+    """Refuse a flag that the pipeline's family has no use for.
+
+    Raises:
+        UserError: Naming the flag and the ones it takes.
+    """
+    accepted = [name for name in OPTIONS if name in inspect.signature(pipeline.__call__).parameters]
+    for name in options:
+        if name not in accepted:
+            known = ", ".join("--" + other.replace("_", "-") for other in accepted)
+            raise UserError(
+                f"{type(pipeline).__name__} has no use for --{name.replace('_', '-')}; it takes {known or 'no sampling options'}"
+            )

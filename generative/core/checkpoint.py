@@ -1,0 +1,251 @@
+"""Checkpoints: named folders of config.json + safetensors and JSON, written whole or not at all, nothing executable in them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from generative.core.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+NAME = re.compile(r"checkpoint-(\d{8,})")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+# Keys of config.json that describe the software and not the network.
+PRIVATE_CONFIG_KEYS = ("_class_name", "_diffusers_version", "_name_or_path")
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Folder of a run's checkpoint at a step."""
+    return run / f"checkpoint-{step:08d}"
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first (a folder exists under its name only once it is complete)."""
+    if not run.is_dir():
+        return []
+    return sorted((p for p in run.iterdir() if p.is_dir() and NAME.fullmatch(p.name)), key=lambda p: int(p.name.split("-")[1]))
+
+
+def resolve_checkpoint(run: Path, resume: str) -> Path | None:
+    """Find the checkpoint to resume from.
+
+    Args:
+        run: Folder of the run.
+        resume: ``latest`` (there must be one), ``auto`` (the newest if there is one) or the path of a checkpoint folder.
+
+    Raises:
+        UserError: If there is no such checkpoint, or it is not complete.
+    """
+    if resume in ("latest", "auto"):
+        found = list_checkpoints(run)
+        if not found and resume == "latest":
+            raise UserError(f"'{run}' holds no complete checkpoint to resume from; leave --resume out to start anew")
+        path = found[-1] if found else None
+    else:
+        path = Path(resume)
+        if not path.is_dir():
+            raise UserError(f"checkpoint '{path}' does not exist; --resume takes latest, auto or a checkpoint folder")
+    if path is not None:
+        verify_manifest(path)
+    return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what an interrupted ``write_folder`` left behind."""
+    for path in folder.glob(".*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Write a folder whole or not at all.
+
+    It is filled under a temporary name, listed in a manifest, flushed to disk and renamed; a previous folder of the same name is
+    replaced at the end. A kill at any moment leaves the old folder, the new one, or none, and never a half-written one.
+
+    Args:
+        target: The folder to create.
+        fill: Writes the content into the folder it is given.
+
+    Raises:
+        UserError: If the disk is full or the place cannot be written to.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        fill(partial)
+        files = sorted(p for p in partial.rglob("*") if p.is_file())
+        sizes = {p.relative_to(partial).as_posix(): p.stat().st_size for p in files}
+        (partial / MANIFEST).write_text(json.dumps({"files": sizes}, indent=1) + "\n")
+        for path in [*files, partial / MANIFEST, *(p for p in partial.rglob("*") if p.is_dir()), partial]:
+            flush_to_disk(path)
+        if target.exists():
+            previous = target.with_name(f".{target.name}.previous.partial")
+            shutil.rmtree(previous, ignore_errors=True)
+            target.rename(previous)
+            partial.rename(target)
+            shutil.rmtree(previous)
+        else:
+            partial.rename(target)
+        flush_to_disk(target.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        # safetensors reports a full disk as a message of its own, without an errno.
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise UserError(
+                f"no space left on the disk while writing '{target}'; nothing half-written remains, free some space"
+            ) from error
+        if isinstance(error, PermissionError):
+            raise UserError(f"'{target}' cannot be written: {error.strerror}; choose a folder you may write to") from error
+        raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Make a file's or folder's content survive a power cut (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def verify_manifest(folder: Path) -> None:
+    """Check that every file of a folder is there with its full size.
+
+    Raises:
+        UserError: If a file is missing or cut short.
+    """
+    try:
+        files: dict[str, int] = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"'{folder}' is not a complete checkpoint: its {MANIFEST} is missing or damaged") from error
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise UserError(f"'{folder}' is damaged: '{name}' is missing or cut short; resume from an older checkpoint")
+
+
+def prune_checkpoints(run: Path, keep_last: int) -> None:
+    """Delete all but the newest checkpoints; each is renamed first, so that a half-deleted one is never taken for complete."""
+    for path in list_checkpoints(run)[:-keep_last]:
+        doomed = path.with_name(f".{path.name}.partial")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str], path: Path) -> dict[str, Any]:
+    """Write an optimizer's tensors to a safetensors file, keyed ``parameter name/state name``.
+
+    Args:
+        optimizer: The optimizer.
+        names: Parameter name by ``id(parameter)``.
+        path: The file.
+
+    Returns:
+        What is not a tensor (for JSON): scalar states by parameter name.
+    """
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{names[id(parameter)]}/{key}"] = value.detach().cpu().contiguous()
+            else:
+                scalars.setdefault(names[id(parameter)], {})[key] = value
+    save_file(tensors, path)
+    return scalars
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str], path: Path, scalars: dict[str, dict[str, Any]]
+) -> None:
+    """Read what ``save_optimizer`` wrote; learning rates and other settings stay those of the optimizer."""
+    states: dict[str, dict[str, Any]] = {name: dict(values) for name, values in scalars.items()}
+    for key, value in read_tensors(path).items():
+        name, _, field = key.rpartition("/")
+        states.setdefault(name, {})[field] = value
+    content = optimizer.state_dict()
+    ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    unknown = set(states) - set(ordered)
+    if unknown:
+        raise UserError(f"'{path}' holds the state of '{min(unknown)}', which this configuration does not train")
+    content["state"] = {index: states[name] for index, name in enumerate(ordered) if name in states}
+    optimizer.load_state_dict(content)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"'{path}' is missing or damaged: {error}") from error
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's state.json.
+
+    Raises:
+        UserError: If it is missing, damaged or of a newer format.
+    """
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{folder}' holds no readable state.json; resume from another checkpoint") from error
+    if state.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"'{folder}' has format version {state.get('format_version')}, this version of triptych reads {FORMAT_VERSION}"
+        )
+    return state
+
+
+def save_network(network: nn.Module, folder: Path) -> None:
+    """Write a network as diffusers does (config.json + safetensors), in plain memory layout whatever the trainer uses."""
+    folder.mkdir(parents=True)
+    network.save_config(folder)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def load_network(network: nn.Module, folder: Path) -> None:
+    """Load weights and buffers into a network whose configuration must be the folder's.
+
+    Raises:
+        UserError: If the folder holds another network or other sizes, or is damaged.
+    """
+    try:
+        saved: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{folder}' holds no readable config.json") from error
+    if saved["_class_name"] != type(network).__name__:
+        raise UserError(f"'{folder}' holds a {saved['_class_name']}, the configuration asks for a {type(network).__name__}")
+    # Through JSON, as tuples become lists there.
+    config = json.loads(network.to_json_string())
+    for key in sorted(set(saved) | set(config)):
+        if key not in PRIVATE_CONFIG_KEYS and saved.get(key) != config.get(key):
+            raise UserError(
+                f"'{folder}' was trained with {key}={saved.get(key)}, the configuration says {config.get(key)}; "
+                "use the run's own config.yaml or another output folder"
+            )
+    tensors = read_tensors(folder / WEIGHTS)
+    expected = network.state_dict()
+    wrong = sorted(set(tensors) ^ set(expected)) or [k for k in tensors if tensors[k].shape != expected[k].shape]
+    if wrong:
+        raise UserError(f"'{folder}' does not fit the network: '{wrong[0]}' is missing, unknown or of another shape")
+    network.load_state_dict(tensors)

@@ -1,0 +1,72 @@
+"""Many images from one pipeline: who samples which, in batches and over processes, with the same result however it is split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from generative.core.seeding import sample_generators
+
+if TYPE_CHECKING:
+    from pipelines.base import ImageGenerationPipeline
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One image to sample.
+
+    Attributes:
+        class_label: Its class.
+        index: Its number within the class; with the run's seed it fixes the image.
+    """
+
+    class_label: int
+    index: int
+
+
+def balanced_requests(num_samples: int, num_classes: int) -> list[SampleRequest]:
+    """The same number of images of every class, in class order; a remainder goes to the first classes."""
+    each, extra = divmod(num_samples, num_classes)
+    return [SampleRequest(label, index) for label in range(num_classes) for index in range(each + (label < extra))]
+
+
+def generate_images(
+    pipeline: ImageGenerationPipeline,
+    requests: Sequence[SampleRequest],
+    *,
+    seed: int,
+    batch_size: int,
+    options: Mapping[str, Any],
+    process_index: int = 0,
+    num_processes: int = 1,
+    progress: bool = False,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Sample images batch by batch; this process takes every ``num_processes``-th request.
+
+    Args:
+        pipeline: Any pipeline of this project.
+        requests: All images of the run, the same list on every process.
+        seed: Seed of the run.
+        batch_size: Images per call of the pipeline on this process.
+        options: Keyword arguments of the pipeline's call (guidance scale and so on).
+        process_index: This process's number.
+        num_processes: How many processes share the requests.
+        progress: Show a progress bar.
+
+    Yields:
+        Positions in ``requests``, and their images (B, 3, H, W) uint8.
+    """
+    mine = list(range(process_index, len(requests), num_processes))
+    pipeline.set_progress_bar_config(disable=True)
+    with tqdm(total=len(mine), desc="sampling", unit="img", disable=not progress, leave=False) as bar:
+        for start in range(0, len(mine), batch_size):
+            positions = mine[start : start + batch_size]
+            labels = [requests[p].class_label for p in positions]
+            generators = sample_generators(seed, labels, [requests[p].index for p in positions])
+            output = pipeline(class_labels=labels, generator=generators, output_type="uint8", **options)
+            bar.update(len(positions))
+            yield positions, output.images

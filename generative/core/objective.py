@@ -1,0 +1,124 @@
+"""A method is an ``Objective`` that lists ``Phase``s and can build a pipeline. This file is the whole contract."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from generative.core.ema import EMASpec
+from generative.core.types import Batch, Losses, Networks
+
+if TYPE_CHECKING:
+    from pipelines.base import ImageGenerationPipeline
+
+OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
+"""Parameter groups -> optimizer. In YAML: ``{class_path: torch.optim.AdamW, init_args: {lr: 1.0e-4}}``."""
+
+
+class LossFn(Protocol):
+    """Loss of one phase on one micro-batch: a function of tensors, with all its randomness handed in."""
+
+    def __call__(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+        """Compute the losses.
+
+        Args:
+            networks: Every network of the objective; those outside the phase are frozen.
+            batch: One micro-batch.
+            generator: On the batch's device; keyed by (seed, step, phase, repeat, slot): no draw depends on how a batch is split.
+            cache: Lives for one micro-batch of one step and is shared by its phases (a tokenizer reconstructs once for all).
+
+        Returns:
+            ``Losses`` with key ``"loss"``.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One optimizer step within a training step: which networks, which loss, how often.
+
+    Attributes:
+        name: Prefix of its logged values.
+        networks: Names of the networks it trains; all others are frozen during it.
+        loss_fn: The loss, see ``LossFn``.
+        optimizer: Name of one of the objective's optimizers; lazy phases share one with the phase they regularise.
+        interval: Run at every ``interval``-th step only (lazy regularisation).
+        repeats: Optimizer steps in a row, each with fresh data (several critic steps).
+        eval_networks: Networks in eval mode during the phase; every other network is in train mode.
+        before_step: Called with the networks after gradients are reduced and before they are clipped: may edit gradients.
+        after_step: Called with the networks after the optimizer's step: may edit weights.
+    """
+
+    name: str
+    networks: tuple[str, ...]
+    loss_fn: LossFn
+    optimizer: str
+    interval: int = 1
+    repeats: int = 1
+    eval_networks: tuple[str, ...] = ()
+    before_step: Callable[[Networks], None] | None = None
+    after_step: Callable[[Networks], None] | None = None
+
+    def __post_init__(self) -> None:
+        for field, value in (("interval", self.interval), ("repeats", self.repeats)):
+            if value < 1:
+                raise ValueError(f"phase '{self.name}': {field} must be at least 1, got {value}")
+
+
+class Objective(abc.ABC):
+    """What is trained and how: networks, optimizers, phases, averages, and the pipeline that samples from the result.
+
+    The trainer knows nothing else of a method. Constructor arguments are the method's YAML schema. Subclasses set the attributes
+    in their constructor.
+
+    Attributes:
+        networks: Trained networks by name; diffusers ``ModelMixin`` + ``ConfigMixin``.
+        frozen: Networks that are used but never trained (a tokenizer, a feature network).
+        optimizers: Factories by name.
+        ema: Averages by name. The one named like its network is the one that samples.
+        num_classes: Classes of the data that the objective expects; class labels are in [0, num_classes).
+        image_size: Height and width of the images, in pixels.
+    """
+
+    networks: dict[str, nn.Module]
+    frozen: dict[str, nn.Module]
+    optimizers: dict[str, OptimizerFactory]
+    ema: dict[str, EMASpec]
+    num_classes: int
+    image_size: int
+
+    @abc.abstractmethod
+    def phases(self) -> list[Phase]:
+        """List the phases of a training step, in order."""
+
+    @abc.abstractmethod
+    def pipeline(self, networks: Networks) -> ImageGenerationPipeline:
+        """Build the pipeline that samples from these networks (the averages, when the trainer calls it)."""
+
+    def parameter_groups(self, optimizer: str) -> list[dict[str, Any]]:
+        """Parameter groups of an optimizer: by default all parameters of the networks whose phases use it, in one group.
+
+        Args:
+            optimizer: Name of the optimizer.
+
+        Returns:
+            torch parameter groups; every entry of ``params`` is a parameter of ``self.networks``.
+        """
+        names = dict.fromkeys(name for phase in self.phases() if phase.optimizer == optimizer for name in phase.networks)
+        return [{"params": [p for name in names for p in self.networks[name].parameters()]}]
+
+    def prepare_for_sampling(self, networks: Networks, generator: torch.Generator) -> None:  # noqa: B027 - optional hook
+        """Make averaged networks ready to sample, before every evaluation and export (standing statistics of batch norm).
+
+        Args:
+            networks: Copies that may be changed in place.
+            generator: Source of the randomness used.
+        """
+
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """Keyword arguments for the pipeline's call during training (guidance scale, number of steps)."""
+        return {}

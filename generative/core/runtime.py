@@ -1,0 +1,70 @@
+"""The Accelerate runtime: devices, processes and precision, with the traps closed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+
+from generative.core.errors import UserError
+
+Precision = Literal["no", "bf16", "fp16"]
+
+
+def build_accelerator(mixed_precision: Precision = "no", logging_dir: Path | None = None) -> Accelerator:
+    """Make the accelerator of this process.
+
+    On a machine without CUDA several processes work with ``accelerate launch --multi_gpu --num_processes 2`` or ``torchrun``.
+
+    Args:
+        mixed_precision: ``no`` float32, ``bf16`` or ``fp16`` autocast.
+        logging_dir: Where TensorBoard files go; None for no tracker.
+
+    Raises:
+        UserError: If fp16 is asked for without CUDA (torch would silently run float32), or if the launcher's process count and
+            the accelerator's differ (two processes would write one folder).
+    """
+    has_cuda = torch.cuda.is_available()
+    if mixed_precision == "fp16" and not has_cuda:
+        raise UserError("mixed_precision fp16 needs a CUDA device, on the CPU it silently runs in float32; use bf16 or no")
+    expected = launched_processes()
+    accelerator = Accelerator(
+        cpu=not has_cuda,
+        mixed_precision=mixed_precision,
+        log_with="tensorboard" if logging_dir else None,
+        project_dir=str(logging_dir) if logging_dir else None,
+    )
+    if accelerator.num_processes != expected:
+        raise UserError(
+            f"the launcher asked for {expected} processes but {accelerator.num_processes} would train, each as if alone; "
+            f"on a machine without CUDA start with `accelerate launch --multi_gpu --num_processes {expected}` or torchrun"
+        )
+    return accelerator
+
+
+def launched_processes() -> int:
+    """How many processes the launcher was asked for.
+
+    ``WORLD_SIZE`` tells it, except for ``accelerate launch --cpu --num_processes N``, which starts one process and says nothing:
+    there the launcher's own command line, our parent's, is the only witness (read where /proc exists).
+    """
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    command_line = Path(f"/proc/{os.getppid()}/cmdline")
+    if not sys.platform.startswith("linux") or not command_line.exists():
+        return 1
+    try:
+        arguments = command_line.read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return 1
+    if not any(Path(argument).name in ("accelerate", "accelerate-launch") for argument in arguments[:3]):
+        return 1
+    for flag, value in zip(arguments, arguments[1:] + [""], strict=True):
+        name, _, joined = flag.partition("=")
+        if name in ("--num_processes", "--num-processes") and (joined or value).isdigit():
+            return int(joined or value)
+    return 1

@@ -1,0 +1,106 @@
+"""Learning-rate schedules: the factor on the base rate as a function of images seen, whatever the batch size."""
+
+from __future__ import annotations
+
+import abc
+import math
+
+from generative.core.errors import UserError
+
+
+class LRSchedule(abc.ABC):
+    """Factor on every learning rate.
+
+    Args:
+        warmup_images: Linear warm-up from 0 over so many images.
+    """
+
+    def __init__(self, warmup_images: int = 0) -> None:
+        if warmup_images < 0:
+            raise UserError(f"warmup_images must not be negative, got {warmup_images}")
+        self.warmup_images = warmup_images
+
+    @abc.abstractmethod
+    def decay(self, images_seen: int, total_images: int) -> float:
+        """Factor after warm-up, in [0, 1]."""
+
+    def factor(self, images_seen: int, batch_size: int, total_images: int) -> float:
+        """Factor for the step that trains on images ``images_seen`` to ``images_seen + batch_size``.
+
+        Args:
+            images_seen: Images seen before the step.
+            batch_size: Images of the step; counted in during warm-up, so that the first step already moves.
+            total_images: Images of the whole run.
+        """
+        warmup = min(1.0, (images_seen + batch_size) / self.warmup_images) if self.warmup_images else 1.0
+        return warmup * self.decay(images_seen, total_images)
+
+
+class Constant(LRSchedule):
+    """Constant after warm-up."""
+
+    def decay(self, images_seen: int, total_images: int) -> float:
+        """Always 1."""
+        return 1.0
+
+
+class Cosine(LRSchedule):
+    """Half a cosine from 1 to ``final`` over the run (arXiv 1608.03983).
+
+    Args:
+        warmup_images: Linear warm-up from 0 over so many images.
+        final: Factor at the end.
+    """
+
+    def __init__(self, warmup_images: int = 0, final: float = 0.0) -> None:
+        super().__init__(warmup_images)
+        self.final = final
+
+    def decay(self, images_seen: int, total_images: int) -> float:
+        """Cosine from the end of warm-up to the end of the run."""
+        progress = progress_after(self.warmup_images, images_seen, total_images)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Linear(LRSchedule):
+    """Straight line from 1 to ``final``, after a flat part.
+
+    Args:
+        warmup_images: Linear warm-up from 0 over so many images.
+        final: Factor at the end.
+        flat: Share of the run after warm-up during which the factor stays 1 (VAR and Open-MAGVIT2: 0.05).
+    """
+
+    def __init__(self, warmup_images: int = 0, final: float = 0.0, flat: float = 0.0) -> None:
+        super().__init__(warmup_images)
+        self.final = final
+        self.flat = flat
+
+    def decay(self, images_seen: int, total_images: int) -> float:
+        """1 during the flat part, then a line down to ``final``."""
+        progress = progress_after(self.warmup_images, images_seen, total_images)
+        return 1 - (1 - self.final) * max(0.0, progress - self.flat) / (1 - self.flat)
+
+
+class InverseSqrt(LRSchedule):
+    """Constant, then falling with the square root of images seen (EDM2, arXiv 2312.02696, eq. 67).
+
+    Args:
+        reference_images: Images after which the decay starts (EDM2: 70,000 steps of 2,048 images for ImageNet-512).
+        warmup_images: Linear warm-up from 0 over so many images.
+    """
+
+    def __init__(self, reference_images: int, warmup_images: int = 0) -> None:
+        super().__init__(warmup_images)
+        if reference_images <= 0:
+            raise UserError(f"reference_images must be positive, got {reference_images}")
+        self.reference_images = reference_images
+
+    def decay(self, images_seen: int, total_images: int) -> float:
+        """1 / sqrt(max(images / reference, 1))."""
+        return 1 / math.sqrt(max(images_seen / self.reference_images, 1.0))
+
+
+def progress_after(warmup_images: int, images_seen: int, total_images: int) -> float:
+    """Share of the run after warm-up that is done, in [0, 1]."""
+    return min(1.0, max(0.0, (images_seen - warmup_images) / max(1, total_images - warmup_images)))

@@ -1,0 +1,133 @@
+"""One optimizer step of one phase: exact accumulation over micro-batches and processes, whatever the family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from generative.core.objective import Objective, Phase
+from generative.core.seeding import derive_seed, keyed_generator
+from generative.core.types import Batch, Losses
+
+
+class PhaseRunner:
+    """Runs phases of an objective on the accelerator.
+
+    Networks are not wrapped in DistributedDataParallel: gradients are summed over processes once, at the end of a phase: its
+    reducer fails on phases that leave a parameter without gradient, and a GAN's phases share networks.
+
+    Args:
+        objective: What is trained.
+        optimizers: Its optimizers by name, prepared by the accelerator.
+        accelerator: Device, precision and processes.
+        seed: Seed of the run.
+        micro_batches: Micro-batches per process and step.
+        max_grad_norm: Clip the gradient of a phase to this L2 norm; None only measures it.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizers: dict[str, Any],
+        accelerator: Accelerator,
+        seed: int,
+        micro_batches: int,
+        max_grad_norm: float | None,
+    ) -> None:
+        self.objective = objective
+        self.optimizers = optimizers
+        self.accelerator = accelerator
+        self.seed = seed
+        self.num_slots = micro_batches * accelerator.num_processes
+        self.max_grad_norm = max_grad_norm
+        # What the objective left trainable when it was built; anything it froze stays frozen in every phase.
+        self.trainable = {name: [p for p in net.parameters() if p.requires_grad] for name, net in objective.networks.items()}
+
+    def run(self, phase: Phase, repeat: int, step: int, batches: Sequence[Batch], caches: Sequence[dict[str, Any]]) -> Losses:
+        """Run one phase on one batch, given as micro-batches.
+
+        Args:
+            phase: The phase.
+            repeat: Which of its repeats this is.
+            step: Training steps done so far.
+            batches: This process's micro-batches.
+            caches: One cache per micro-batch, shared with the other phases of the step.
+
+        Returns:
+            Detached scalars: every loss (mean over micro-batches, or the exact masked mean) and ``grad_norm``, before clipping.
+        """
+        networks = self.objective.networks
+        parameters = self._select(phase)
+        optimizer = self.optimizers[phase.optimizer]
+        optimizer.zero_grad(set_to_none=True)
+        records: list[Losses] = []
+        for micro_batch, (batch, cache) in enumerate(zip(batches, caches, strict=True)):
+            slot = micro_batch * self.accelerator.num_processes + self.accelerator.process_index
+            key = (self.seed, step, phase.name, repeat, slot)
+            torch.manual_seed(derive_seed(*key, "dropout"))
+            with self.accelerator.autocast():
+                losses = phase.loss_fn(networks, batch, keyed_generator(*key, device=self.accelerator.device), cache)
+            self.accelerator.backward(losses["loss"])
+            records.append({name: value.detach().float() for name, value in losses.items()})
+        values, divisor = self._average(records)
+        self._reduce_gradients(parameters, divisor)
+        self.accelerator.unscale_gradients(optimizer)
+        if phase.before_step:
+            phase.before_step(networks)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        values["grad_norm"] = torch.nn.utils.get_total_norm(gradients).float()
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, values["grad_norm"])
+        optimizer.step()
+        if phase.after_step:
+            with torch.no_grad():
+                phase.after_step(networks)
+        return values
+
+    def _select(self, phase: Phase) -> list[nn.Parameter]:
+        """Set modes and freeze everything outside the phase; returns the parameters it trains."""
+        for name, network in self.objective.networks.items():
+            network.train(name not in phase.eval_networks)
+            for parameter in self.trainable[name]:
+                parameter.requires_grad_(name in phase.networks)
+        return [p for name in phase.networks for p in self.trainable[name]]
+
+    def _average(self, records: list[Losses]) -> tuple[Losses, Tensor | float]:
+        """Average the losses of this process's micro-batches and find what the summed gradients are to be divided by."""
+        if "denominator" not in records[0]:
+            return {name: torch.stack([r[name] for r in records]).mean() for name in records[0]}, float(self.num_slots)
+        totals = {name: torch.stack([r[name] for r in records]).sum() for name in records[0]}
+        local = totals.pop("denominator")
+        values = {name: total / (local if name == "loss" else len(records)) for name, total in totals.items()}
+        return values, self.accelerator.reduce(local, reduction="sum") if self.accelerator.num_processes > 1 else local
+
+    def _reduce_gradients(self, parameters: list[nn.Parameter], divisor: Tensor | float) -> None:
+        """Sum gradients over processes and divide them; a parameter without gradient on every process keeps none."""
+        if self.accelerator.num_processes > 1:
+            has_gradient = torch.tensor([float(p.grad is not None) for p in parameters], device=self.accelerator.device)
+            has_gradient = self.accelerator.reduce(has_gradient, reduction="sum")
+            parameters = [p for p, count in zip(parameters, has_gradient.tolist(), strict=True) if count]
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters])
+            flat = self.accelerator.reduce(flat, reduction="sum")
+            for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+                parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if gradients and not (isinstance(divisor, float) and divisor == 1.0):
+            torch._foreach_div_(gradients, divisor)
+
+
+@torch.no_grad()
+def average_buffers(networks: dict[str, nn.Module], accelerator: Accelerator) -> None:
+    """Average floating-point buffers (moving statistics) over processes, so that every process evaluates the same network."""
+    if accelerator.num_processes == 1:
+        return
+    buffers = [b for network in networks.values() for b in network.buffers() if b.is_floating_point()]
+    if not buffers:
+        return
+    flat = accelerator.reduce(torch.cat([b.float().flatten() for b in buffers]), reduction="mean")
+    for buffer, value in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(value.view_as(buffer))

@@ -1,0 +1,505 @@
+"""The one trainer: draw micro-batches, run the phases that are due, then schedules, averages, counters, logs and checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from generative.core import checkpoint as ckpt
+from generative.core.ema import start_average, update_average
+from generative.core.errors import UserError
+from generative.core.evaluation import Evaluation, Evaluator
+from generative.core.generation import SampleRequest, generate_images
+from generative.core.logging import RunLog, save_grid
+from generative.core.objective import Objective
+from generative.core.runtime import Precision
+from generative.core.schedules import Constant, LRSchedule
+from generative.core.seeding import keyed_generator
+from generative.core.step import PhaseRunner, average_buffers
+from generative.core.types import Batch
+from generative.data.base import ImageDataset
+from generative.data.sampler import build_loader
+
+if TYPE_CHECKING:
+    from pipelines.base import ImageGenerationPipeline
+
+
+class DivergenceError(RuntimeError):
+    """A loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """Settings of a run.
+
+    Attributes:
+        output_dir: Folder of the run.
+        total_images: Length of the run, in training images seen (schedules count in images too).
+        batch_size: Images per optimizer step, over all processes and micro-batches.
+        gradient_accumulation_steps: Micro-batches per process; exact, for GANs too.
+        mixed_precision: ``no`` float32, ``bf16``, or ``fp16`` (CUDA only).
+        max_grad_norm: Clip each phase's gradient to this L2 norm; null for no clipping.
+        lr_schedule: Factor on the learning rates; null for constant.
+        horizontal_flip: Flip images at random.
+        num_workers: Processes that load data.
+        compile: Compile the networks with torch.compile.
+        channels_last: Keep 4-D weights in channels-last memory (faster convolutions in bf16).
+        log_interval_steps: Steps between entries of metrics.jsonl and TensorBoard.
+        sample_interval_steps: Steps between sample grids; null for the end only.
+        evaluate_interval_steps: Steps between evaluations (step 0 included); null for none.
+        checkpoint_interval_steps: Steps between checkpoints; null for the end only.
+        keep_last_checkpoints: Older checkpoints are deleted; null keeps all.
+        grid_images_per_class: Columns of the sample grid.
+        progress: Show a progress bar.
+    """
+
+    output_dir: Path
+    total_images: int
+    batch_size: int = 256
+    gradient_accumulation_steps: int = 1
+    mixed_precision: Precision = "no"
+    max_grad_norm: float | None = None
+    lr_schedule: LRSchedule | None = None
+    horizontal_flip: bool = False
+    num_workers: int = 0
+    compile: bool = False
+    channels_last: bool = False
+    log_interval_steps: int = 50
+    sample_interval_steps: int | None = None
+    evaluate_interval_steps: int | None = None
+    checkpoint_interval_steps: int | None = 1000
+    keep_last_checkpoints: int | None = 2
+    grid_images_per_class: int = 10
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        self.output_dir = Path(self.output_dir)
+        for name in (
+            "total_images",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "log_interval_steps",
+            "sample_interval_steps",
+            "evaluate_interval_steps",
+            "checkpoint_interval_steps",
+            "keep_last_checkpoints",
+            "grid_images_per_class",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"trainer.{name} must be at least 1, got {value}")
+
+
+class Trainer:
+    """Trains any objective.
+
+    Args:
+        objective: What to train, and how.
+        dataset: Training images.
+        config: Settings.
+        accelerator: Device, processes and precision, see ``build_accelerator``.
+        seed: Seed of data order, noise and dropout.
+        evaluator: Scores the averaged pipeline during training and at the end.
+
+    Raises:
+        UserError: If data and objective do not fit, or the batch does not divide over micro-batches and processes.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        dataset: ImageDataset,
+        config: TrainerConfig,
+        accelerator: Accelerator,
+        seed: int = 0,
+        evaluator: Evaluator | None = None,
+    ) -> None:
+        check_fit(objective, dataset)
+        self.objective = objective
+        self.dataset = dataset
+        self.config = config
+        self.accelerator = accelerator
+        self.seed = seed
+        self.evaluator = evaluator
+        self.step = 0
+        self.phases = objective.phases()
+        self.repeats = max(phase.repeats for phase in self.phases)
+        self.images_per_step = config.batch_size * self.repeats
+        self.total_steps = math.ceil(config.total_images / self.images_per_step)
+        self.num_slots = config.gradient_accumulation_steps * accelerator.num_processes
+        if config.batch_size % self.num_slots:
+            raise UserError(
+                f"trainer.batch_size {config.batch_size} does not divide into {config.gradient_accumulation_steps} micro-batches "
+                f"on {accelerator.num_processes} processes; choose a multiple of {self.num_slots}"
+            )
+        self.schedule = config.lr_schedule or Constant()
+        self.last_evaluation: Evaluation | None = None
+        self._stop_signal: int | None = None
+        self._pending: list[tuple[int, str, dict[str, Tensor]]] = []
+        self._place_networks()
+        self._build_optimizers()
+        self.runner = PhaseRunner(
+            objective, self.optimizers, accelerator, seed, config.gradient_accumulation_steps, config.max_grad_norm
+        )
+
+    # ------------------------------------------------------------------ set-up
+
+    def _place_networks(self) -> None:
+        memory_format = torch.channels_last if self.config.channels_last else torch.preserve_format
+        for network in [*self.objective.networks.values(), *self.objective.frozen.values()]:
+            network.to(device=self.accelerator.device, memory_format=memory_format)
+        for network in self.objective.frozen.values():
+            network.requires_grad_(False).eval()
+        if self.accelerator.num_processes > 1:
+            for network in self.objective.networks.values():
+                for tensor in [*network.parameters(), *network.buffers()]:
+                    tensor.data.copy_(broadcast(tensor.data))
+        self.averages: dict[str, nn.Module] = {
+            name: start_average(self.objective.networks[spec.network]) for name, spec in self.objective.ema.items()
+        }
+        if self.config.compile:
+            for network in self.objective.networks.values():
+                network.compile()
+
+    def _build_optimizers(self) -> None:
+        self.optimizers: dict[str, Any] = {}
+        for name, factory in self.objective.optimizers.items():
+            optimizer = factory(self.objective.parameter_groups(name))
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+            self.optimizers[name] = self.accelerator.prepare_optimizer(optimizer)
+        self.parameter_names = {
+            id(p): f"{name}.{key}" for name, network in self.objective.networks.items() for key, p in network.named_parameters()
+        }
+
+    @property
+    def images_seen(self) -> int:
+        """Training images drawn so far, every repeat's fresh data counted."""
+        return self.step * self.images_per_step
+
+    # ------------------------------------------------------------------ training
+
+    def train_step(self, micro_batches: list[list[Batch]]) -> None:
+        """One training step: every phase that is due, then averages and counters.
+
+        Args:
+            micro_batches: For each repeat (fresh data), this process's micro-batches.
+        """
+        factor = self.schedule.factor(self.images_seen, self.images_per_step, self.config.total_images)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        caches: list[list[dict[str, Any]]] = [[{} for _ in batches] for batches in micro_batches]
+        for phase in self.phases:
+            if self.step % phase.interval == 0:
+                for repeat in range(phase.repeats):
+                    values = self.runner.run(phase, repeat, self.step, micro_batches[repeat], caches[repeat])
+                    self._pending.append((self.step, phase.name, values))
+        average_buffers(self.objective.networks, self.accelerator)
+        self.step += 1
+        for name, spec in self.objective.ema.items():
+            beta = spec.profile.decay(self.images_seen, self.images_per_step)
+            update_average(self.averages[name], self.objective.networks[spec.network], beta, spec.buffers)
+
+    def fit(self, resume_from: Path | None = None) -> None:
+        """Train to the end, or until SIGTERM or SIGINT, which save and stop.
+
+        Args:
+            resume_from: A checkpoint folder of the same configuration.
+
+        Raises:
+            DivergenceError: If a loss becomes NaN or infinite.
+            UserError: If the checkpoint does not fit.
+        """
+        config = self.config
+        if self.accelerator.is_main_process:
+            config.output_dir.mkdir(parents=True, exist_ok=True)
+            ckpt.remove_leftovers(config.output_dir)
+        self.accelerator.wait_for_everyone()
+        if resume_from is not None:
+            self.load_checkpoint(resume_from)
+        self.log = RunLog(config.output_dir, self.accelerator, self.step)
+        loader = iter(
+            build_loader(
+                self.dataset,
+                seed=self.seed,
+                batch_size=config.batch_size,
+                num_slots=self.num_slots,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+                repeats=self.repeats,
+                start_step=self.step,
+                horizontal_flip=config.horizontal_flip,
+                num_workers=config.num_workers,
+                pin_memory=self.accelerator.device.type == "cuda",
+            )
+        )
+        if self.step == 0 and config.evaluate_interval_steps:
+            self._evaluate()
+        bar = tqdm(
+            total=self.total_steps * self.images_per_step,
+            initial=self.images_seen,
+            desc=config.output_dir.name,
+            unit="img",
+            unit_scale=True,
+            disable=not (config.progress and self.accelerator.is_main_process),
+        )
+        with catch_signals(self), bar:
+            self._clock = time.perf_counter()
+            while self.step < self.total_steps and not self._should_stop():
+                self.train_step(
+                    [
+                        [self._to_device(next(loader)) for _ in range(config.gradient_accumulation_steps)]
+                        for _ in range(self.repeats)
+                    ]
+                )
+                bar.update(self.images_per_step)
+                self._after_step(bar)
+        if self.step >= self.total_steps:
+            self._finish()
+        else:
+            self._check_finite()
+            self.save_checkpoint()
+
+    def _after_step(self, bar: Any) -> None:
+        """Logs, grids, evaluations and checkpoints that are due; the end of the run is ``_finish``'s."""
+        config = self.config
+        if self.step % config.log_interval_steps == 0:
+            self._log(bar)
+        if self.step == self.total_steps:
+            return
+        started = time.perf_counter()
+        if config.checkpoint_interval_steps and self.step % config.checkpoint_interval_steps == 0:
+            self._check_finite()
+            self.save_checkpoint()
+        if config.sample_interval_steps and self.step % config.sample_interval_steps == 0:
+            self._sample_grid()
+        if config.evaluate_interval_steps and self.step % config.evaluate_interval_steps == 0:
+            self._evaluate()
+        # Time spent on anything but training does not count in images per second.
+        self._clock += time.perf_counter() - started
+
+    def _finish(self) -> None:
+        self._check_finite()
+        self.save_checkpoint()
+        self._sample_grid()
+        if self.config.evaluate_interval_steps:
+            self._evaluate()
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}  # type: ignore[return-value, attr-defined]
+
+    # ------------------------------------------------------------------ watching
+
+    def _check_finite(self) -> None:
+        """Stop on a NaN or infinite value: when logging and before saving only, as reading losses each step would stall a GPU."""
+        message = ""
+        for step, phase, values in self._pending:
+            for name, value in values.items():
+                # Under fp16 an infinite gradient is the loss scaler's everyday business: it skips the step.
+                if name == "grad_norm" and self.accelerator.mixed_precision == "fp16":
+                    continue
+                if not message and not bool(torch.isfinite(value)):
+                    message = f"{phase}/{name} became {float(value)} at step {step}"
+        # Every process must stop, or the others would wait for this one for ever.
+        count = torch.tensor([float(bool(message))], device=self.accelerator.device)
+        if not bool(self.accelerator.gather(count).sum()):
+            return
+        kept = ckpt.list_checkpoints(self.config.output_dir)
+        last = f"the last good checkpoint is '{kept[-1]}'" if kept else "there is no checkpoint yet"
+        raise DivergenceError(
+            f"training diverged: {message or 'a loss of another process became NaN or infinite'}; {last}. "
+            "Lower the learning rate, clip gradients (trainer.max_grad_norm) or use float32"
+        )
+
+    def _log(self, bar: Any) -> None:
+        self._check_finite()
+        sums: dict[str, list[Tensor]] = {}
+        for _, phase, values in self._pending:
+            for name, value in values.items():
+                sums.setdefault(f"{phase}/{name}", []).append(value)
+        self._pending.clear()
+        names = sorted(sums)
+        means = torch.stack([torch.stack(sums[name]).mean() for name in names])
+        means = self.accelerator.reduce(means, reduction="mean") if self.accelerator.num_processes > 1 else means
+        now = time.perf_counter()
+        entry = dict(zip(names, means.tolist(), strict=True))
+        entry["images_per_second"] = self.config.log_interval_steps * self.images_per_step / (now - self._clock)
+        self._clock = now
+        for name, optimizer in self.optimizers.items():
+            entry[f"lr/{name}"] = optimizer.param_groups[0]["lr"]
+        self.log.write(self.step, self.images_seen, entry)
+        bar.set_postfix({name: f"{entry[name]:.3f}" for name in names if name.endswith("/loss")})
+
+    def sampling_pipeline(self) -> ImageGenerationPipeline:
+        """The pipeline of the averaged networks, ready to sample; copies, so that nothing it does reaches the training."""
+        networks: dict[str, nn.Module] = {
+            name: copy.deepcopy(self.averages.get(name, network)).eval() for name, network in self.objective.networks.items()
+        }
+        self.objective.prepare_for_sampling(
+            networks, keyed_generator(self.seed, self.step, "prepare_for_sampling", device=self.accelerator.device)
+        )
+        for network in networks.values():
+            network.eval()
+        return self.objective.pipeline(networks)
+
+    def _evaluate(self) -> None:
+        assert self.evaluator is not None, "evaluate_interval_steps is set but there is no evaluator"
+        evaluation = self.evaluator.evaluate(self.sampling_pipeline(), self.accelerator, self.objective.sampling_defaults())
+        self.last_evaluation = evaluation
+        self.log.write(self.step, self.images_seen, {f"evaluation/{name}": value for name, value in evaluation.scores.items()})
+
+    def _sample_grid(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        pipeline = self.sampling_pipeline()
+        classes = range(min(pipeline.num_classes, 10))
+        columns = self.config.grid_images_per_class
+        requests = [SampleRequest(label, index) for label in classes for index in range(columns)]
+        batches = generate_images(pipeline, requests, seed=self.seed, batch_size=50, options=self.objective.sampling_defaults())
+        images = torch.cat([images.cpu() for _, images in batches])
+        save_grid(images, self.config.output_dir / "samples" / f"step-{self.step:08d}.png", columns)
+
+    # ------------------------------------------------------------------ stopping
+
+    def request_stop(self, signal_number: int) -> None:
+        """Ask for a checkpoint and an end after the current step."""
+        self._stop_signal = signal_number
+
+    @property
+    def stopped_by(self) -> int | None:
+        """Number of the signal that ended ``fit`` early, if any."""
+        return self._stop_signal
+
+    def _should_stop(self) -> bool:
+        """True once any process was asked to stop: all must leave the loop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return self._stop_signal is not None
+        flag = torch.tensor([self._stop_signal or 0], device=self.accelerator.device)
+        number = int(self.accelerator.gather(flag).max())
+        self._stop_signal = number or None
+        return number != 0
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """Counters and settings that a checkpoint records (and that a resumed run must share)."""
+        return {
+            "format_version": ckpt.FORMAT_VERSION,
+            "step": self.step,
+            "images_seen": self.images_seen,
+            "seed": self.seed,
+            "batch_size": self.config.batch_size,
+            "repeats": self.repeats,
+            "num_slots": self.num_slots,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "data_fingerprint": self.dataset.fingerprint,
+        }
+
+    def save_checkpoint(self) -> None:
+        """Write the checkpoint of this step and the pipeline of its averages; keep the last few."""
+        pipeline = self.sampling_pipeline()
+        if self.accelerator.is_main_process:
+            path = ckpt.checkpoint_path(self.config.output_dir, self.step)
+            if not path.exists():
+                ckpt.write_folder(path, self._fill_checkpoint)
+            for network in pipeline.components.values():
+                if isinstance(network, nn.Module):
+                    network.to(memory_format=torch.contiguous_format)
+            ckpt.write_folder(self.config.output_dir / "pipeline", pipeline.save_pretrained)
+            if self.config.keep_last_checkpoints:
+                ckpt.prune_checkpoints(self.config.output_dir, self.config.keep_last_checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def _fill_checkpoint(self, folder: Path) -> None:
+        state = self.state()
+        for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
+            for name, network in networks.items():
+                ckpt.save_network(network, folder / kind / name)
+        (folder / "optimizers").mkdir()
+        state["optimizer_scalars"] = {
+            name: ckpt.save_optimizer(optimizer.optimizer, self.parameter_names, folder / "optimizers" / f"{name}.safetensors")
+            for name, optimizer in self.optimizers.items()
+        }
+        if self.accelerator.scaler is not None:
+            state["grad_scaler"] = self.accelerator.scaler.state_dict()
+        (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Continue from a checkpoint: the run goes on bit-equal to one never stopped.
+
+        Raises:
+            UserError: If it is damaged, or of another model, data set, seed or batch geometry.
+        """
+        ckpt.verify_manifest(folder)
+        saved = ckpt.read_state(folder)
+        for key, current in self.state().items():
+            if key not in ("step", "images_seen") and saved.get(key) != current:
+                raise UserError(
+                    f"checkpoint '{folder}' has {key} {saved.get(key)}, this run {current}: data and noise would change"
+                    + (" (num_slots is processes times gradient_accumulation_steps)" if key == "num_slots" else "")
+                )
+        for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
+            for name, network in networks.items():
+                ckpt.load_network(network, folder / kind / name)
+        for name, optimizer in self.optimizers.items():
+            path = folder / "optimizers" / f"{name}.safetensors"
+            ckpt.load_optimizer(optimizer.optimizer, self.parameter_names, path, saved["optimizer_scalars"][name])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(saved["grad_scaler"])
+        self.step = saved["step"]
+
+
+@contextmanager
+def catch_signals(trainer: Trainer) -> Iterator[None]:
+    """While inside, SIGTERM and SIGINT ask the trainer to stop instead of killing the process; a second one kills."""
+
+    def handle(number: int, frame: Any) -> None:
+        trainer.request_stop(number)
+        signal.signal(number, previous[number])
+
+    try:
+        previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in previous:
+            signal.signal(number, handle)
+    except ValueError:
+        # Not in the main thread (a notebook's worker, a test): signals are the caller's.
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def check_fit(objective: Objective, dataset: ImageDataset) -> None:
+    """Refuse data that the objective's networks cannot take.
+
+    Raises:
+        UserError: If the data has more classes than the configuration says, or images of another size.
+    """
+    if dataset.num_classes > objective.num_classes:
+        raise UserError(
+            f"the data has {dataset.num_classes} classes, more than the configuration's num_classes {objective.num_classes}; "
+            "set num_classes of the networks to the data's"
+        )
+    if dataset.image_size != objective.image_size:
+        raise UserError(
+            f"the data has images of {dataset.image_size} pixels, the networks make {objective.image_size}; "
+            "set image_size of the data"
+        )

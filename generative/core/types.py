@@ -1,0 +1,37 @@
+"""Names for what flows through the core, and the legend of dimensions used in every shape comment.
+
+Dimension legend: B batch, C channels, H W pixels, h w latent height and width, L tokens, V codes (vocabulary), Z noise width,
+D features, K guidance branches (conditional, null, ...), N M samples, T diffusion timesteps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+from torch import Tensor, nn
+
+
+class Batch(TypedDict, total=False):
+    """One micro-batch of training data on the accelerator's device.
+
+    Attributes:
+        images: (B, 3, H, W) float32 in [-1, 1].
+        latents: (B, C, h, w) float32, cached by ``generative encode``; replaces ``images``.
+        tokens: (B, L) int64, cached likewise.
+        class_labels: (B,) int64 in [0, num_classes).
+    """
+
+    images: Tensor
+    latents: Tensor
+    tokens: Tensor
+    class_labels: Tensor
+
+
+Losses = dict[str, Tensor]
+"""Scalar tensors by name. ``"loss"`` is differentiated; all are logged as ``phase/name``. With the optional key
+``"denominator"`` (number of masked tokens, say) ``"loss"`` is a SUM over that many terms, and the trainer divides gradients by
+denominators summed over micro-batches and processes, so that a masked mean accumulates exactly."""
+
+Networks = Mapping[str, nn.Module]
+"""The networks of an objective by name, for example ``{"generator": ..., "discriminator": ...}``."""

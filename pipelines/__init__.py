@@ -1,0 +1,68 @@
+"""Pipelines: class-conditional images from saved networks, ``DiffusionImagePipeline.from_pretrained(folder)(class_labels=[3, 5])``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.autoregressive import AutoregressiveImagePipeline
+    from pipelines.base import ImageGenerationPipeline
+    from pipelines.diffusion import DiffusionImagePipeline
+    from pipelines.gan import GANImagePipeline
+
+__all__ = ["AutoregressiveImagePipeline", "DiffusionImagePipeline", "GANImagePipeline", "load_pipeline"]
+
+# A new pipeline is one file and one line here: model_index.json names the class, and this is where it lives.
+PIPELINES = {
+    "AutoregressiveImagePipeline": "pipelines.autoregressive",
+    "DiffusionImagePipeline": "pipelines.diffusion",
+    "GANImagePipeline": "pipelines.gan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a pipeline class when it is first asked for: importing the package costs nothing."""
+    if name in PIPELINES:
+        return getattr(import_module(PIPELINES[name]), name)
+    raise AttributeError(f"module 'pipelines' has no attribute '{name}'")
+
+
+def load_pipeline(folder: str | Path) -> ImageGenerationPipeline:
+    """Load a pipeline of any family.
+
+    Args:
+        folder: A run folder (its ``pipeline/`` is taken) or a pipeline folder.
+
+    Returns:
+        The pipeline, on the CPU in float32.
+
+    Raises:
+        UserError: If there is no pipeline, it is damaged, or its class is not one of ours.
+    """
+    from generative.core.errors import UserError
+    from pipelines.base import read_model_index
+
+    path = find_pipeline_folder(Path(folder))
+    name = read_model_index(path)["_class_name"]
+    if name not in PIPELINES:
+        raise UserError(f"'{path}' holds a {name}; this project loads {', '.join(PIPELINES)}")
+    pipeline: ImageGenerationPipeline = getattr(import_module(PIPELINES[name]), name).from_pretrained(path)
+    return pipeline
+
+
+def find_pipeline_folder(folder: Path) -> Path:
+    """The pipeline folder of a run, or the folder itself.
+
+    Raises:
+        UserError: If there is neither.
+    """
+    from generative.core.errors import UserError
+
+    for path in (folder / "pipeline", folder):
+        if (path / "model_index.json").is_file():
+            return path
+    if not folder.exists():
+        raise UserError(f"'{folder}' does not exist; give a run folder (runs/NAME) or a pipeline folder")
+    raise UserError(f"'{folder}' holds no pipeline (model_index.json); train to a first checkpoint, or give a pipeline folder")

@@ -1,0 +1,187 @@
+"""What every image pipeline shares: labels, per-image randomness, saving, loading and output types."""
+
+from __future__ import annotations
+
+import abc
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+from torch import Tensor
+
+from generative.core.errors import UserError
+from generative.core.sampling import SampleState
+from generative.core.seeding import ImageNoise
+
+OutputType = Literal["pil", "np", "pt", "uint8"]
+ClassLabels = int | Sequence[int] | Tensor
+
+# Libraries whose classes a pipeline folder may name: nothing else is imported on behalf of a folder from a stranger.
+TRUSTED_LIBRARIES = ("generative", "pipelines", "diffusers")
+
+
+class ImageGenerationPipeline(DiffusionPipeline, abc.ABC):
+    """Class-conditional images from saved networks.
+
+    A family writes ``__call__`` with its own options and fills in ``prepare_state`` (where sampling starts), ``predict`` (one
+    network evaluation for K guidance branches) and ``decode`` (state to images); ``sample_loop`` of the core does the rest.
+    """
+
+    @property
+    @abc.abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes; labels are in [0, num_classes)."""
+
+    @property
+    @abc.abstractmethod
+    def image_size(self) -> int:
+        """Height and width of the images, in pixels."""
+
+    @abc.abstractmethod
+    def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
+        """Make the state in which sampling starts.
+
+        Args:
+            class_labels: (B,) int64.
+            noise: One random stream per image.
+        """
+
+    @abc.abstractmethod
+    def predict(self, state: SampleState, timestep: Any, class_labels: Tensor) -> Tensor:
+        """Evaluate the network for K guidance branches.
+
+        Args:
+            state: Current state of B images.
+            timestep: The scheduler's timestep.
+            class_labels: (K, B) int64; ``num_classes`` is the null condition.
+
+        Returns:
+            (K, B, ...) predictions.
+        """
+
+    @abc.abstractmethod
+    def decode(self, state: SampleState) -> Tensor:
+        """Turn the final state into images (B, 3, H, W), float32 in [-1, 1]."""
+
+    def check_class_labels(self, class_labels: ClassLabels) -> Tensor:
+        """Validate class labels.
+
+        Args:
+            class_labels: One label, or a sequence or tensor (B,) of them.
+
+        Returns:
+            (B,) int64 on the pipeline's device.
+
+        Raises:
+            UserError: If there is none, or one is outside [0, num_classes).
+        """
+        try:
+            labels = torch.as_tensor(class_labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"class_labels must be integers, got {class_labels!r}") from error
+        labels = labels.reshape(-1)
+        if labels.numel() == 0:
+            raise UserError("class_labels is empty; give at least one class label")
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise UserError(f"class_labels must be integers, got {labels.dtype}")
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+        if wrong.numel():
+            raise UserError(
+                f"class label {int(wrong[0])} is outside 0..{self.num_classes - 1}; this pipeline has {self.num_classes} classes"
+            )
+        return labels.to(self.device, torch.int64)
+
+    def image_noise(self, generator: torch.Generator | Sequence[torch.Generator] | None, batch_size: int) -> ImageNoise:
+        """One random stream per image.
+
+        Args:
+            generator: A list with one CPU generator per image; or one generator, from which a seed per image is drawn in order;
+                or None for fresh randomness.
+            batch_size: Number of images.
+
+        Raises:
+            UserError: If a list of another length is given.
+        """
+        if isinstance(generator, (list, tuple)):
+            if len(generator) != batch_size:
+                raise UserError(f"generator is a list of {len(generator)} for {batch_size} images; give one generator per image")
+            return ImageNoise(generator, self.device)
+        seeds = torch.randint(2**62, (batch_size,), generator=generator, device=generator.device if generator else "cpu")
+        return ImageNoise([torch.Generator().manual_seed(int(seed)) for seed in seeds], self.device)
+
+    def postprocess(
+        self, images: Tensor, output_type: OutputType, return_dict: bool
+    ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
+        """Turn decoded images into what the caller asked for.
+
+        Args:
+            images: (B, 3, H, W) float32, [-1, 1] (values outside are clipped).
+            output_type: ``pil`` list of PIL images, ``np`` (B, H, W, 3) float32 in [0, 1], ``pt`` (B, 3, H, W) float32 in [0, 1],
+                ``uint8`` (B, 3, H, W) uint8 as metrics take it.
+            return_dict: Wrap in ``ImagePipelineOutput``, else a tuple of one.
+        """
+        from generative.data.transforms import images_to_uint8
+
+        result: Any
+        if output_type == "pt":
+            result = (images / 2 + 0.5).clamp(0, 1)
+        elif output_type == "np":
+            result = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        elif output_type == "uint8":
+            result = images_to_uint8(images)
+        elif output_type == "pil":
+            arrays = images_to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+            result = [Image.fromarray(array) for array in arrays]
+        else:
+            raise UserError(f"output_type must be pil, np, pt or uint8, got {output_type!r}")
+        return ImagePipelineOutput(images=result) if return_dict else (result,)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load a pipeline folder; weights come from safetensors only and only known libraries are imported.
+
+        Args:
+            pretrained_model_name_or_path: A folder written by ``save_pretrained`` (``runs/NAME/pipeline``).
+            **kwargs: Passed on to ``diffusers.DiffusionPipeline.from_pretrained``.
+
+        Raises:
+            UserError: If the folder is missing, incomplete, of another pipeline class, or names a foreign library.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        index = read_model_index(folder)
+        if index["_class_name"] != cls.__name__ and not getattr(cls, "__abstractmethods__", None):
+            raise UserError(f"'{folder}' holds a {index['_class_name']}, not a {cls.__name__}; load it with that class")
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            return super().from_pretrained(str(folder), **kwargs)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"pipeline '{folder}' cannot be loaded, a file of it is missing or damaged: {reason}") from error
+
+
+def read_model_index(folder: Path) -> dict[str, Any]:
+    """Read and check ``model_index.json`` of a pipeline folder.
+
+    Raises:
+        UserError: If it is missing, unreadable, or names a component of a library that is not trusted.
+    """
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise UserError(f"'{folder}' is not a pipeline folder: it has no model_index.json")
+    try:
+        index = json.loads(path.read_text())
+        components = {name: entry for name, entry in index.items() if not name.startswith("_") and isinstance(entry, list)}
+        index["_class_name"]
+    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is damaged: {error}") from error
+    for name, (library, *_) in components.items():
+        if library is not None and library.split(".")[0] not in TRUSTED_LIBRARIES:
+            raise UserError(
+                f"'{path}' asks for component '{name}' of library '{library}'; only {', '.join(TRUSTED_LIBRARIES)} are loaded"
+            )
+    return index
