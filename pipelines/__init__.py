@@ -1,4 +1,4 @@
-"""Pipelines: class-conditional images from saved networks, ``DiffusionImagePipeline.from_pretrained(folder)(class_labels=[3, 5])``."""
+"""Pipelines make class-conditional images: ``DiffusionImagePipeline.from_pretrained(folder)(class_labels=[3, 5])``."""
 
 from __future__ import annotations
 

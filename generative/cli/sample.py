@@ -85,10 +85,11 @@ def sample(
             raise UserError(f"{name} must be at least 1, got {value}")
     import torch
 
+    from generative.core.checkpoint import fingerprint_folder
     from generative.core.generation import SampleRequest
     from generative.core.outputs import ImageFolderWriter, write_npz
     from generative.core.runtime import build_accelerator
-    from pipelines import load_pipeline
+    from pipelines import find_pipeline_folder, load_pipeline
 
     pipeline = load_pipeline(folder)
     check_options(pipeline, options)
@@ -121,7 +122,12 @@ def sample(
         if accelerator.is_main_process:
             write_npz(output, images, requests)
     else:
-        settings = {"pipeline": str(folder), "seed": seed, "options": options, "pipeline_class": type(pipeline).__name__}
+        settings = {
+            "pipeline": fingerprint_folder(find_pipeline_folder(folder)),
+            "pipeline_class": type(pipeline).__name__,
+            "seed": seed,
+            "options": options,
+        }
         writer = ImageFolderWriter(output, settings)
         missing = writer.missing(requests)
         accelerator.wait_for_everyone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -136,6 +137,16 @@ def verify_manifest(folder: Path) -> None:
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             raise UserError(f"'{folder}' is damaged: '{name}' is missing or cut short; resume from an older checkpoint")
+
+
+def fingerprint_folder(folder: Path) -> str:
+    """sha256 over the names and contents of a folder's files, 16 hexadecimal digits: which weights made a sample."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def prune_checkpoints(run: Path, keep_last: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.core.generation import balanced_requests, generate_images
+from generative.core.seeding import keyed_generator
 from generative.data.base import ImageDataset
 
 if TYPE_CHECKING:
@@ -117,6 +118,16 @@ class Evaluator:
         evaluation.protocol.update(seed=self.seed, labels="balanced", sampling=dict(options))
         return evaluation
 
+    def score_real(self, data: ImageDataset, device: torch.device | str = "cpu") -> Evaluation:
+        """Score as many other real images, drawn at random: what a perfect generator would get at this sample count.
+
+        Args:
+            data: Real images other than the reference, for example the training images.
+            device: Where the extractor runs.
+        """
+        order = torch.randperm(len(data), generator=keyed_generator(self.seed, "score_real"))[: self.num_samples]
+        return self.score(data.images(order), data.labels[order], device)
+
     def score(
         self, samples: Tensor, class_labels: Tensor | None, device: torch.device | str = "cpu", progress: bool = False
     ) -> Evaluation:
@@ -147,8 +158,7 @@ class Evaluator:
             extractor = build_extractor(self.extractor, weights=self.weights, input_size=self.input_size, device=device)
             self._suite = MetricSuite(self.metrics, extractor, resizer=self.resizer, progress=progress)
             for start in range(0, len(self.data), 64):
-                images = [self.data.image(i) for i in range(start, min(start + 64, len(self.data)))]
-                self._suite.update(torch.stack(images), real=True)
+                self._suite.update(self.data.images(range(start, min(start + 64, len(self.data)))), real=True)
         return self._suite
 
     def _label_classifier(self) -> LabelClassifier:
@@ -156,6 +166,5 @@ class Evaluator:
             from metrics.classification import LabelClassifier
 
             assert self.classifier_data is not None
-            images = torch.stack([self.classifier_data.image(i) for i in range(len(self.classifier_data))])
-            self._classifier = LabelClassifier().fit(images, self.classifier_data.labels)
+            self._classifier = LabelClassifier().fit(self.classifier_data.images_uint8(), self.classifier_data.labels)
         return self._classifier

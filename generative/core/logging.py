@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard through Accelerate's trackers, and sample grids."""
+"""What a run writes down: metrics.jsonl, evaluation.json, TensorBoard through Accelerate's trackers, and sample grids."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 METRICS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.json"
 
 
 class RunLog:
@@ -53,6 +54,13 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
     return entries
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
 
 
 def save_grid(images: Tensor, path: Path, columns: int, min_tile: int = 32) -> None:

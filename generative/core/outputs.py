@@ -14,6 +14,7 @@ from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.core.generation import SampleRequest
+from generative.core.logging import write_json
 
 MANIFEST = "manifest.json"
 
@@ -54,9 +55,7 @@ class ImageFolderWriter:
         for leftover in self.folder.glob(".*.partial"):
             leftover.unlink()
         images = [{"file": image_name(r), "class_label": r.class_label, "index": r.index} for r in requests]
-        partial = self.folder / f".{MANIFEST}.partial"
-        partial.write_text(json.dumps({"settings": self.settings, "images": images}, indent=1) + "\n")
-        os.replace(partial, self.folder / MANIFEST)
+        write_json(self.folder / MANIFEST, {"settings": self.settings, "images": images})
 
     def write(self, requests: Iterable[SampleRequest], images: Tensor) -> None:
         """Write a batch (B, 3, H, W) uint8, each file under a temporary name first."""

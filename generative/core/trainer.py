@@ -24,7 +24,7 @@ from generative.core.ema import start_average, update_average
 from generative.core.errors import UserError
 from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.generation import SampleRequest, generate_images
-from generative.core.logging import RunLog, save_grid
+from generative.core.logging import EVALUATION_FILE, RunLog, save_grid, write_json
 from generative.core.objective import Objective
 from generative.core.runtime import Precision
 from generative.core.schedules import Constant, LRSchedule
@@ -135,6 +135,8 @@ class Trainer:
         self.accelerator = accelerator
         self.seed = seed
         self.evaluator = evaluator
+        if config.evaluate_interval_steps and evaluator is None:
+            raise UserError("trainer.evaluate_interval_steps is set but there is no evaluation; add an `evaluation` section")
         self.step = 0
         self.phases = objective.phases()
         self.repeats = max(phase.repeats for phase in self.phases)
@@ -148,6 +150,7 @@ class Trainer:
             )
         self.schedule = config.lr_schedule or Constant()
         self.last_evaluation: Evaluation | None = None
+        self._real_scores: dict[str, float] | None = None
         self._stop_signal: int | None = None
         self._pending: list[tuple[int, str, dict[str, Tensor]]] = []
         self._place_networks()
@@ -229,6 +232,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             config.output_dir.mkdir(parents=True, exist_ok=True)
             ckpt.remove_leftovers(config.output_dir)
+            self._real_grid()
         self.accelerator.wait_for_everyone()
         if resume_from is not None:
             self.load_checkpoint(resume_from)
@@ -358,9 +362,22 @@ class Trainer:
         return self.objective.pipeline(networks)
 
     def _evaluate(self) -> None:
-        assert self.evaluator is not None, "evaluate_interval_steps is set but there is no evaluator"
+        assert self.evaluator is not None
         evaluation = self.evaluator.evaluate(self.sampling_pipeline(), self.accelerator, self.objective.sampling_defaults())
         self.last_evaluation = evaluation
+        if self.accelerator.is_main_process:
+            if self._real_scores is None:
+                self._real_scores = self.evaluator.score_real(self.dataset, self.accelerator.device).scores
+            write_json(
+                self.config.output_dir / EVALUATION_FILE,
+                {
+                    "step": self.step,
+                    "images_seen": self.images_seen,
+                    "scores": evaluation.scores,
+                    "real_scores": self._real_scores,
+                    "protocol": evaluation.protocol,
+                },
+            )
         self.log.write(self.step, self.images_seen, {f"evaluation/{name}": value for name, value in evaluation.scores.items()})
 
     def _sample_grid(self) -> None:
@@ -373,6 +390,16 @@ class Trainer:
         batches = generate_images(pipeline, requests, seed=self.seed, batch_size=50, options=self.objective.sampling_defaults())
         images = torch.cat([images.cpu() for _, images in batches])
         save_grid(images, self.config.output_dir / "samples" / f"step-{self.step:08d}.png", columns)
+
+    def _real_grid(self) -> None:
+        """Real training images in the layout of the sample grids, to look at beside them."""
+        columns = self.config.grid_images_per_class
+        rows = []
+        for label in range(min(self.objective.num_classes, 10)):
+            images = self.dataset.images((self.dataset.labels == label).nonzero().flatten()[:columns])
+            blank = torch.zeros(columns - len(images), *images.shape[1:], dtype=torch.uint8)
+            rows.append(torch.cat([images, blank]))
+        save_grid(torch.cat(rows), self.config.output_dir / "samples" / "real.png", columns)
 
     # ------------------------------------------------------------------ stopping
 

@@ -1,0 +1,142 @@
+"""A folder of images with one sub-folder per class; ImageNet's folders of WordNet ids are such a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from generative.core.errors import UserError
+from generative.data.base import ImageDataset, hash_parts
+from generative.data.decode import IMAGE_EXTENSIONS, decode_image, image_to_tensor, verify_image
+from generative.data.transforms import center_crop
+
+
+class ImageFolderDataset(ImageDataset):
+    """Images under ``root/<class>/**/*``, classes numbered by sorted folder name.
+
+    Images of any size are brought to a square by ADM's resize and centre crop (``transforms.center_crop``). File names end
+    in .png, .jpg, .jpeg, .webp, .bmp, .tif, .ppm and the like, in any case; hidden files and folders are skipped.
+
+    Args:
+        root: The folder that holds one sub-folder per class.
+        image_size: Side of the square images in pixels.
+        num_classes: Number of classes the model is built for; None means the number of folders. More folders than this is an
+            error.
+        cache: Decode all images at start and keep them in memory (3 * image_size**2 bytes each).
+        verify: Read every image at start, so that a corrupt one is named before training; None means below 20,000 images.
+
+    Raises:
+        UserError: If the folder is missing or unreadable, has no class folders or a class without images, has more classes than
+            ``num_classes``, or holds an empty or (if verified) corrupt file.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        image_size: int,
+        num_classes: int | None = None,
+        cache: bool = False,
+        verify: bool | None = None,
+    ) -> None:
+        self.root = Path(root).expanduser()
+        classes = _class_folders(self.root)
+        if num_classes is not None and len(classes) > num_classes:
+            raise UserError(
+                f"image folder '{self.root}' has {len(classes)} class folders, more classes than "
+                f"num_classes = {num_classes} in the config; raise num_classes or remove folders"
+            )
+        paths: list[str] = []
+        sizes: list[int] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            files = sorted(_image_files(self.root / name, name))
+            if not files:
+                raise UserError(f"class folder '{self.root / name}' has no images; add some or remove the folder")
+            for path, size in files:
+                if size == 0:
+                    raise UserError(f"image '{self.root / path}' is empty (0 bytes); remove or replace it")
+                paths.append(path)
+                sizes.append(size)
+            labels.extend([label] * len(files))
+        self._paths = _PackedStrings(paths)
+        listing = [part for path, size in zip(paths, sizes, strict=True) for part in (path, size)]
+        super().__init__(
+            labels=torch.tensor(labels, dtype=torch.int64),
+            num_classes=len(classes) if num_classes is None else num_classes,
+            image_size=image_size,
+            fingerprint=hash_parts("image folder", image_size, *listing),
+            class_names=classes,
+        )
+        self.prepare(cache=cache, verify=verify)
+
+    def load_image(self, index: int) -> Tensor:
+        """Read, resize and crop one image, (3, H, W) uint8."""
+        path = self.source_name(index)
+        return image_to_tensor(center_crop(decode_image(path, path), self.image_size))
+
+    def verify_image(self, index: int) -> None:
+        """Raise ``UserError`` if a file cannot be read to its end."""
+        path = self.source_name(index)
+        verify_image(path, path)
+
+    def source_name(self, index: int) -> str:
+        """Path of an image."""
+        return str(self.root / self._paths[index])
+
+
+def _class_folders(root: Path) -> list[str]:
+    """Sorted names of the class folders; a clear error when there are none."""
+    if not root.exists():
+        raise UserError(f"image folder '{root}' does not exist; check the path")
+    if not root.is_dir():
+        raise UserError(f"image folder '{root}' is a file; give the folder that holds one sub-folder per class")
+    entries = _scan(root)
+    classes = sorted(entry.name for entry in entries if entry.is_dir())
+    if classes:
+        return classes
+    if any(Path(entry.name).suffix.lower() in IMAGE_EXTENSIONS for entry in entries):
+        raise UserError(f"image folder '{root}' has images but no class folders; move them to '{root / 'CLASS_NAME'}'")
+    raise UserError(f"image folder '{root}' is empty; it must hold one sub-folder of images per class")
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    """Entries of a folder that are not hidden."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"folder '{folder}' cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _image_files(folder: Path, relative: str) -> Iterator[tuple[str, int]]:
+    """Yield (path relative to the root with forward slashes, size in bytes) of all images under a folder, at any depth."""
+    for entry in _scan(folder):
+        path = f"{relative}/{entry.name}"
+        if entry.is_dir():
+            yield from _image_files(folder / entry.name, path)
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
+            try:
+                size = entry.stat().st_size
+            except OSError as error:  # a dangling link, for example
+                raise UserError(
+                    f"image '{folder / entry.name}' cannot be read ({error.strerror}); remove or replace it"
+                ) from error
+            yield path, size
+
+
+class _PackedStrings:
+    """Many strings in two arrays: loader workers then share them, where reading a list would copy every page it touches."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        encoded = [os.fsencode(string) for string in strings]
+        self._ends = np.cumsum([len(string) for string in encoded], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self._ends[index - 1]) if index else 0
+        return os.fsdecode(self._bytes[start : int(self._ends[index])].tobytes())
