@@ -1,0 +1,87 @@
+"""Scores of image generators, each with its protocol: FID, IS, KID, CMMD, precision, recall, density,
+coverage.
+
+Images enter as uint8, any size each; a named resizer makes one float batch; an extractor turns it into
+features; metrics accumulate the features. `MetricSuite` does the three for any number of metrics in one pass
+over the images.
+
+Importing this package imports nothing heavy: each name below is loaded when it is first used. The pure
+function of the Inception Score is `metrics.inception_score.inception_score`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metrics.extractors import FeatureExtractor, build_extractor
+    from metrics.frechet import FrechetDistance, frechet_distance, frechet_distance_from_features
+    from metrics.inception_score import InceptionScore
+    from metrics.kernel import CMMD, KernelDistance, cmmd, kernel_distance, polynomial_mmd2
+    from metrics.manifold import PrecisionRecall, precision_recall
+    from metrics.metric import Metric
+    from metrics.resize import build_resizer
+    from metrics.sources import open_source
+    from metrics.statistics import FeatureStatistics, load_statistics, save_statistics
+    from metrics.suite import MetricSuite, score_images
+
+_EXPORTS = {
+    "CMMD": "metrics.kernel",
+    "FeatureExtractor": "metrics.extractors",
+    "FeatureStatistics": "metrics.statistics",
+    "FrechetDistance": "metrics.frechet",
+    "InceptionScore": "metrics.inception_score",
+    "KernelDistance": "metrics.kernel",
+    "Metric": "metrics.metric",
+    "MetricSuite": "metrics.suite",
+    "PrecisionRecall": "metrics.manifold",
+    "build_extractor": "metrics.extractors",
+    "build_resizer": "metrics.resize",
+    "cmmd": "metrics.kernel",
+    "frechet_distance": "metrics.frechet",
+    "frechet_distance_from_features": "metrics.frechet",
+    "kernel_distance": "metrics.kernel",
+    "load_statistics": "metrics.statistics",
+    "open_source": "metrics.sources",
+    "polynomial_mmd2": "metrics.kernel",
+    "precision_recall": "metrics.manifold",
+    "save_statistics": "metrics.statistics",
+    "score_images": "metrics.suite",
+}
+
+__all__ = [
+    "CMMD",
+    "FeatureExtractor",
+    "FeatureStatistics",
+    "FrechetDistance",
+    "InceptionScore",
+    "KernelDistance",
+    "Metric",
+    "MetricSuite",
+    "PrecisionRecall",
+    "build_extractor",
+    "build_resizer",
+    "cmmd",
+    "frechet_distance",
+    "frechet_distance_from_features",
+    "kernel_distance",
+    "load_statistics",
+    "open_source",
+    "polynomial_mmd2",
+    "precision_recall",
+    "save_statistics",
+    "score_images",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'metrics' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

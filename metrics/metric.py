@@ -1,0 +1,168 @@
+"""What a metric is: it takes features of real and fake images, keeps a state that merges over processes,
+gives numbers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from metrics.extractors.base import FeatureExtractor
+    from metrics.statistics import FeatureStatistics
+
+SIDES = ("real", "fake")
+
+
+def side_name(real: bool) -> str:
+    """Return "real" or "fake"."""
+    return "real" if real else "fake"
+
+
+class SmallSampleWarning(UserWarning):
+    """Too few samples for the number to mean what its name says."""
+
+
+class Metric(ABC):
+    """One metric over the features of a real and a fake image set.
+
+    A subclass names the feature it reads (`feature`), keeps one state per side and computes from the two.
+    Metrics that hold references to the same feature chunks share their memory.
+
+    Args:
+        feature: Name of the extractor's feature to read; None takes the extractor's own choice when it is
+            bound.
+    """
+
+    name: ClassVar[str]
+    #: Whether the metric looks at real images at all (the Inception Score does not).
+    needs_real: ClassVar[bool] = True
+
+    def __init__(self, feature: str | None = None) -> None:
+        self.feature = feature
+
+    def bind(self, extractor: FeatureExtractor) -> None:
+        """Choose the feature to read, and with it the names of the results."""
+        if self.feature is None:
+            self.feature = self.default_feature(extractor)
+        if self.feature not in extractor.feature_dims:
+            raise ValueError(
+                f"extractor {extractor.name} has no feature {self.feature!r}: choose from {', '.join(extractor.feature_dims)}."
+            )
+
+    def default_feature(self, extractor: FeatureExtractor) -> str:
+        """Return the feature of this extractor that the metric reads unless told otherwise."""
+        return extractor.embedding
+
+    def select(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return this metric's feature (B, D) of an extractor's output."""
+        if self.feature is None:
+            raise ValueError(f"metric {self.name} does not know which feature to read: pass feature=NAME or bind an extractor.")
+        return features[self.feature]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Everything that changes the number, JSON-able, for the protocol."""
+        return {"feature": self.feature}
+
+    @abstractmethod
+    def update(self, features: Mapping[str, Tensor], real: bool) -> None:
+        """Take the features {name: (B, D) float32} of one batch of real or fake images."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """Return the numbers by name."""
+
+    @abstractmethod
+    def reset(self, real: bool) -> None:
+        """Forget one side."""
+
+    @abstractmethod
+    def state(self, real: bool) -> Any:
+        """Return one side's state, picklable, to be merged over processes."""
+
+    @abstractmethod
+    def load_states(self, real: bool, states: Sequence[Any], order: Tensor | None) -> None:
+        """Replace one side by the union of several processes' states.
+
+        Args:
+            real: Which side.
+            states: One `state(real)` per process.
+            order: (N,) int64 permutation that puts the concatenated samples in global order; None keeps rank
+                order.
+        """
+
+    def load_reference(self, statistics: FeatureStatistics) -> None:
+        """Take the real side from stored statistics instead of images."""
+        raise ValueError(f"metric {self.name} needs reference images: statistics hold only the features' mean and covariance.")
+
+
+class FeatureBank:
+    """The features of one image set, as the chunks they came in."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return sum(len(chunk) for chunk in self.chunks)
+
+    def append(self, chunk: Tensor) -> None:
+        """Add (B, D) features."""
+        self.chunks.append(chunk)
+
+    def stack(self) -> Tensor:
+        """Return all features (N, D)."""
+        if len(self.chunks) > 1:
+            self.chunks = [torch.cat(self.chunks)]
+        return self.chunks[0]
+
+    def load(self, states: Sequence[Sequence[Tensor]], order: Tensor | None) -> None:
+        """Replace the content by several processes' chunks."""
+        self.chunks = [chunk for chunks in states for chunk in chunks]
+        if order is not None and self.chunks:
+            self.chunks = [torch.cat(self.chunks)[order]]
+
+
+class FeatureMetric(Metric):
+    """A metric that needs every feature vector of both sides at once."""
+
+    #: Fewest samples a side must have.
+    min_samples: ClassVar[int] = 2
+
+    def __init__(self, feature: str | None = None) -> None:
+        super().__init__(feature)
+        self.banks = {side: FeatureBank() for side in SIDES}
+
+    def update(self, features: Mapping[str, Tensor], real: bool) -> None:
+        """Keep the features of one batch."""
+        if real and not self.needs_real:
+            return
+        self.banks[side_name(real)].append(self.select(features))
+
+    def features(self, real: bool) -> Tensor:
+        """Return one side's features (N, D).
+
+        Raises:
+            ValueError: If it has too few samples for this metric.
+        """
+        bank = self.banks[side_name(real)]
+        if len(bank) < self.min_samples:
+            raise ValueError(
+                f"metric {self.name} needs at least {self.min_samples} {side_name(real)} images and got {len(bank)}."
+            )
+        return bank.stack()
+
+    def reset(self, real: bool) -> None:
+        """Forget one side."""
+        self.banks[side_name(real)] = FeatureBank()
+
+    def state(self, real: bool) -> list[Tensor]:
+        """Return one side's chunks."""
+        return self.banks[side_name(real)].chunks
+
+    def load_states(self, real: bool, states: Sequence[Any], order: Tensor | None) -> None:
+        """Concatenate several processes' chunks."""
+        self.banks[side_name(real)].load(states, order)
