@@ -121,7 +121,8 @@ def _cached_or_downloaded(file: WeightsFile) -> tuple[Path, str]:
 
 
 def _reason(error: OSError) -> str:
-    return str(getattr(error, "reason", None) or error.strerror or error)
+    reason = getattr(error, "reason", error)  # urllib wraps the system's error.
+    return str(getattr(reason, "strerror", None) or reason)
 
 
 def _download(file: WeightsFile, path: Path) -> str:

@@ -1,5 +1,4 @@
-"""`fid-score`: score images against images or statistics. This module only parses; nothing heavy is imported
-before that."""
+"""`fid-score`: score images against images or statistics. This module only parses; nothing heavy is imported before that."""
 
 from __future__ import annotations
 
@@ -21,28 +20,26 @@ FEATURE_BY_DIMS = {64: "64", 192: "192", 768: "768", 2048: "pool3"}
 _DESCRIPTION = """\
 Score generated images B against reference images A, and print the number with its protocol.
 
-A and B are image folders (searched recursively), .zip, .parquet or .npz files of images (arr_0, uint8 (N, H,
-W, 3)), or .npz statistics (mu, sigma) as pytorch-fid writes them. FID is symmetric; precision, recall and the
-Inception Score are not: A is the reference, B the samples."""
+A and B are image folders (searched recursively), .zip, .parquet or .npz files of images (arr_0, uint8
+(N, H, W, 3)), or .npz statistics (mu, sigma) as pytorch-fid writes them. The Frechet distance is symmetric;
+precision, recall and the Inception Score are not: A is the reference, B the samples."""
 
 _EPILOG = """\
 examples:
-  fid-score real/ samples/                                    FID, protocol of clean-fid
-  fid-score real/ samples/ --protocol pytorch-fid             the number `python -m pytorch_fid` gives
-  fid-score real/ samples/ --metrics fid,is,kid,cmmd          several at once, each image once through each
-  network fid-score --save-stats real/ real.npz                       keep the reference ...
-  fid-score real.npz samples/                                 ... and use it
+  fid-score real/ samples/                            FID under the protocol of clean-fid
+  fid-score real/ samples/ --protocol pytorch-fid     the number that `python -m pytorch_fid` gives
+  fid-score real/ samples/ --metrics fid,is,kid,cmmd  several at once, one pass per network
+  fid-score --save-stats real/ real.npz               keep the reference ...
+  fid-score real.npz samples/                         ... and use it
+  fid-score real/ samples/ --json=scores.json         machine-readable, with the protocol
   fid-score real/ samples/ --extractor efficientnet-lite0 --input-size 96
-                                                              a Frechet distance (not FID) without any
-                                                              download
-  fid-score real/ samples/ --json=scores.json                 machine-readable, with the protocol
+                                                      a Frechet distance (not FID) without any download
 
 weights: Inception-v3 (91 MB) and CLIP (891 MB) are downloaded once, verified, and kept in $TRIPTYCH_CACHE
 (default ~/.cache/triptych). Offline, name the file: --weights PATH, or --weights clip-vit-l-14-336=PATH for
 the second network.
 
-Statistics written by --save-stats record their protocol; scoring against those of another protocol is an
-error."""
+Statistics written by --save-stats record their protocol; scoring against those of another is an error."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -43,8 +43,7 @@ _DECODER_ERRORS = (
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file name has an image's extension and is not hidden (macOS leaves `._x.png` beside
-    `x.png`)."""
+    """Return whether a file name has an image's extension and is not hidden (macOS leaves `._x.png` beside `x.png`)."""
     path = Path(name)
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 

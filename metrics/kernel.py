@@ -1,5 +1,4 @@
-"""Maximum mean discrepancy between feature sets: KID (polynomial kernel) and CMMD (Gaussian kernel on CLIP
-embeddings).
+"""Maximum mean discrepancy of feature sets: KID (polynomial kernel) and CMMD (Gaussian kernel on CLIP embeddings).
 
 Kernel matrices are summed block by block in float64, so no N x M matrix is held.
 """
@@ -202,8 +201,7 @@ class KernelDistance(FeatureMetric):
 
 
 class CMMD(FeatureMetric):
-    """CMMD; called so only on CLIP ViT-L/14@336, the published network, `gaussian_kernel_distance` on any
-    other."""
+    """CMMD; called so only on CLIP ViT-L/14@336, the published network, `gaussian_kernel_distance` on any other."""
 
     name = "cmmd"
 

@@ -19,8 +19,7 @@ from metrics.metric import FeatureMetric
 
 _DEFAULT_K = 3  # arXiv:1904.06991, the ADM suite and torch-fidelity; dgm-eval and StudioGAN take 5.
 _BLOCK_ROWS = 2048
-#: Squared distance over squared norms below which two float32 feature vectors are the same (their rounding is
-#: 6e-8).
+#: Squared distance over squared norms below which two float32 feature vectors are the same (their rounding is 6e-8).
 _EQUAL_RELATIVE = 1e-12
 
 
@@ -90,8 +89,7 @@ def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _radii(x: Tensor, k: int, block_rows: int) -> Tensor:
-    """Squared distance of each sample to its k-th neighbour, itself excluded by index (a duplicate counts):
-    (N,)."""
+    """Squared distance of each sample to its k-th neighbour, itself excluded by index (a duplicate counts): (N,)."""
     radii = []
     for start in range(0, len(x), block_rows):
         distances = _squared_distances(x[start : start + block_rows], x)

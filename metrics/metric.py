@@ -1,5 +1,4 @@
-"""What a metric is: it takes features of real and fake images, keeps a state that merges over processes,
-gives numbers."""
+"""What a metric is: it takes features of real and fake images, keeps a state that merges over processes, gives numbers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The Gaussian fitted to a feature set: accumulated in float64, with memory that does not grow with the
-sample count."""
+"""The Gaussian fitted to a feature set: accumulated in float64, with memory that does not grow with the sample count."""
 
 from __future__ import annotations
 
@@ -51,8 +50,7 @@ class Gaussian:
 
 
 def pivoted_cholesky(sigma: Tensor) -> Tensor:
-    """Factor a positive semidefinite matrix of any rank (LAPACK dpstrf, tolerance D * eps * largest diagonal
-    entry).
+    """Factor a positive semidefinite matrix of any rank (LAPACK dpstrf, tolerance D * eps * largest variance).
 
     Args:
         sigma: (D, D) float64.
@@ -73,8 +71,7 @@ def pivoted_cholesky(sigma: Tensor) -> Tensor:
     result = torch.empty_like(factor)
     result[torch.from_numpy(pivots).long() - 1] = factor
     residual = float((result.square().sum(1) - diagonal).abs().max())
-    # A covariance stored in float32 is off by 1e-7 relative; a matrix that is off by far more has negative
-    # eigenvalues.
+    # A covariance stored in float32 is off by 1e-7 relative; a matrix that is off by far more has negative eigenvalues.
     if residual > 1e-3 * float(diagonal.max()):
         raise ValueError("sigma is not positive semidefinite: it is not a covariance.")
     return result
@@ -168,8 +165,7 @@ class MomentAccumulator:
         self._merge(len(rows), mean, centred.T @ centred)
 
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        """Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm" (1979), equation 2.1, in D
-        dimensions."""
+        """Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm" (1979), equation 2.1, in D dimensions."""
         if self.mean is None or self.scatter is None:
             self.num_merged, self.mean, self.scatter = count, mean.clone(), scatter.clone()
             return

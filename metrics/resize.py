@@ -52,8 +52,7 @@ class Resizer(ABC):
         for index, image in enumerate(images):
             check_images(image[None])
             groups.setdefault((image.shape[1], image.shape[2]), []).append(index)
-        # Images of one size are resized together; the filter never sees more than one image, so grouping
-        # changes nothing.
+        # Images of one size are resized together; the filter never sees more than one image, so grouping changes nothing.
         result = torch.empty((len(images), 3, size, size), dtype=torch.float32, device=images[0].device)
         for indices in groups.values():
             result[indices] = self.resize(torch.stack([images[index] for index in indices]), size)
@@ -106,8 +105,7 @@ def bicubic_matrix(in_size: int, out_size: int) -> Tensor:
 
 
 def _keys_cubic(x: np.ndarray) -> np.ndarray:
-    """Keys, "Cubic convolution interpolation for digital image processing" (1981), equation 4, with a =
-    -0.5."""
+    """Keys, "Cubic convolution interpolation for digital image processing" (1981), equation 4, with a = -0.5."""
     x = np.abs(x)
     a = _BICUBIC_A
     near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
@@ -151,8 +149,7 @@ class TensorflowResizer(Resizer):
         x = images.float()
         left, right, weight_x = _tf1_grid(images.shape[3], size, images.device)
         top, bottom, weight_y = _tf1_grid(images.shape[2], size, images.device)
-        # Columns first, then rows, each as low + (high - low) * weight: TF's order of operations, so its
-        # rounding.
+        # Columns first, then rows, each as low + (high - low) * weight: TF's order of operations, so its rounding.
         wide = torch.lerp(x[..., left], x[..., right], weight_x)  # (B, 3, H, size)
         return torch.lerp(wide[..., top, :], wide[..., bottom, :], weight_y[:, None])  # (B, 3, size, size)
 
@@ -167,8 +164,7 @@ def _tf1_grid(in_size: int, out_size: int, device: torch.device) -> tuple[Tensor
 
 
 class CmmdResizer(Resizer):
-    """The published CMMD input: centre square, then Pillow's bicubic on 8-bit RGB (antialiased, rounded to
-    integers)."""
+    """The published CMMD input: centre square, then Pillow's bicubic on 8-bit RGB (antialiased, rounded to integers)."""
 
     name = "cmmd"
 

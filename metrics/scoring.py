@@ -160,8 +160,7 @@ def _score_statistics(
     args: argparse.Namespace,
     report: Report,
 ) -> None:
-    """Score where B is a statistics file: only a Frechet distance can be had, and against statistics no
-    network is needed."""
+    """Score where B is a statistics file: only a Frechet distance can be had, and against statistics no network is needed."""
     others = [name for name in names if name != "frechet"]
     if others:
         raise ValueError(f"metric {others[0]} needs sample images, and {samples.path} holds statistics only.")

@@ -1,5 +1,4 @@
-"""Where images come from: a folder, a zip, a parquet file, an npz batch, or whatever a plugin provides (a
-pipeline).
+"""Where images come from: a folder, a zip, a parquet file, an npz batch, or what a plugin provides (a pipeline).
 
 Every source yields batches of uint8 (3, H, W) tensors in a fixed order. Decoding runs in threads ahead of the
 consumer (Pillow releases the GIL), with a bounded number of images in memory.
@@ -25,11 +24,9 @@ from torch import Tensor
 from metrics.images import decode_image, is_image_name, list_images, read_image
 from metrics.statistics import npz_keys
 
-#: Entry-point group of providers: callables `(path, num_samples, seed, batch_size, device) -> ImageSource |
-#: None`.
+#: Entry-point group of providers: callables `(path, num_samples, seed, batch_size, device) -> ImageSource | None`.
 SOURCE_ENTRY_POINTS = "triptych.image_sources"
-#: A directory with one of these files is a saved generator, to be opened by a provider rather than searched
-#: for images.
+#: A directory with one of these files is a saved generator, to be opened by a provider rather than searched for images.
 _GENERATOR_MARKERS = ("model_index.json", "pipeline/model_index.json")
 #: Names of the image column in Hugging Face's parquet layout.
 _PARQUET_COLUMNS = ("image", "img")
@@ -64,8 +61,7 @@ class LoaderSource(ImageSource):
         """Yield one function per image that decodes it."""
 
     def batches(self, batch_size: int, num_workers: int = 1) -> Iterator[list[Tensor]]:
-        """Yield lists of at most `batch_size` images, decoded ahead in `num_workers` threads (0: in this
-        one)."""
+        """Yield lists of at most `batch_size` images, decoded ahead in `num_workers` threads (0: in this one)."""
         if num_workers == 0:
             images: Iterator[Tensor] = (load() for load in self.loaders())
         else:
@@ -151,8 +147,7 @@ class ZipSource(LoaderSource):
 
 
 class ParquetSource(LoaderSource):
-    """The images of a parquet file in Hugging Face's layout: a column `image` or `img` of {bytes, path} or of
-    bytes."""
+    """The images of a parquet file in Hugging Face's layout: a column `image` or `img` of {bytes, path} or of bytes."""
 
     kind = "parquet of images"
 
@@ -213,8 +208,7 @@ class NpzSource(ImageSource):
         return self.shape[0]
 
     def batches(self, batch_size: int, num_workers: int = 1) -> Iterator[list[Tensor]]:
-        """Yield lists of at most `batch_size` images; `num_workers` has no use here, the file is one
-        stream."""
+        """Yield lists of at most `batch_size` images; `num_workers` has no use here, the file is one stream."""
         _, height, width, channels = self.shape
         image_bytes = height * width * channels
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{_ARRAY_KEY}.npy") as stream:

@@ -1,5 +1,4 @@
-"""Run any number of metrics over two image sets, each image once through one extractor, and say under which
-protocol."""
+"""Run any number of metrics over two image sets, each image once through one extractor, and say under which protocol."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,8 @@ from generative.core.errors import UserError
 
 # Modules whose classes a configuration may name: importing a module runs its code.
 TRUSTED_MODULES = ("generative", "metrics", "pipelines", "torch", "torchvision", "diffusers")
+DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+MAX_CONFIG_BYTES = 2**20  # a configuration is some kilobytes; data files named in one are not searched for class names
 
 
 class OneSentenceParser(ArgumentParser):
@@ -110,13 +113,11 @@ def parse_train_config(
     if not isinstance(content, dict):
         raise UserError(f"configuration '{path}' must be a mapping of objective, data and trainer")
     if not trust_code:
-        for name in class_paths(content):
-            # A bare class name is looked up among the imported subclasses only.
-            if "." in name and name.split(".")[0] not in TRUSTED_MODULES:
-                raise UserError(
-                    f"configuration '{path}' names the class '{name}', which is not of {', '.join(TRUSTED_MODULES)}; "
-                    "pass --trust-code if you know what it does"
-                )
+        for name in foreign_code([content, *map(parse_override, overrides)], (path.parent, Path())):
+            raise UserError(
+                f"configuration '{path}' names '{name}', which is not of {', '.join(TRUSTED_MODULES)}; "
+                "pass --trust-code if you know what its code does"
+            )
     parser = build_train_parser()
     try:
         return parser, parser.parse_args(["--config", str(path), *overrides])
@@ -124,17 +125,69 @@ def parse_train_config(
         raise UserError(f"configuration '{path}': {condense(str(error))}") from error
 
 
-def class_paths(content: Any) -> Iterator[str]:
-    """Every ``class_path`` in a nested configuration."""
+def parse_override(argument: str) -> Any:
+    """The value that a command-line argument carries."""
+    text = argument.partition("=")[2] if argument.startswith("--") else argument
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def foreign_code(content: Any, folders: Sequence[Path]) -> Iterator[str]:
+    """Names of code outside ``TRUSTED_MODULES`` that a configuration would have imported.
+
+    A class may be given by ``class_path``, by its dotted name alone, or by a further YAML file, and the schema that tells names
+    from other strings cannot be applied without importing: so every string that is the dotted name of something importable
+    counts. A bare class name is looked up among classes that are imported already.
+
+    Args:
+        content: A parsed YAML value.
+        folders: Where further files are looked for.
+    """
     if isinstance(content, dict):
         for key, value in content.items():
-            if key == "class_path" and isinstance(value, str):
+            if key == "class_path" and isinstance(value, str) and "." in value and not is_trusted(value):
                 yield value
             else:
-                yield from class_paths(value)
+                yield from foreign_code(value, folders)
     elif isinstance(content, list):
         for value in content:
-            yield from class_paths(value)
+            yield from foreign_code(value, folders)
+    elif isinstance(content, str):
+        if DOTTED_NAME.fullmatch(content) and not is_trusted(content) and is_importable(content.split(".")[0]):
+            yield content
+        for file in [folder / content for folder in folders]:
+            if is_small_file(file):
+                try:
+                    inner = yaml.safe_load(file.read_text())
+                except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                    continue
+                if isinstance(inner, dict):
+                    yield from foreign_code(inner, (file.parent, *folders))
+
+
+def is_trusted(name: str) -> bool:
+    """True for a dotted name within ``TRUSTED_MODULES``."""
+    return name.split(".")[0] in TRUSTED_MODULES
+
+
+def is_importable(module: str) -> bool:
+    """True if a top-level module exists; it is not imported."""
+    try:
+        return find_spec(module) is not None
+    except ValueError:
+        # Imported already, without a record of where from.
+        return True
+
+
+def is_small_file(path: Path) -> bool:
+    """True for a file that may be a part of a configuration."""
+    try:
+        return path.is_file() and path.stat().st_size <= MAX_CONFIG_BYTES
+    except (OSError, ValueError):
+        # Not a path at all: too long, or with a zero byte.
+        return False
 
 
 def dump_config(parser: OneSentenceParser, config: Namespace) -> str:

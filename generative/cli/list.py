@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 
+from generative.cli.arguments import CommandParser
+
 SECTIONS = ("models", "pipelines", "configs", "datasets", "schedulers", "metrics", "extractors")
 
 
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="generative list", description="List what there is.", allow_abbrev=False)
+    parser = CommandParser("generative list", "List what there is.")
     parser.add_argument("section", nargs="?", choices=SECTIONS, help="one section only")
     chosen = parser.parse_args(arguments).section
     for section in [chosen] if chosen else SECTIONS:

@@ -7,6 +7,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from generative.cli.arguments import CommandParser
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,13 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="generative sample",
-        description="Sample images from a run or a pipeline folder.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("generative sample", "Sample images from a run or a pipeline folder.", EPILOG)
     parser.add_argument(
         "folder", metavar="RUN_OR_PIPELINE_DIR", type=Path, help="runs/NAME, or a folder written by save_pretrained"
     )
@@ -80,6 +75,8 @@ def sample(
     device: str | None,
 ) -> int:
     """Sample and write; returns the exit code."""
+    if output.suffix == ".npz" and output.is_dir():
+        raise UserError(f"output '{output}' is a folder; give a file name, or a folder that does not end in .npz")
     for name, value in (("--num-images-per-class", num_images_per_class), ("--batch-size", batch_size)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
@@ -96,7 +93,11 @@ def sample(
     labels = parse_class_labels(class_labels, pipeline)
     requests = [SampleRequest(label, index) for label in labels for index in range(num_images_per_class)]
     accelerator = build_accelerator()
-    pipeline.to(device or accelerator.device)
+    try:
+        pipeline.to(torch.device(device or accelerator.device))
+    except (RuntimeError, AssertionError) as error:
+        # torch asserts that it was compiled with CUDA.
+        raise UserError(f"--device '{device}' cannot be used here: {str(error).splitlines()[0]}") from error
 
     def generate(wanted: list[SampleRequest]) -> Any:
         from generative.core.generation import generate_images

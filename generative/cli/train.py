@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
+from generative.cli.arguments import CommandParser
 from generative.cli.config import dump_config, find_config, parse_train_config
 from generative.core.errors import UserError
+
+CONFIG_FILE = "config.yaml"
+# What a run writes into its folder, beside checkpoint-STEP folders; --overwrite deletes these only.
+RUN_FILES = (CONFIG_FILE, "metrics.jsonl", "evaluation.json", "pipeline", "samples", "tensorboard")
 
 EPILOG = """Any value of the configuration can be overridden by its path:
   generative train digits/dit --trainer.total_images 64000 --objective.init_args.guidance_scale 1.5
@@ -21,13 +25,7 @@ SIGTERM and Ctrl-C save a checkpoint and stop; `--resume latest` goes on, bit-eq
 
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="generative train",
-        description="Train a generator from a configuration.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("generative train", "Train a generator from a configuration.", EPILOG)
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a shipped configuration such as digits/dit")
     parser.add_argument("--resume", metavar="latest|auto|FOLDER", help="go on from the newest checkpoint (auto: if there is one)")
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that already holds a run, deleting it")
@@ -59,27 +57,33 @@ def train(
     import torch
 
     from generative.core.checkpoint import resolve_checkpoint
+    from generative.core.logging import whole_file
     from generative.core.runtime import build_accelerator
     from generative.core.trainer import Trainer
 
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run and --overwrite deletes it; choose one of them")
     output_dir = Path(config.trainer.output_dir)
     checkpoint = resolve_checkpoint(output_dir, resume) if resume else None
     accelerator = build_accelerator(config.trainer.mixed_precision, logging_dir=output_dir)
-    if accelerator.is_main_process and checkpoint is None:
-        check_output_dir(output_dir, overwrite)
+    if accelerator.is_main_process:
+        # A run killed before its first checkpoint has nothing that --resume auto could lose.
+        check_output_dir(output_dir, overwrite, may_hold_run=resume is not None)
     torch.manual_seed(config.seed)
     built = parser.instantiate_classes(config)
     trainer = Trainer(built.objective, built.data, built.trainer, accelerator, built.seed, built.evaluation)
+    if checkpoint is not None:
+        trainer.load_checkpoint(checkpoint)
     if accelerator.is_main_process:
-        # Only now, with everything built, is an old run deleted: a mistake in the configuration costs nothing.
-        if overwrite and checkpoint is None:
-            shutil.rmtree(output_dir, ignore_errors=True)
+        # Only now, with everything built and loaded, is an old run deleted or its configuration replaced: a mistake costs nothing.
+        if overwrite:
+            remove_run(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "config.yaml").write_text(resolved)
-    accelerator.init_trackers(
-        "tensorboard", init_kwargs={"tensorboard": {"purge_step": checkpoint and int(checkpoint.name.split("-")[-1])}}
-    )
-    trainer.fit(checkpoint)
+        with whole_file(output_dir / CONFIG_FILE) as partial:
+            partial.write_text(resolved)
+    purge_step = trainer.step + 1 if checkpoint else None
+    accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": purge_step}})
+    trainer.fit()
     accelerator.end_training()
     if trainer.stopped_by and trainer.step < trainer.total_steps:
         if accelerator.is_main_process:
@@ -92,15 +96,20 @@ def train(
     return 0
 
 
-def check_output_dir(output_dir: Path, overwrite: bool) -> None:
+def check_output_dir(output_dir: Path, overwrite: bool, may_hold_run: bool = False) -> None:
     """Refuse to mix two runs in one folder.
+
+    Args:
+        output_dir: Folder of the run.
+        overwrite: An old run is to be deleted.
+        may_hold_run: An old run is to go on.
 
     Raises:
         UserError: If the folder is a file, or already holds a run that is neither resumed nor to be overwritten.
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"output folder '{output_dir}' is a file; choose another trainer.output_dir")
-    if not (output_dir / "config.yaml").exists():
+    if may_hold_run or not any((output_dir / name).exists() for name in (CONFIG_FILE, "pipeline")):
         return
     if not overwrite:
         raise UserError(
@@ -109,3 +118,12 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
         )
     if Path.cwd().is_relative_to(output_dir.resolve()):
         raise UserError("--overwrite would delete the current folder; choose another trainer.output_dir")
+
+
+def remove_run(output_dir: Path) -> None:
+    """Delete what a run wrote into its folder, and nothing else that lies there."""
+    for path in [output_dir / name for name in RUN_FILES] + list(output_dir.glob("checkpoint-*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

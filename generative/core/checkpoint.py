@@ -59,15 +59,30 @@ def resolve_checkpoint(run: Path, resume: str) -> Path | None:
         path = Path(resume)
         if not path.is_dir():
             raise UserError(f"checkpoint '{path}' does not exist; --resume takes latest, auto or a checkpoint folder")
+        # The two would mix: the newest ones are kept, and --resume latest would go on from what was abandoned.
+        ours = [other.resolve() for other in list_checkpoints(run)]
+        later = ours[ours.index(path.resolve()) + 1 :] if path.resolve() in ours else ours
+        if later:
+            raise UserError(
+                f"'{run}' holds '{later[0].name}' beyond '{path}'; move it and later ones away, "
+                "or choose another --trainer.output_dir"
+            )
     if path is not None:
         verify_manifest(path)
     return path
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what an interrupted ``write_folder`` left behind."""
+    """Delete what an interrupted write left behind; a folder that was being replaced gets its old content back."""
+    for path in folder.glob(".*.previous.partial"):
+        target = path.with_name(path.name.removeprefix(".").removesuffix(".previous.partial"))
+        if not target.exists():
+            path.rename(target)
     for path in folder.glob(".*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -97,7 +112,11 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             previous = target.with_name(f".{target.name}.previous.partial")
             shutil.rmtree(previous, ignore_errors=True)
             target.rename(previous)
-            partial.rename(target)
+            try:
+                partial.rename(target)
+            except OSError:
+                previous.rename(target)
+                raise
             shutil.rmtree(previous)
         else:
             partial.rename(target)
@@ -130,10 +149,10 @@ def verify_manifest(folder: Path) -> None:
         UserError: If a file is missing or cut short.
     """
     try:
-        files: dict[str, int] = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        files: list[tuple[str, int]] = list(json.loads((folder / MANIFEST).read_text())["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{folder}' is not a complete checkpoint: its {MANIFEST} is missing or damaged") from error
-    for name, size in files.items():
+    for name, size in files:
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             raise UserError(f"'{folder}' is damaged: '{name}' is missing or cut short; resume from an older checkpoint")

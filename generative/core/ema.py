@@ -36,6 +36,8 @@ class HalfLifeEMA(EMAProfile):
     def __init__(self, halflife_images: float, rampup_ratio: float | None = 0.05) -> None:
         if halflife_images <= 0:
             raise UserError(f"halflife_images must be positive, got {halflife_images}")
+        if rampup_ratio is not None and rampup_ratio <= 0:
+            raise UserError(f"rampup_ratio must be positive, or null for no warm-up, got {rampup_ratio}")
         self.halflife_images = halflife_images
         self.rampup_ratio = rampup_ratio
 

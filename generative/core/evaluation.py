@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,12 @@ class Evaluation:
 
     scores: dict[str, float]
     protocol: dict[str, Any]
+
+
+def gather_local(local: Any) -> list[Any]:
+    """Every process's object, by rank."""
+    everyone: list[Any] = gather_object([local])
+    return everyone
 
 
 class Evaluator:
@@ -80,6 +87,7 @@ class Evaluator:
         self.classifier_data = classifier_data
         self._suite: MetricSuite | None = None
         self._classifier: LabelClassifier | None = None
+        self._has_computed = False
 
     def evaluate(
         self, pipeline: ImageGenerationPipeline, accelerator: Accelerator, options: Mapping[str, Any], progress: bool = False
@@ -93,9 +101,10 @@ class Evaluator:
             progress: Show progress bars.
         """
         requests = balanced_requests(self.num_samples, pipeline.num_classes)
-        images: list[Tensor] = []
-        positions: list[int] = []
-        for batch_positions, batch in generate_images(
+        suite = self._reference_suite(accelerator, progress)
+        suite.reset_fake()
+        parts: list[tuple[list[int], Tensor]] = []
+        for positions, images in generate_images(
             pipeline,
             requests,
             seed=self.seed,
@@ -105,60 +114,68 @@ class Evaluator:
             num_processes=accelerator.num_processes,
             progress=progress and accelerator.is_main_process,
         ):
-            positions += batch_positions
-            images.append(batch.cpu())
+            suite.update(images, real=False, indices=torch.tensor(positions))
+            parts.append((positions, images.cpu()))
         if accelerator.num_processes > 1:
-            gathered = gather_object([(positions, torch.cat(images) if images else torch.empty(0))])
-            images = [part for _, part in gathered if part.numel()]
-            positions = [p for part, _ in gathered for p in part]
-        # In request order, so that not even the order of a float sum depends on the number of processes.
-        samples = torch.cat(images)[torch.tensor(positions).argsort()]
-        labels = torch.tensor([r.class_label for r in requests])
-        evaluation = self.score(samples, labels, accelerator.device, progress)
+            suite.gather(gather_local)
+            parts = gather_object(parts)
+        order = torch.tensor([p for positions, _ in parts for p in positions]).argsort()
+        samples = torch.cat([images for _, images in parts])[order]
+        labels = torch.tensor([request.class_label for request in requests])
+        evaluation = self._finish(suite, samples, labels)
         evaluation.protocol.update(seed=self.seed, labels="balanced", sampling=dict(options))
         return evaluation
 
-    def score_real(self, data: ImageDataset, device: torch.device | str = "cpu") -> Evaluation:
+    def score_real(self, data: ImageDataset, accelerator: Accelerator) -> Evaluation:
         """Score as many other real images, drawn at random: what a perfect generator would get at this sample count.
 
         Args:
             data: Real images other than the reference, for example the training images.
-            device: Where the extractor runs.
+            accelerator: Its device runs the extractor; call this after ``evaluate``, on one process or all.
         """
         order = torch.randperm(len(data), generator=keyed_generator(self.seed, "score_real"))[: self.num_samples]
-        return self.score(data.images(order), data.labels[order], device)
-
-    def score(
-        self, samples: Tensor, class_labels: Tensor | None, device: torch.device | str = "cpu", progress: bool = False
-    ) -> Evaluation:
-        """Score images that are already there.
-
-        Args:
-            samples: (N, 3, H, W) uint8.
-            class_labels: (N,) the class each was meant to show, or None.
-            device: Where the extractor runs.
-            progress: Show progress bars.
-        """
-        suite = self._reference_suite(device, progress)
+        images = data.images(order)
+        suite = self._reference_suite(accelerator, progress=False)
         suite.reset_fake()
-        suite.update(samples, real=False)
-        scores = suite.compute()
+        suite.update(images, real=False)
+        evaluation = self._finish(suite, images, data.labels[order])
+        if self.classifier_data is not None:
+            # On the held-out images: the classifier has seen the training ones.
+            evaluation.scores["classification_accuracy"] = self._label_classifier().accuracy(
+                self.data.images_uint8(), self.data.labels
+            )
+        return evaluation
+
+    def _finish(self, suite: MetricSuite, samples: Tensor, class_labels: Tensor) -> Evaluation:
+        from metrics.metric import SmallSampleWarning
+
+        with warnings.catch_warnings():
+            # Said once per run: the curve and the real images' score beside it are all at this sample count.
+            if self._has_computed:
+                warnings.simplefilter("ignore", SmallSampleWarning)
+            scores = suite.compute()
+        self._has_computed = True
         protocol = {**suite.protocol, "reference": f"{type(self.data).__name__} {self.data.fingerprint}"}
-        if self.classifier_data is not None and class_labels is not None:
+        if self.classifier_data is not None:
             classifier = self._label_classifier()
             scores["classification_accuracy"] = classifier.accuracy(samples, class_labels)
             protocol["classifier"] = classifier.description
         return Evaluation(scores, protocol)
 
-    def _reference_suite(self, device: torch.device | str, progress: bool) -> MetricSuite:
+    def _reference_suite(self, accelerator: Accelerator, progress: bool) -> MetricSuite:
+        """The metrics with the reference's features, each process having computed its share of them."""
         if self._suite is None:
             from metrics.extractors import build_extractor
             from metrics.suite import MetricSuite
 
-            extractor = build_extractor(self.extractor, weights=self.weights, input_size=self.input_size, device=device)
+            extractor = build_extractor(
+                self.extractor, weights=self.weights, input_size=self.input_size, device=accelerator.device
+            )
             self._suite = MetricSuite(self.metrics, extractor, resizer=self.resizer, progress=progress)
-            for start in range(0, len(self.data), 64):
-                self._suite.update(self.data.images(range(start, min(start + 64, len(self.data)))), real=True)
+            mine = range(accelerator.process_index, len(self.data), accelerator.num_processes)
+            for start in range(0, len(mine), self.batch_size):
+                indices = torch.tensor(mine[start : start + self.batch_size])
+                self._suite.update(self.data.images(indices), real=True, indices=indices)
         return self._suite
 
     def _label_classifier(self) -> LabelClassifier:

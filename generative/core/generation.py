@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from generative.core.logging import progress_interval
 from generative.core.seeding import sample_generators
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def generate_images(
     """
     mine = list(range(process_index, len(requests), num_processes))
     pipeline.set_progress_bar_config(disable=True)
-    with tqdm(total=len(mine), desc="sampling", unit="img", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=len(mine), desc="sampling", unit="img", disable=not progress, leave=False, mininterval=progress_interval()
+    ) as bar:
         for start in range(0, len(mine), batch_size):
             positions = mine[start : start + batch_size]
             labels = [requests[p].class_label for p in positions]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,26 @@ METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
 
 
+def progress_interval() -> float:
+    """Seconds between redraws of a progress bar: rare where standard error is a file and every redraw a new line."""
+    return 0.2 if sys.stderr.isatty() else 30.0
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: inside, write to the temporary path given; it is renamed at the end.
+
+    A full disk leaves the old file, if there was one, and nothing half-written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 class RunLog:
     """The log of one run; only the main process writes.
 
@@ -23,19 +45,25 @@ class RunLog:
         run: Folder of the run.
         accelerator: Its trackers receive the same numbers.
         resume_step: Entries of later steps are dropped: the run repeats them.
+
+    Attributes:
+        evaluated_steps: Steps whose evaluation is in the log, the same on every process.
     """
 
     def __init__(self, run: Path, accelerator: Accelerator, resume_step: int) -> None:
         self.path = run / METRICS_FILE
         self.accelerator = accelerator
+        kept = [entry for entry in read_metrics(run) if entry["step"] <= resume_step] if resume_step else []
+        self.evaluated_steps = {entry["step"] for entry in kept if any(key.startswith("evaluation/") for key in entry)}
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            kept = [entry for entry in read_metrics(run) if entry["step"] <= resume_step] if resume_step else []
-            partial = self.path.with_name(f".{METRICS_FILE}.partial")
-            partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-            os.replace(partial, self.path)
+            with whole_file(self.path) as partial:
+                partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
     def write(self, step: int, images_seen: int, values: Mapping[str, Any]) -> None:
         """Append one entry and send its numbers to the trackers."""
+        if any(key.startswith("evaluation/") for key in values):
+            self.evaluated_steps.add(step)
         if not self.accelerator.is_main_process:
             return
         with self.path.open("a") as file:
@@ -58,9 +86,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def save_grid(images: Tensor, path: Path, columns: int, min_tile: int = 32) -> None:
@@ -78,6 +105,5 @@ def save_grid(images: Tensor, path: Path, columns: int, min_tile: int = 32) -> N
     large = images.cpu().repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
     grid = make_grid(large, nrow=columns, padding=2, pad_value=128)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(partial, format="PNG")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(partial, format="PNG")

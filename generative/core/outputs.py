@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.core.generation import SampleRequest
-from generative.core.logging import write_json
+from generative.core.logging import whole_file, write_json
 
 MANIFEST = "manifest.json"
 
@@ -37,12 +36,14 @@ class ImageFolderWriter:
         self.settings = settings
         if folder.exists() and not folder.is_dir():
             raise UserError(f"output '{folder}' is a file; give a folder, or a name that ends in .npz")
-        if folder.is_dir() and any(folder.iterdir()):
+        self.previous: list[dict[str, Any]] = []
+        if folder.is_dir() and not all(path.match(".*.partial") for path in folder.iterdir()):
             try:
-                previous = json.loads((folder / MANIFEST).read_text())["settings"]
-            except (OSError, ValueError, KeyError) as error:
+                manifest = json.loads((folder / MANIFEST).read_text())
+                found, self.previous = manifest["settings"], list(manifest["images"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"output folder '{folder}' is not empty and holds no samples of ours; choose another") from error
-            if previous != json.loads(json.dumps(settings)):
+            if found != json.loads(json.dumps(settings)):
                 raise UserError(f"output folder '{folder}' holds samples of other settings (see its {MANIFEST}); choose another")
 
     def missing(self, requests: Sequence[SampleRequest]) -> list[SampleRequest]:
@@ -50,20 +51,23 @@ class ImageFolderWriter:
         return [r for r in requests if not (self.folder / image_name(r)).exists()]
 
     def start(self, requests: Sequence[SampleRequest]) -> None:
-        """Write the manifest: settings, and the class of every file."""
+        """Write the manifest: settings, and the class of every file, those of earlier runs into the folder included."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".*.partial"):
             leftover.unlink()
-        images = [{"file": image_name(r), "class_label": r.class_label, "index": r.index} for r in requests]
-        write_json(self.folder / MANIFEST, {"settings": self.settings, "images": images})
+        images = {entry["file"]: entry for entry in self.previous}
+        for request in requests:
+            name = image_name(request)
+            images[name] = {"file": name, "class_label": request.class_label, "index": request.index}
+        ordered = sorted(images.values(), key=lambda entry: (entry["class_label"], entry["index"]))
+        write_json(self.folder / MANIFEST, {"settings": self.settings, "images": ordered})
 
     def write(self, requests: Iterable[SampleRequest], images: Tensor) -> None:
         """Write a batch (B, 3, H, W) uint8, each file under a temporary name first."""
         for request, array in zip(requests, images.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
             path = self.folder / image_name(request)
-            partial = path.with_name(f".{path.name}.partial")
-            Image.fromarray(array).save(partial, format="PNG")
-            os.replace(partial, path)
+            with whole_file(path) as partial:
+                Image.fromarray(array).save(partial, format="PNG")
 
 
 def write_npz(path: Path, images: Tensor, requests: Sequence[SampleRequest]) -> None:
@@ -76,7 +80,5 @@ def write_npz(path: Path, images: Tensor, requests: Sequence[SampleRequest]) -> 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = np.asarray([r.class_label for r in requests], dtype=np.int64)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, images.permute(0, 2, 3, 1).cpu().numpy(), labels)
-    os.replace(partial, path)

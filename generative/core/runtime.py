@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin
 
 from generative.core.errors import UserError
 
@@ -32,9 +35,14 @@ def build_accelerator(mixed_precision: Precision = "no", logging_dir: Path | Non
     if mixed_precision == "fp16" and not has_cuda:
         raise UserError("mixed_precision fp16 needs a CUDA device, on the CPU it silently runs in float32; use bf16 or no")
     expected = launched_processes()
+    # Accelerate keeps one precision per process for ever; a second run in this process may want another.
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=not has_cuda,
         mixed_precision=mixed_precision,
+        # The trainer accumulates by itself; said here, as a launcher's environment could say otherwise.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
         log_with="tensorboard" if logging_dir else None,
         project_dir=str(logging_dir) if logging_dir else None,
     )
@@ -50,21 +58,24 @@ def launched_processes() -> int:
     """How many processes the launcher was asked for.
 
     ``WORLD_SIZE`` tells it, except for ``accelerate launch --cpu --num_processes N``, which starts one process and says nothing:
-    there the launcher's own command line, our parent's, is the only witness (read where /proc exists).
+    there the launcher's own command line, our parent's, is the witness (read where /proc exists). Where the number comes from
+    the launcher's config file, only the rendezvous address that it sets for several processes tells: that counts as two.
     """
     if "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
+    at_least = 2 if "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ else 1
     command_line = Path(f"/proc/{os.getppid()}/cmdline")
     if not sys.platform.startswith("linux") or not command_line.exists():
-        return 1
+        return at_least
     try:
         arguments = command_line.read_bytes().decode(errors="replace").split("\0")
     except OSError:
-        return 1
-    if not any(Path(argument).name in ("accelerate", "accelerate-launch") for argument in arguments[:3]):
-        return 1
+        return at_least
+    # `accelerate launch`, `accelerate-launch`, `python -m accelerate.commands.launch`
+    if not any(re.fullmatch(r"accelerate([.-].*)?", Path(argument).name) for argument in arguments[:4]):
+        return at_least
     for flag, value in zip(arguments, arguments[1:] + [""], strict=True):
         name, _, joined = flag.partition("=")
         if name in ("--num_processes", "--num-processes") and (joined or value).isdigit():
             return int(joined or value)
-    return 1
+    return at_least

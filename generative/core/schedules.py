@@ -73,6 +73,8 @@ class Linear(LRSchedule):
 
     def __init__(self, warmup_images: int = 0, final: float = 0.0, flat: float = 0.0) -> None:
         super().__init__(warmup_images)
+        if not 0 <= flat < 1:
+            raise UserError(f"flat must be in [0, 1), got {flat}")
         self.final = final
         self.flat = flat
 

@@ -102,8 +102,8 @@ class PhaseRunner:
             return {name: torch.stack([r[name] for r in records]).mean() for name in records[0]}, float(self.num_slots)
         totals = {name: torch.stack([r[name] for r in records]).sum() for name in records[0]}
         local = totals.pop("denominator")
-        values = {name: total / (local if name == "loss" else len(records)) for name, total in totals.items()}
-        return values, self.accelerator.reduce(local, reduction="sum") if self.accelerator.num_processes > 1 else local
+        values = {name: total / (or_one(local) if name == "loss" else len(records)) for name, total in totals.items()}
+        return values, or_one(self.accelerator.reduce(local, reduction="sum") if self.accelerator.num_processes > 1 else local)
 
     def _reduce_gradients(self, parameters: list[nn.Parameter], divisor: Tensor | float) -> None:
         """Sum gradients over processes and divide them; a parameter without gradient on every process keeps none."""
@@ -118,6 +118,11 @@ class PhaseRunner:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if gradients and not (isinstance(divisor, float) and divisor == 1.0):
             torch._foreach_div_(gradients, divisor)
+
+
+def or_one(denominator: Tensor) -> Tensor:
+    """The denominator, or 1 where there was nothing to sum: a mean over nothing is 0, not NaN."""
+    return torch.where(denominator == 0, torch.ones_like(denominator), denominator)
 
 
 @torch.no_grad()

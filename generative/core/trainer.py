@@ -24,7 +24,7 @@ from generative.core.ema import start_average, update_average
 from generative.core.errors import UserError
 from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.generation import SampleRequest, generate_images
-from generative.core.logging import EVALUATION_FILE, RunLog, save_grid, write_json
+from generative.core.logging import EVALUATION_FILE, RunLog, progress_interval, save_grid, write_json
 from generative.core.objective import Objective
 from generative.core.runtime import Precision
 from generative.core.schedules import Constant, LRSchedule
@@ -237,37 +237,38 @@ class Trainer:
         if resume_from is not None:
             self.load_checkpoint(resume_from)
         self.log = RunLog(config.output_dir, self.accelerator, self.step)
-        loader = iter(
-            build_loader(
-                self.dataset,
-                seed=self.seed,
-                batch_size=config.batch_size,
-                num_slots=self.num_slots,
-                rank=self.accelerator.process_index,
-                world_size=self.accelerator.num_processes,
-                repeats=self.repeats,
-                start_step=self.step,
-                horizontal_flip=config.horizontal_flip,
-                num_workers=config.num_workers,
-                pin_memory=self.accelerator.device.type == "cuda",
-            )
+        loader = build_loader(
+            self.dataset,
+            seed=self.seed,
+            batch_size=config.batch_size,
+            num_slots=self.num_slots,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            repeats=self.repeats,
+            start_step=self.step,
+            horizontal_flip=config.horizontal_flip,
+            num_workers=config.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
         )
-        if self.step == 0 and config.evaluate_interval_steps:
-            self._evaluate()
+        loader.worker_init_fn = survive_first_signal
+        batches = iter(loader)
+        # At step 0 that is the untrained network; after a resume, what a kill may have cut short.
+        self._evaluate_if_due()
         bar = tqdm(
             total=self.total_steps * self.images_per_step,
             initial=self.images_seen,
             desc=config.output_dir.name,
             unit="img",
             unit_scale=True,
+            mininterval=progress_interval(),
             disable=not (config.progress and self.accelerator.is_main_process),
         )
         with catch_signals(self), bar:
-            self._clock = time.perf_counter()
+            self._clock, self._clock_images = time.perf_counter(), self.images_seen
             while self.step < self.total_steps and not self._should_stop():
                 self.train_step(
                     [
-                        [self._to_device(next(loader)) for _ in range(config.gradient_accumulation_steps)]
+                        [self._to_device(next(batches)) for _ in range(config.gradient_accumulation_steps)]
                         for _ in range(self.repeats)
                     ]
                 )
@@ -276,7 +277,7 @@ class Trainer:
         if self.step >= self.total_steps:
             self._finish()
         else:
-            self._check_finite()
+            self._check_finite(weights=True)
             self.save_checkpoint()
 
     def _after_step(self, bar: Any) -> None:
@@ -287,30 +288,37 @@ class Trainer:
         if self.step == self.total_steps:
             return
         started = time.perf_counter()
-        if config.checkpoint_interval_steps and self.step % config.checkpoint_interval_steps == 0:
-            self._check_finite()
+        checkpoint, grid, evaluation = (
+            interval is not None and self.step % interval == 0
+            for interval in (config.checkpoint_interval_steps, config.sample_interval_steps, config.evaluate_interval_steps)
+        )
+        if checkpoint or grid or evaluation:
+            self._check_finite(weights=True)
+        if checkpoint:
             self.save_checkpoint()
-        if config.sample_interval_steps and self.step % config.sample_interval_steps == 0:
+        if grid:
             self._sample_grid()
-        if config.evaluate_interval_steps and self.step % config.evaluate_interval_steps == 0:
-            self._evaluate()
+        self._evaluate_if_due()
         # Time spent on anything but training does not count in images per second.
         self._clock += time.perf_counter() - started
 
     def _finish(self) -> None:
-        self._check_finite()
+        self._check_finite(weights=True)
         self.save_checkpoint()
         self._sample_grid()
-        if self.config.evaluate_interval_steps:
-            self._evaluate()
+        self._evaluate_if_due()
 
     def _to_device(self, batch: Batch) -> Batch:
         return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}  # type: ignore[return-value, attr-defined]
 
     # ------------------------------------------------------------------ watching
 
-    def _check_finite(self) -> None:
-        """Stop on a NaN or infinite value: when logging and before saving only, as reading losses each step would stall a GPU."""
+    def _check_finite(self, weights: bool = False) -> None:
+        """Stop on a NaN or infinite value: when logging and before saving only, as reading losses each step would stall a GPU.
+
+        Args:
+            weights: Look at the weights too: the last step can spoil them without a loss having shown it yet.
+        """
         message = ""
         for step, phase, values in self._pending:
             for name, value in values.items():
@@ -319,6 +327,9 @@ class Trainer:
                     continue
                 if not message and not bool(torch.isfinite(value)):
                     message = f"{phase}/{name} became {float(value)} at step {step}"
+        for name, network in self.objective.networks.items() if weights else ():
+            if not message and not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
+                message = f"weights of network '{name}' became NaN or infinite by step {self.step}"
         # Every process must stop, or the others would wait for this one for ever.
         count = torch.tensor([float(bool(message))], device=self.accelerator.device)
         if not bool(self.accelerator.gather(count).sum()):
@@ -342,8 +353,8 @@ class Trainer:
         means = self.accelerator.reduce(means, reduction="mean") if self.accelerator.num_processes > 1 else means
         now = time.perf_counter()
         entry = dict(zip(names, means.tolist(), strict=True))
-        entry["images_per_second"] = self.config.log_interval_steps * self.images_per_step / (now - self._clock)
-        self._clock = now
+        entry["images_per_second"] = (self.images_seen - self._clock_images) / (now - self._clock)
+        self._clock, self._clock_images = now, self.images_seen
         for name, optimizer in self.optimizers.items():
             entry[f"lr/{name}"] = optimizer.param_groups[0]["lr"]
         self.log.write(self.step, self.images_seen, entry)
@@ -361,13 +372,20 @@ class Trainer:
             network.eval()
         return self.objective.pipeline(networks)
 
+    def _evaluate_if_due(self) -> None:
+        """Evaluate at every ``evaluate_interval_steps``-th step, the first and the last, once each."""
+        interval = self.config.evaluate_interval_steps
+        is_due = bool(interval) and (self.step % (interval or 1) == 0 or self.step == self.total_steps)
+        if is_due and self.step not in self.log.evaluated_steps:
+            self._evaluate()
+
     def _evaluate(self) -> None:
         assert self.evaluator is not None
         evaluation = self.evaluator.evaluate(self.sampling_pipeline(), self.accelerator, self.objective.sampling_defaults())
         self.last_evaluation = evaluation
         if self.accelerator.is_main_process:
             if self._real_scores is None:
-                self._real_scores = self.evaluator.score_real(self.dataset, self.accelerator.device).scores
+                self._real_scores = self.evaluator.score_real(self.dataset, self.accelerator).scores
             write_json(
                 self.config.output_dir / EVALUATION_FILE,
                 {
@@ -381,9 +399,10 @@ class Trainer:
         self.log.write(self.step, self.images_seen, {f"evaluation/{name}": value for name, value in evaluation.scores.items()})
 
     def _sample_grid(self) -> None:
+        # On every process: preparing a network for sampling may take statistics over all of them.
+        pipeline = self.sampling_pipeline()
         if not self.accelerator.is_main_process:
             return
-        pipeline = self.sampling_pipeline()
         classes = range(min(pipeline.num_classes, 10))
         columns = self.config.grid_images_per_class
         requests = [SampleRequest(label, index) for label in classes for index in range(columns)]
@@ -396,9 +415,11 @@ class Trainer:
         columns = self.config.grid_images_per_class
         rows = []
         for label in range(min(self.objective.num_classes, 10)):
-            images = self.dataset.images((self.dataset.labels == label).nonzero().flatten()[:columns])
-            blank = torch.zeros(columns - len(images), *images.shape[1:], dtype=torch.uint8)
-            rows.append(torch.cat([images, blank]))
+            row = torch.zeros(columns, 3, self.dataset.image_size, self.dataset.image_size, dtype=torch.uint8)
+            indices = (self.dataset.labels == label).nonzero().flatten()[:columns]
+            if len(indices):
+                row[: len(indices)] = self.dataset.images(indices)
+            rows.append(row)
         save_grid(torch.cat(rows), self.config.output_dir / "samples" / "real.png", columns)
 
     # ------------------------------------------------------------------ stopping
@@ -435,6 +456,7 @@ class Trainer:
             "num_slots": self.num_slots,
             "mixed_precision": self.accelerator.mixed_precision,
             "data_fingerprint": self.dataset.fingerprint,
+            "optimizers": {name: type(optimizer.optimizer).__name__ for name, optimizer in self.optimizers.items()},
         }
 
     def save_checkpoint(self) -> None:
@@ -477,7 +499,7 @@ class Trainer:
         for key, current in self.state().items():
             if key not in ("step", "images_seen") and saved.get(key) != current:
                 raise UserError(
-                    f"checkpoint '{folder}' has {key} {saved.get(key)}, this run {current}: data and noise would change"
+                    f"checkpoint '{folder}' has {key} {saved.get(key)}, this run {current}: it would not go on as it was"
                     + (" (num_slots is processes times gradient_accumulation_steps)" if key == "num_slots" else "")
                 )
         for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
@@ -489,6 +511,15 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved["grad_scaler"])
         self.step = saved["step"]
+
+
+def survive_first_signal(worker: int) -> None:
+    """Make a loader worker outlive the first SIGTERM or SIGINT, as the trainer does.
+
+    Ctrl-C and cluster schedulers signal every process of a job; the run needs its workers until it is saved.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 @contextmanager

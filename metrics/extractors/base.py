@@ -60,8 +60,7 @@ class FeatureExtractor(nn.Module, ABC):
         """
 
     def match_protocol(self, images: Tensor, resizer: str) -> Tensor:
-        """Return the images as `forward` must get them under a resizer's protocol; most networks know only
-        one way."""
+        """Return the images as `forward` must get them under a resizer's protocol; most networks know only one way."""
         return images
 
     def normalization(self, resizer: str) -> str:
@@ -78,8 +77,7 @@ class FeatureExtractor(nn.Module, ABC):
         return super().train(False)
 
     def freeze(self) -> Self:
-        """Put the network in its only state: no gradients to weights, evaluation mode, channels last in
-        memory."""
+        """Put the network in its only state: no gradients to weights, evaluation mode, channels last in memory."""
         self.requires_grad_(False)
         self.train(False)
         return self.to(memory_format=torch.channels_last)

@@ -122,8 +122,7 @@ def _renamed(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[
 
 
 def _fold_all(network: nn.Module) -> None:
-    """Fold every batch norm into its convolution; what stays in its place is the activation timm attached to
-    it."""
+    """Fold every batch norm into its convolution; what stays in its place is the activation timm attached to it."""
     num_folded = 0
     for module in network.modules():
         for conv_name, norm_name in _FOLDED_PAIRS.get(type(module).__name__, {}).items():

@@ -41,8 +41,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution of a block: name, width, kernel; it keeps the size unless its stride is 2 (then no
-    padding)."""
+    """A convolution of a block: name, width, kernel; it keeps the size unless its stride is 2 (then no padding)."""
 
     name: str
     channels: int
@@ -236,8 +235,7 @@ class InceptionV3(FeatureExtractor):
         return cls(load_tensors(path), digest)
 
     def _load_folded(self, state: Mapping[str, Tensor]) -> None:
-        """Fold every batch norm and fill every weight; a key too few, too many or of another shape is an
-        error."""
+        """Fold every batch norm and fill every weight; a key too few, too many or of another shape is an error."""
         unused = {key for key in state if not key.endswith("num_batches_tracked")}
         folded: dict[str, Tensor] = {}
 

@@ -1,0 +1,32 @@
+"""Guidance schedules for diffusion: when guidance acts. How it acts is in ``generative.core.sampling``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from generative.core.errors import UserError
+
+
+def guidance_schedule(
+    guidance_scale: float, interval: tuple[float, float] | None, num_train_timesteps: int
+) -> Callable[[Any], float]:
+    """Guidance scale as a function of the timestep, 1 (no guidance) outside an interval of noise levels.
+
+    Limiting guidance to the middle noise levels keeps diversity (Kynkaanniemi et al., arXiv 2404.07724).
+
+    Args:
+        guidance_scale: Scale inside the interval.
+        interval: ``(low, high)`` as fractions of the noise schedule, 0 the clean end and 1 pure noise: guided where
+            low <= timestep / num_train_timesteps <= high. None guides everywhere.
+        num_train_timesteps: Timestep of pure noise.
+
+    Raises:
+        UserError: If the interval is not 0 <= low < high <= 1.
+    """
+    if interval is None:
+        return lambda timestep: guidance_scale
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+        raise UserError(f"guidance_interval must be (low, high) with 0 <= low < high <= 1, got {interval!r}")
+    low, high = (fraction * num_train_timesteps for fraction in interval)
+    return lambda timestep: guidance_scale if low <= float(timestep) <= high else 1.0

@@ -1,0 +1,130 @@
+"""Residual blocks of the SAGAN and BigGAN line (arXiv 1805.08318, 1809.11096), and how their weights start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generative.layers.batch_norm import Condition
+from generative.layers.self_attention import ConvLayer
+
+WeightInit = Literal["xavier", "orthogonal", "normal"]
+NORMAL_INIT_STD = 0.02  # DCGAN (arXiv 1511.06434), "N02" in BigGAN-PyTorch
+
+
+class GeneratorBlock(nn.Module):
+    """Conditional norm, relu, upsample x2, conv, conditional norm, relu, conv; with a shortcut.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        conv_layer: Makes the convolutions.
+        norm_layer: Called with a number of channels, makes a conditional norm ``(sample, condition) -> sample``.
+        upsample: Double height and width (nearest neighbour).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        conv_layer: ConvLayer,
+        norm_layer: Callable[[int], nn.Module],
+        upsample: bool = True,
+    ) -> None:
+        super().__init__()
+        self.upsample = upsample
+        self.norm1 = norm_layer(in_channels)
+        self.conv1 = conv_layer(in_channels, out_channels)
+        self.norm2 = norm_layer(out_channels)
+        self.conv2 = conv_layer(out_channels, out_channels)
+        has_conv_shortcut = upsample or in_channels != out_channels
+        self.shortcut = conv_layer(in_channels, out_channels, kernel_size=1) if has_conv_shortcut else nn.Identity()
+
+    def forward(self, sample: Tensor, condition: Condition) -> Tensor:
+        """Run the block.
+
+        Args:
+            sample: (B, C, H, W).
+            condition: What the norms take.
+
+        Returns:
+            (B, C', 2H, 2W), or (B, C', H, W) without upsampling.
+        """
+        hidden = F.relu(self.norm1(sample, condition))
+        if self.upsample:
+            hidden = F.interpolate(hidden, scale_factor=2)  # (B, C, 2H, 2W)
+        hidden = self.conv1(hidden)  # (B, C', 2H, 2W)
+        hidden = self.conv2(F.relu(self.norm2(hidden, condition)))
+        # A 1x1 convolution commutes with nearest upsampling: run it on the small map, at a quarter of the cost.
+        shortcut = self.shortcut(sample)  # (B, C', H, W)
+        if self.upsample:
+            shortcut = F.interpolate(shortcut, scale_factor=2)  # (B, C', 2H, 2W)
+        return hidden + shortcut
+
+
+class DiscriminatorBlock(nn.Module):
+    """Relu, conv, relu, conv, average pool; with a shortcut that sees the sample before the relu.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        conv_layer: Makes the convolutions.
+        wide: Hidden channels as many as out (SAGAN, BigGAN), else as in (SN-GAN).
+        preactivation: Start with a relu; not for the block that sees images.
+        downsample: Halve height and width (average pool).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        conv_layer: ConvLayer,
+        wide: bool = True,
+        preactivation: bool = True,
+        downsample: bool = True,
+    ) -> None:
+        super().__init__()
+        self.preactivation = preactivation
+        self.downsample = downsample
+        hidden_channels = out_channels if wide else in_channels
+        self.conv1 = conv_layer(in_channels, hidden_channels)
+        self.conv2 = conv_layer(hidden_channels, out_channels)
+        has_conv_shortcut = downsample or in_channels != out_channels
+        self.shortcut = conv_layer(in_channels, out_channels, kernel_size=1) if has_conv_shortcut else nn.Identity()
+
+    def forward(self, sample: Tensor) -> Tensor:
+        """Run the block.
+
+        Args:
+            sample: (B, C, H, W).
+
+        Returns:
+            (B, C', H/2, W/2), or (B, C', H, W) without downsampling.
+        """
+        hidden = F.relu(sample) if self.preactivation else sample
+        hidden = self.conv2(F.relu(self.conv1(hidden)))  # (B, C', H, W)
+        shortcut = sample
+        if self.downsample:
+            # A 1x1 convolution commutes with average pooling, so pooling first serves every block and is cheaper.
+            hidden, shortcut = F.avg_pool2d(hidden, 2), F.avg_pool2d(shortcut, 2)  # (B, C' or C, H/2, W/2)
+        return hidden + self.shortcut(shortcut)
+
+
+def initialise_weights(network: nn.Module, init: WeightInit) -> None:
+    """Draw the weights of every convolution, linear layer and embedding table anew; biases keep torch's default.
+
+    Args:
+        network: Changed in place.
+        init: ``xavier`` uniform (SAGAN), ``orthogonal`` (BigGAN) or ``normal`` with standard deviation 0.02.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
+            if init == "xavier":
+                nn.init.xavier_uniform_(module.weight)
+            elif init == "orthogonal":
+                nn.init.orthogonal_(module.weight)
+            else:
+                nn.init.normal_(module.weight, std=NORMAL_INIT_STD)

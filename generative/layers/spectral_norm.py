@@ -1,0 +1,177 @@
+"""Spectral normalisation (arXiv 1802.05957) as SAGAN and BigGAN train with it.
+
+It differs from ``torch.nn.utils.parametrizations.spectral_norm`` where their results depend on it: one power iteration runs at
+every forward, in eval mode too (where it is not written back), and only the left vector u is kept, so an average of weights
+whose u is averaged along stays normalised after one iteration.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def orthogonalise(vector: Tensor, basis: list[Tensor]) -> Tensor:
+    """Subtract a vector's components along others, one after the other (Gram-Schmidt).
+
+    Args:
+        vector: (n,).
+        basis: Vectors (n,); a zero vector (more asked for than the matrix has dimensions) takes nothing away.
+
+    Returns:
+        (n,) orthogonal to ``basis`` if that is orthogonal itself.
+    """
+    tiny = torch.finfo(vector.dtype).tiny
+    for other in basis:
+        vector = vector - (vector @ other) / (other @ other).clamp(min=tiny) * other
+    return vector
+
+
+@torch.no_grad()
+def power_iteration(matrix: Tensor, left: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """One step towards the leading singular vectors.
+
+    Args:
+        matrix: (out, in).
+        left: (S, out) estimates of the S leading left singular vectors, largest first.
+        eps: Smallest norm that is divided by.
+
+    Returns:
+        New left (S, out) and right (S, in) vectors, of unit length.
+    """
+    lefts: list[Tensor] = []
+    rights: list[Tensor] = []
+    for u in left:
+        v = F.normalize(orthogonalise(u @ matrix, rights), dim=0, eps=eps)  # (in,)
+        rights.append(v)
+        u = F.normalize(orthogonalise(matrix @ v, lefts), dim=0, eps=eps)  # (out,)
+        lefts.append(u)
+    return torch.stack(lefts), torch.stack(rights)
+
+
+class SpectralNorm(nn.Module):
+    """Divides a weight by an estimate of its largest singular value, with state of its own.
+
+    The estimate sigma = u W v is differentiated with u and v held constant (arXiv 1802.05957, eq. 8). It is computed in float32
+    with autocast off: in bfloat16 a power iteration has two digits.
+
+    Args:
+        num_outputs: First dimension of the weight; the others are flattened.
+        eps: Smallest norm that a vector is divided by.
+        num_singular_values: How many singular values to track; only the first normalises, the others are there to be logged.
+        num_iterations: Power iterations per training forward. Eval mode always does one, from the stored vectors.
+    """
+
+    u: Tensor
+    singular_values: Tensor
+
+    def __init__(self, num_outputs: int, eps: float = 1e-12, num_singular_values: int = 1, num_iterations: int = 1) -> None:
+        super().__init__()
+        self.eps = eps
+        self.num_iterations = num_iterations
+        self.register_buffer("u", torch.randn(num_singular_values, num_outputs))  # (S, out)
+        self.register_buffer("singular_values", torch.ones(num_singular_values))  # (S,), of the last training forward
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Normalise a weight.
+
+        Args:
+            weight: (out, ...).
+
+        Returns:
+            weight / sigma, same shape and dtype.
+        """
+        with torch.autocast(weight.device.type, enabled=False):
+            full = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+            # Weights read from a file may lie at odd addresses, where matrix-vector products round otherwise: a copy lies as any
+            # other tensor does, so that a saved and loaded network is bit-equal.
+            matrix = full.flatten(1).clone()  # (out, in)
+            u = self.u.to(full.dtype)
+            for _ in range(self.num_iterations if self.training else 1):
+                u, v = power_iteration(matrix.detach(), u, self.eps)  # (S, out), (S, in)
+            sigma = u[0] @ (matrix @ v[0])
+            if self.training:
+                self._remember(matrix.detach(), u, v, sigma.detach())
+            return (full / sigma).to(weight.dtype)
+
+    @torch.no_grad()
+    def _remember(self, matrix: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> None:
+        self.u.copy_(u)
+        self.singular_values[0] = sigma
+        if len(u) > 1:
+            self.singular_values[1:] = ((v[1:] @ matrix.T) * u[1:]).sum(1)
+
+    def extra_repr(self) -> str:
+        """Show the size and the settings."""
+        return f"{self.u.shape[1]}, eps={self.eps}, num_singular_values={len(self.u)}, num_iterations={self.num_iterations}"
+
+
+class SpectralNormConv2d(nn.Conv2d):
+    """Convolution whose weight is divided by its spectral norm, stride 1, same size out for odd kernels.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        kernel_size: Odd height and width of the kernel.
+        bias: Whether to add a bias, which is not normalised.
+        eps: See ``SpectralNorm``, as the two below.
+        num_singular_values: See ``SpectralNorm``.
+        num_iterations: See ``SpectralNorm``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        bias: bool = True,
+        eps: float = 1e-12,
+        num_singular_values: int = 1,
+        num_iterations: int = 1,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.spectral_norm = SpectralNorm(out_channels, eps, num_singular_values, num_iterations)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (B, C, H, W) to (B, C', H, W)."""
+        return F.conv2d(input, self.spectral_norm(self.weight), self.bias, self.stride, self.padding)
+
+
+class SpectralNormLinear(nn.Linear):
+    """Linear layer whose weight is divided by its spectral norm; arguments as ``SpectralNormConv2d``."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        eps: float = 1e-12,
+        num_singular_values: int = 1,
+        num_iterations: int = 1,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.spectral_norm = SpectralNorm(out_features, eps, num_singular_values, num_iterations)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        return F.linear(input, self.spectral_norm(self.weight), self.bias)
+
+
+class SpectralNormEmbedding(nn.Embedding):
+    """Embedding table (num_embeddings, embedding_dim) divided by its spectral norm; arguments as ``SpectralNormConv2d``."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        eps: float = 1e-12,
+        num_singular_values: int = 1,
+        num_iterations: int = 1,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim)
+        self.spectral_norm = SpectralNorm(num_embeddings, eps, num_singular_values, num_iterations)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up integers (...) to (..., embedding_dim)."""
+        return F.embedding(input, self.spectral_norm(self.weight))

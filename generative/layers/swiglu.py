@@ -1,0 +1,38 @@
+"""Gated feed-forward layer."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def swiglu_hidden_size(hidden_size: int, multiple_of: int) -> int:
+    """Inner width that gives a SwiGLU as many weights as a two-layer MLP four times as wide: 8/3 of the width, rounded up.
+
+    Args:
+        hidden_size: Width of the residual stream.
+        multiple_of: Round up to a multiple of this (LlamaGen: 256).
+    """
+    inner = int(8 * hidden_size / 3)
+    return (inner + multiple_of - 1) // multiple_of * multiple_of
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate(x)) * up(x))`` without biases (arXiv 2002.05202, eq. 6).
+
+    Args:
+        hidden_size: Width D of input and output.
+        inner_size: Width between.
+        dropout: Share of output features dropped in training.
+    """
+
+    def __init__(self, hidden_size: int, inner_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(hidden_size, 2 * inner_size, bias=False)
+        self.down_proj = nn.Linear(inner_size, hidden_size, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)  # 2 x (..., inner)
+        return self.dropout(self.down_proj(F.silu(gate) * up))  # (..., D)

@@ -1,0 +1,273 @@
+"""The page: one HTML file with everything inside it, to look at, keep and send."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from generative.core.errors import UserError
+from generative.report.collect import Run, collect_runs
+from generative.report.figures import (
+    LINE_STYLES,
+    REAL_COLOR,
+    Grid,
+    grid_element,
+    loss_figure,
+    read_grid,
+    run_colors,
+    score_figure,
+    strip_element,
+)
+from generative.report.scores import (
+    ACCURACY,
+    FRECHET,
+    PRECISION,
+    RECALL,
+    format_count,
+    format_number,
+    format_percent,
+    protocol_groups,
+    protocol_section,
+    score_table,
+)
+from generative.report.style import STYLE
+
+PACKAGES = ("triptych", "torch", "diffusers", "accelerate", "torchvision", "numpy")
+# Scores with a plot of their own: logarithmic or not, limits of the axis.
+SCORE_PLOTS = (
+    (FRECHET, True, None),
+    (ACCURACY, False, (-0.02, 1.02)),
+    (PRECISION, False, (-0.02, 1.02)),
+    (RECALL, False, (-0.02, 1.02)),
+)
+# Matplotlib's line styles as CSS borders, for legends.
+BORDERS = dict(zip(LINE_STYLES, ("solid", "dashed", "dotted", "dashed"), strict=True))
+
+
+def write_report(
+    runs: Sequence[Path],
+    output: Path,
+    title: str,
+    intro: str = "",
+    caption: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Path:
+    """Write the page of some runs.
+
+    Args:
+        runs: Their folders; whatever one in progress has not written yet is named on the page.
+        output: The .html file; written under a temporary name and renamed, so a page that is there is replaced whole.
+        title: Heading of the page.
+        intro: Paragraphs under it (blank lines between them), before a summary that is made from the scores.
+        caption: What is said under the sample grids; None says how they are laid out.
+        class_names: Names of the classes, in order, for the grids; None for their numbers.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: If a folder is no run, or the output is no .html file.
+    """
+    output = Path(output)
+    if output.suffix.lower() not in (".html", ".htm") or output.is_dir():
+        raise UserError(f"the report's output must be a file that ends in .html, got '{output}'")
+    page = build_page(collect_runs(runs), title, intro, caption, class_names)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return output
+
+
+def build_page(runs: Sequence[Run], title: str, intro: str, caption: str | None, class_names: Sequence[str] | None) -> str:
+    """The whole page as HTML; everything that comes from files is escaped."""
+    colors = run_colors(runs)
+    paragraphs = [part.strip() for part in intro.split("\n\n") if part.strip()] + [summary(runs)]
+    sections = {
+        "scores": ("Scores", score_table(runs, colors, REAL_COLOR) + protocol_section(runs) + missing_note(runs)),
+        "samples": ("Real and generated images", grids_section(runs, colors, caption, class_names)),
+        "curves": ("Curves", curves_section(runs, colors)),
+        "reproduce": ("How to reproduce", reproduce_section(runs)),
+    }
+    links = "".join(f'<a href="#{key}">{name}</a>' for key, (name, _) in sections.items())
+    body = "".join(f'<section id="{key}"><h2>{name}</h2>{content}</section>' for key, (name, content) in sections.items())
+    # Nothing may be fetched and nothing may run, whatever the files say.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
+        f"<header><h1>{escape(title)}</h1>{''.join(f'<p>{escape(text)}</p>' for text in paragraphs)}<nav>{links}</nav></header>"
+        f"{body}<footer>{escape(versions())}</footer></main></body></html>\n"
+    )
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """One paragraph: how many runs, how far, and the best of the two scores that say most."""
+    names = ", ".join(run.name for run in runs)
+    sentences = [f"{len(runs)} runs: {names}." if len(runs) > 1 else f"One run: {names}."]
+    seen = [run.images_seen for run in runs if run.images_seen]
+    if seen:
+        low, high = format_count(min(seen)), format_count(max(seen))
+        sentences.append(f"Training images seen: {low}." if low == high else f"Training images seen: {low} to {high}.")
+    running = [f"{run.name} ({100 * run.progress:.0f} %)" for run in runs if run.progress is not None and run.progress < 1]
+    if running:
+        sentences.append(f"Not finished: {', '.join(running)}.")
+    distances = [(v, run) for run in runs if (v := FRECHET.of(run.scores)) is not None and math.isfinite(v)]
+    # Under several protocols there is no lowest.
+    if distances and len(protocol_groups([run for _, run in distances])) == 1:
+        lowest, best = min(distances, key=lambda pair: pair[0])
+        start, real = FRECHET.of(best.first_scores), FRECHET.of(best.real_scores)
+        facts = [f"{format_number(start)} at step 0"] if start is not None else []
+        facts += [f"{format_number(real)} for as many real images"] if real is not None else []
+        lead = "Lowest Fr\u00e9chet distance" if len(distances) > 1 else "Fr\u00e9chet distance"
+        beside = f" ({', '.join(facts)})" if facts else ""
+        sentences.append(f"{lead}: {best.name} with {format_number(lowest)}{beside}.")
+    accuracies = [(value, run) for run in runs if (value := ACCURACY.of(run.scores)) is not None]
+    if len(accuracies) > 1:
+        parts = ", ".join(f"{run.name} {format_percent(value)}" for value, run in accuracies)
+        sentences.append(f"Samples that show the class asked for: {parts}.")
+    elif accuracies:
+        sentences.append(f"{format_percent(accuracies[0][0])} of its samples show the class asked for.")
+    return " ".join(sentences)
+
+
+def missing_note(runs: Sequence[Run]) -> str:
+    """What runs have not written, as a list; empty if all is there."""
+    items = "".join(f"<li>{escape(run.name)}: {escape('; '.join(run.missing))}</li>" for run in runs if run.missing)
+    return (
+        f'<div class="note" id="missing"><p>Not there (a run in progress writes it later):</p><ul>{items}</ul></div>'
+        if items
+        else ""
+    )
+
+
+def grids_section(runs: Sequence[Run], colors: dict[str, str], caption: str | None, class_names: Sequence[str] | None) -> str:
+    """Real images beside the newest grid of every run."""
+    figures = []
+    real = next((run.real_grid for run in runs if run.real_grid), None)
+    grid = read_grid(real) if real else None
+    if real is None:
+        figures.append(empty_figure("real images", REAL_COLOR, "no grid of real images yet"))
+    else:
+        figures.append(grid_figure("real images", REAL_COLOR, grid, "training images", "", class_names))
+    for run in runs:
+        if not run.grids:
+            figures.append(empty_figure(run.name, colors[run.name], "no sample grid yet"))
+            continue
+        step, path = run.grids[-1]
+        seen = run.images_at(step)
+        when = f"step {step:,}" + (f", {format_count(seen)} training images seen" if seen is not None else "")
+        figures.append(grid_figure(run.name, colors[run.name], read_grid(path), when, strip_element(run), class_names))
+    if caption is None:
+        caption = "One class to a row. Samples are drawn with a fixed seed, none picked by hand."
+    return f'<p class="note">{escape(caption)}</p><div class="grids">{"".join(figures)}</div>'
+
+
+def grid_figure(name: str, color: str, grid: Grid | None, when: str, strip: str, class_names: Sequence[str] | None) -> str:
+    """A grid with its heading and caption."""
+    if grid is None:
+        return empty_figure(name, color, "the image file cannot be read")
+    picture = grid_element(grid, f"Grid of {name}", class_names)
+    return f"<figure>{heading(name, color)}{picture}<figcaption>{escape(when)}</figcaption>{strip}</figure>"
+
+
+def empty_figure(name: str, color: str, reason: str) -> str:
+    """The place of a picture that is not there."""
+    return f'<figure>{heading(name, color)}<div class="empty">{escape(reason)}</div></figure>'
+
+
+def heading(name: str, color: str) -> str:
+    """A run's name behind its colour."""
+    return f'<h3><span class="swatch" style="background:{color}"></span>{escape(name)}</h3>'
+
+
+def curves_section(runs: Sequence[Run], colors: dict[str, str]) -> str:
+    """Scores of all runs together, then the losses of each run."""
+    scores = []
+    for score, is_log, limits in SCORE_PLOTS:
+        svg = score_figure(runs, score, colors, is_log, limits)
+        if svg:
+            scores.append(f"<figure><h3>{score.heading}</h3>{svg}</figure>")
+    entries = [legend_item(colors[run.name], BORDERS["-"], run.name) for run in runs]
+    entries.append(legend_item(REAL_COLOR, BORDERS["--"], "as many real images"))
+    if scores:
+        scored = f'<ul class="legend">{"".join(entries)}</ul><div class="plots">{"".join(scores)}</div>'
+    else:
+        scored = '<div class="empty">no evaluation logged yet</div><p></p>'
+    losses = []
+    for run in runs:
+        svg, curves = loss_figure(run, colors[run.name])
+        if not svg:
+            losses.append(empty_figure(run.name, colors[run.name], "no loss logged yet"))
+            continue
+        legend = "".join(legend_item(shade, BORDERS[style], name) for shade, style, name in curves)
+        title = heading(run.name, colors[run.name])
+        losses.append(f'<figure>{title}{svg}<figcaption><ul class="legend">{legend}</ul></figcaption></figure>')
+    note = '<p class="note">Training losses: pale as logged, strong smoothed. Losses of different families do not compare.</p>'
+    return f'{scored}{note}<div class="plots">{"".join(losses)}</div>'
+
+
+def legend_item(color: str, border: str, name: str) -> str:
+    """An entry of a legend."""
+    return f'<li><i style="border-top-color:{color};border-top-style:{border}"></i>{escape(name)}</li>'
+
+
+def reproduce_section(runs: Sequence[Run]) -> str:
+    """Command lines and the resolved configuration of each run."""
+    parts = []
+    for run in runs:
+        parts.append(f"<h3>{escape(run.name)}</h3><pre><code>{escape(commands(run))}</code></pre>")
+        if run.config_text is not None:
+            parts.append(
+                f"<details><summary>resolved configuration of {escape(run.name)}</summary>"
+                f"<pre><code>{escape(run.config_text)}</code></pre></details>"
+            )
+    names = " ".join(shlex.quote(str(run.path)) for run in runs)
+    parts.append(f"<h3>This page</h3><pre><code>{escape(f'generative report {names} --output report.html')}</code></pre>")
+    return "".join(parts)
+
+
+def commands(run: Run) -> str:
+    """What to type to train a run again and to sample from it as it was scored."""
+    lines = []
+    if run.config_text is not None:
+        again = run.path.with_name(run.path.name + "-again")
+        lines.append(
+            f"generative train {shlex.quote(str(run.path / 'config.yaml'))} --trainer.output_dir {shlex.quote(str(again))}"
+        )
+    sample = ["generative", "sample", str(run.path), "--class-labels", "all", "--num-images-per-class", "10"]
+    options = run.protocol.get("sampling")
+    for name, value in options.items() if isinstance(options, dict) else ():
+        if value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            sample += [f"--{str(name).replace('_', '-')}", text]
+    lines.append(shlex.join([*sample, "--output", f"samples-{run.path.resolve().name}"]))
+    return "\n".join(lines)
+
+
+def versions() -> str:
+    """Software and machine that wrote the page."""
+    import torch
+
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    python = ".".join(map(str, sys.version_info[:3]))
+    threads = torch.get_num_threads()
+    machine = f"{platform.platform()}, {threads} CPU thread{'s' * (threads != 1)}"
+    return f"Page written with {', '.join(found)}, Python {python} on {machine}."

@@ -1,0 +1,135 @@
+"""Token sampling: distribution, top-k, top-p, the raster scheduler, guidance schedules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+
+from generative.autoregressive.decoding import (
+    RasterScheduler,
+    guidance_schedule,
+    invert_cdf,
+    keep_top_k,
+    keep_top_p,
+    sample_tokens,
+)
+from generative.core.errors import UserError
+from generative.core.sampling import SampleState, sample_loop
+from generative.core.seeding import ImageNoise
+
+LOGITS = torch.tensor([0.3, -1.0, 2.0, 0.0, 1.1])
+
+
+def p_value(expected: Tensor, **options: object) -> float:
+    """Chi-square test of 20,000 draws against probabilities."""
+    uniform = torch.rand(20000, generator=torch.Generator().manual_seed(0))
+    counts = sample_tokens(LOGITS.expand(20000, -1), uniform, **options).bincount(minlength=5)
+    assert (counts[expected == 0] == 0).all()
+    possible = expected > 0
+    weights = expected[possible].double()
+    return chisquare(counts[possible].numpy(), (20000 * weights / weights.sum()).numpy()).pvalue
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    assert p_value((LOGITS / temperature).softmax(0), temperature=temperature) > 0.01
+    assert p_value((LOGITS / (temperature * 1.2)).softmax(0), temperature=temperature) < 1e-6  # the test can tell
+
+
+def test_draws_follow_the_truncated_softmax() -> None:
+    probabilities = LOGITS.softmax(0)  # order: 2, 4, 0, 3, 1
+    expected = torch.where(torch.tensor([False, False, True, False, True]), probabilities, 0)
+    assert p_value(expected, top_k=2) > 0.01
+    nucleus = torch.where(torch.tensor([True, False, True, False, True]), probabilities, 0)
+    assert p_value(nucleus, top_p=float(probabilities[[2, 4]].sum()) + 0.01) > 0.01
+    assert p_value(expected, top_p=float(probabilities[[2, 4]].sum()) + 0.01, top_k=2) > 0.01
+
+
+def test_the_cdf_is_inverted() -> None:
+    logits = torch.tensor([0.25, 0.0, 0.5, 0.25, 0.0]).log()
+    uniform = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, 1 - 2**-24])
+    assert invert_cdf(logits.expand(6, -1), uniform).tolist() == [0, 0, 2, 2, 3, 3]
+    leading_zero = torch.tensor([[-math.inf, 0.0]])
+    assert invert_cdf(leading_zero, torch.zeros(1)).tolist() == [1]  # u = 0 must not draw an impossible token
+
+
+def test_top_k_edges() -> None:
+    assert keep_top_k(LOGITS, 1).isfinite().nonzero().flatten().tolist() == [2]
+    torch.testing.assert_close(keep_top_k(LOGITS, 5), LOGITS)
+    torch.testing.assert_close(keep_top_k(LOGITS, 99), LOGITS)
+    assert keep_top_k(torch.tensor([1.0, 1.0, 0.0]), 1).isfinite().tolist() == [True, True, False]  # ties stay
+
+
+def test_top_p_edges() -> None:
+    torch.testing.assert_close(keep_top_p(LOGITS, 1.0), LOGITS)
+    assert keep_top_p(LOGITS, 1e-9).isfinite().nonzero().flatten().tolist() == [2]  # never nothing
+    halves = torch.tensor([0.5, 0.25, 0.25]).log()
+    assert keep_top_p(halves, 0.5).isfinite().tolist() == [True, False, False]  # reaches 0.5 with the first
+    assert keep_top_p(halves, 0.5001).isfinite().sum() == 2
+    rows = torch.stack([LOGITS, LOGITS.flip(0)])
+    torch.testing.assert_close(keep_top_p(rows, 0.7)[1], keep_top_p(LOGITS, 0.7).flip(0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"top_k": 0},
+        {"top_k": -3},
+        {"top_p": 0.0},
+        {"top_p": 1.01},
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(options))} must be"):
+        RasterScheduler(4, **options)
+
+
+def test_the_scheduler_fills_the_map_in_raster_order() -> None:
+    seen: list[list[int]] = []
+
+    def predict(state: SampleState, position: int) -> Tensor:
+        seen.append(state.sample[0].tolist())
+        return torch.nn.functional.one_hot(torch.tensor([position + 1, position + 2]), 6) * 100.0
+
+    noise = ImageNoise([torch.Generator().manual_seed(i) for i in range(2)])
+    state = SampleState(torch.zeros(2, 4, dtype=torch.int64), {"kept": 1})
+    result = sample_loop(predict, RasterScheduler(4), state, 4, noise)
+    assert result.sample.tolist() == [[1, 2, 3, 4], [2, 3, 4, 5]] and result.memory == {"kept": 1}
+    assert seen == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 2, 0, 0], [1, 2, 3, 0]]
+    assert state.sample.sum() == 0  # what came in is left as it was
+
+
+def test_the_scheduler_takes_one_step_per_token() -> None:
+    with pytest.raises(UserError, match="must be 4, one for each token, got 50"):
+        RasterScheduler(4).set_timesteps(50, torch.device("cpu"))
+
+
+def test_guidance_schedules() -> None:
+    assert guidance_schedule(2.0, 5) == 2.0
+    assert guidance_schedule(1.0, 5, "linear", (0.2, 0.4)) == 1.0
+    linear = guidance_schedule(3.0, 5, "linear")
+    assert [linear(i) for i in range(5)] == [1.0, 1.5, 2.0, 2.5, 3.0]
+    interval = guidance_schedule(3.0, 5, "constant", (0.2, 0.6))
+    assert [interval(i) for i in range(5)] == [1.0, 3.0, 3.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance_scale": -1.0}, "guidance_scale"),
+        ({"guidance_scale": math.inf}, "guidance_scale"),
+        ({"kind": "cosine"}, "guidance_schedule"),
+        ({"interval": (0.5, 0.5)}, "guidance_interval"),
+        ({"interval": (0.0, 1.5)}, "guidance_interval"),
+    ],
+)
+def test_guidance_out_of_range_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        guidance_schedule(**({"guidance_scale": 2.0, "num_tokens": 5} | options))

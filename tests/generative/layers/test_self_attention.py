@@ -1,0 +1,37 @@
+"""Self-attention over a feature map, against the formula written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from generative.core.errors import UserError
+from generative.gan.sagan import plain_conv
+from generative.layers.self_attention import SelfAttention2d
+
+
+def test_starts_as_the_identity() -> None:
+    sample = torch.randn(2, 8, 4, 4)
+    torch.testing.assert_close(SelfAttention2d(8, plain_conv)(sample), sample, rtol=0, atol=0)
+
+
+def test_equals_the_formula_position_by_position() -> None:
+    torch.manual_seed(0)
+    layer = SelfAttention2d(16, plain_conv)
+    layer.gamma.data.fill_(0.7)
+    sample = torch.randn(1, 16, 4, 4)
+    query = layer.query(sample)[0]  # (2, 4, 4)
+    key = F.max_pool2d(layer.key(sample), 2)[0].flatten(1)  # (2, 4)
+    value = F.max_pool2d(layer.value(sample), 2)[0].flatten(1)  # (8, 4)
+    mixed = torch.zeros(1, 8, 4, 4)
+    for row in range(4):
+        for column in range(4):
+            weights = torch.softmax(query[:, row, column] @ key, dim=0)
+            mixed[0, :, row, column] = value @ weights
+    torch.testing.assert_close(layer(sample), sample + 0.7 * layer.out(mixed))
+
+
+def test_too_few_channels_is_told() -> None:
+    with pytest.raises(UserError, match="at least 8 channels, got 4"):
+        SelfAttention2d(4, plain_conv)

@@ -1,0 +1,183 @@
+"""The autoregressive pipeline: noise per image, cache under guidance schedules, saving, output types, wrong input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+
+from generative.autoregressive.decoding import RasterScheduler, guidance_schedule
+from generative.autoregressive.transformer import ImageTransformer
+from generative.core.errors import UserError
+from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
+from generative.core.seeding import ImageNoise, sample_generators
+from generative.tokenizers.pixel import PixelTokenizer
+from pipelines.autoregressive import AutoregressiveImagePipeline
+
+LABELS = [0, 2, 2, 1]
+OPTIONS: list[dict[str, object]] = [
+    {},
+    {"guidance_scale": 2.5},
+    {"guidance_scale": 2.5, "guidance_schedule": "linear"},
+    {"guidance_scale": 2.5, "guidance_interval": (0.3, 0.8)},
+    {"temperature": 0.7, "top_k": 3, "top_p": 0.9, "guidance_scale": 0.0},
+]
+
+
+def make_pipeline(image_size: int = 3, num_levels: int = 5, channels: int = 1) -> AutoregressiveImagePipeline:
+    torch.manual_seed(0)
+    tokenizer = PixelTokenizer(image_size, num_levels, channels)
+    transformer = ImageTransformer(
+        tokenizer.num_codes, 3, tokenizer.grid_size, hidden_size=32, depth=2, num_heads=4, mlp_multiple_of=8
+    )
+    torch.nn.init.normal_(transformer.head.weight, std=0.2)  # it starts at zero: a uniform prediction
+    torch.nn.init.normal_(transformer.class_embedding.weight, std=0.5)
+    pipeline = AutoregressiveImagePipeline(transformer.eval(), tokenizer)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def pipeline() -> AutoregressiveImagePipeline:
+    return make_pipeline()
+
+
+def draw(pipeline: AutoregressiveImagePipeline, order: list[int], **options: object) -> Tensor:
+    generators = sample_generators(0, LABELS, [0, 0, 1, 0])
+    picked = [generators[index] for index in order]
+    return pipeline([LABELS[index] for index in order], generator=picked, output_type="pt", **options).images
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_batch_equals_singles_in_any_order(pipeline: AutoregressiveImagePipeline, options: dict[str, object]) -> None:
+    together = draw(pipeline, [0, 1, 2, 3], **options)
+    for index in range(4):
+        torch.testing.assert_close(draw(pipeline, [index], **options)[0], together[index], rtol=0, atol=0)
+    torch.testing.assert_close(draw(pipeline, [2, 0, 3, 1], **options), together[[2, 0, 3, 1]], rtol=0, atol=0)
+    assert not torch.equal(together[1], together[2])  # same class, other noise
+
+
+def test_options_and_seeds_matter(pipeline: AutoregressiveImagePipeline) -> None:
+    images = [draw(pipeline, [0, 1, 2, 3], **options) for options in OPTIONS]
+    assert all(not torch.equal(a, b) for i, a in enumerate(images) for b in images[:i])
+
+    def seeded(seed: int) -> Tensor:
+        return pipeline(LABELS, generator=torch.Generator().manual_seed(seed), output_type="pt").images
+
+    assert torch.equal(seeded(1), seeded(1)) and not torch.equal(seeded(1), seeded(2))
+
+
+SCALES: dict[str, float | Callable[[int], float]] = {
+    "none": 1.0,
+    "constant": 2.0,
+    "linear": guidance_schedule(3.0, 9, "linear"),
+    "late": lambda i: 2.0 if i >= 4 else 1.0,
+    "blinking": lambda i: 2.0 if i in (2, 5, 6) else 1.0,
+}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES.keys())
+@torch.no_grad()
+def test_the_cache_is_right_whatever_the_guidance_schedule(
+    pipeline: AutoregressiveImagePipeline, scale: float | Callable[[int], float]
+) -> None:
+    labels = torch.tensor(LABELS)
+    largest_error = 0.0
+
+    def without_cache(state: SampleState, position: int, branch_labels: Tensor) -> Tensor:
+        return torch.stack([pipeline.transformer(state.sample, row)[:, position] for row in branch_labels])
+
+    def both(state: SampleState, position: int, branch_labels: Tensor) -> Tensor:
+        nonlocal largest_error
+        cached = pipeline.predict(state, position, branch_labels)
+        largest_error = max(largest_error, (cached - without_cache(state, position, branch_labels)).abs().max().item())
+        return cached
+
+    noise = pipeline.image_noise(torch.Generator().manual_seed(0), 4)
+    state = pipeline.prepare_state(labels, noise)
+    state = sample_loop(classifier_free_guidance(both, labels, 3, scale), RasterScheduler(9), state, 9, noise)
+    assert largest_error < 1e-5
+    assert state.memory["cache"].batch_size == (4 if scale == 1.0 else 8)
+
+
+def test_samples_follow_the_network() -> None:
+    pipeline = make_pipeline(image_size=1, num_levels=5)  # one token, so that its distribution is known
+    with torch.no_grad():
+        logits = pipeline.transformer(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([1]))[0, 0]
+        null = pipeline.transformer(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([3]))[0, 0]
+    for scale, expected in ((1.0, logits.softmax(0)), (2.0, (null + 2 * (logits - null)).softmax(0))):
+        images = pipeline([1] * 4000, guidance_scale=scale, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        counts = (images[:, 0, 0, 0] * 4).round().long().bincount(minlength=5)
+        weights = expected.double()
+        assert chisquare(counts.numpy(), (4000 * weights / weights.sum()).numpy()).pvalue > 0.01
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_saving_and_loading_is_bit_equal(tmp_path: Path, channels: int) -> None:
+    pipeline = make_pipeline(channels=channels)
+    pipeline.save_pretrained(tmp_path)
+    loaded = AutoregressiveImagePipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    everything = [0, 1, 2, 3]
+    torch.testing.assert_close(
+        draw(loaded, everything, guidance_scale=2.0), draw(pipeline, everything, guidance_scale=2.0), rtol=0, atol=0
+    )
+
+
+def test_a_component_is_found_by_its_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_pipeline().save_pretrained(tmp_path)
+    monkeypatch.delitem(sys.modules, "generative.tokenizers.pixel")  # as in a process that only samples
+    assert AutoregressiveImagePipeline.from_pretrained(tmp_path).tokenizer.num_codes == 5
+
+
+def test_output_types_agree(pipeline: AutoregressiveImagePipeline) -> None:
+    def images(output_type: str) -> object:
+        return pipeline([1, 2], generator=torch.Generator().manual_seed(5), output_type=output_type).images
+
+    floats, array, bytes_, pil = images("pt"), images("np"), images("uint8"), images("pil")
+    np.testing.assert_array_equal(floats.permute(0, 2, 3, 1).numpy(), array)
+    assert floats.shape == (2, 3, 3, 3) and floats.min() >= 0 and floats.max() <= 1
+    assert bytes_.dtype == torch.uint8 and (bytes_.float() / 255 - floats).abs().max() <= 0.5 / 255 + 1e-6
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in pil]), bytes_.permute(0, 2, 3, 1).numpy())
+    as_tuple = pipeline([1, 2], generator=torch.Generator().manual_seed(5), output_type="pt", return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], floats)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([3], {}, "class label 3 is outside 0..2"),
+        ([], {}, "class_labels is empty"),
+        ([0], {"temperature": 0.0}, "temperature must be"),
+        ([0], {"top_k": 0}, "top_k must be"),
+        ([0], {"top_p": 0.0}, "top_p must be"),
+        ([0], {"guidance_scale": -1.0}, "guidance_scale must be"),
+        ([0], {"guidance_interval": (0.8, 0.2)}, "guidance_interval must be"),
+        ([0], {"guidance_schedule": "cosine"}, "guidance_schedule must be"),
+        ([0], {"output_type": "jpeg"}, "output_type must be"),
+        ([0, 1], {"generator": [torch.Generator()]}, "generator is a list of 1 for 2 images"),
+    ],
+)
+def test_wrong_input_is_refused(
+    pipeline: AutoregressiveImagePipeline, labels: list[int], options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        pipeline(labels, **options)
+
+
+def test_networks_that_do_not_fit_are_refused(pipeline: AutoregressiveImagePipeline) -> None:
+    with pytest.raises(UserError, match="num_codes=5 but the tokenizer has 17 codes"):
+        AutoregressiveImagePipeline(pipeline.transformer, PixelTokenizer(3, 17))
+
+
+def test_image_noise_is_one_number_per_token(pipeline: AutoregressiveImagePipeline) -> None:
+    generators = [torch.Generator().manual_seed(0)]
+    pipeline([0], generator=generators, output_type="pt")
+    left = torch.rand(1, generator=generators[0])
+    assert left == ImageNoise([torch.Generator().manual_seed(0)]).rand(10)[0, 9]

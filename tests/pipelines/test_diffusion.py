@@ -1,0 +1,188 @@
+"""The diffusion pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from torch import Tensor
+
+from generative.core.errors import UserError
+from generative.core.seeding import sample_generators
+from generative.diffusion.dit import DiT
+from pipelines.diffusion import DiffusionImagePipeline
+
+
+def make_pipeline(scheduler: Any = None, autoencoder: AutoencoderKL | None = None, **options: Any) -> DiffusionImagePipeline:
+    """A tiny pipeline with random weights."""
+    torch.manual_seed(0)
+    arguments = {"sample_size": 4, "patch_size": 2, "in_channels": 3, "hidden_size": 16, "depth": 1, "num_heads": 2}
+    denoiser = DiT(**(arguments | {"num_classes": 3} | options)).eval()
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    pipeline = DiffusionImagePipeline(denoiser, scheduler or FlowMatchEulerDiscreteScheduler(), autoencoder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def generators(labels: list[int]) -> list[torch.Generator]:
+    """A stream for each image, the first of its class."""
+    return sample_generators(0, labels, [0] * len(labels))
+
+
+def run(pipeline: DiffusionImagePipeline, labels: list[int], **options: Any) -> Tensor:
+    """Images as a tensor in [0, 1]."""
+    defaults: dict[str, Any] = {"num_inference_steps": 4, "generator": generators(labels), "output_type": "pt"}
+    return pipeline(labels, **(defaults | options)).images
+
+
+@pytest.mark.parametrize(
+    "scheduler", [FlowMatchEulerDiscreteScheduler(), DDPMScheduler(), DPMSolverMultistepScheduler(), EulerDiscreteScheduler()]
+)
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_images_do_not_depend_on_the_batch(scheduler: Any, guidance_scale: float) -> None:
+    pipeline = make_pipeline(scheduler)
+    together = run(pipeline, [0, 1, 2], guidance_scale=guidance_scale)
+    for row, label in enumerate((0, 1, 2)):
+        alone = run(pipeline, [label], guidance_scale=guidance_scale)
+        assert (alone[0] - together[row]).abs().max() < 1 / 255
+    turned = run(pipeline, [2, 0, 1], guidance_scale=guidance_scale)
+    assert (turned - together[[2, 0, 1]]).abs().max() < 1 / 255
+
+
+def test_save_and_load_is_bit_equal(tmp_path: Path) -> None:
+    pipeline = make_pipeline(DDPMScheduler(variance_type="learned_range", clip_sample=False), learn_sigma=True)
+    pipeline.save_pretrained(tmp_path)
+    expected = run(pipeline, [0, 1], guidance_scale=2.0)
+    loaded = DiffusionImagePipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(run(loaded, [0, 1], guidance_scale=2.0), expected)
+
+
+def test_save_and_load_with_an_autoencoder(tmp_path: Path) -> None:
+    blocks: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (4, 4),
+    }
+    autoencoder = AutoencoderKL(**blocks, latent_channels=3, norm_num_groups=2).eval()
+    pipeline = make_pipeline(autoencoder=autoencoder)
+    assert pipeline.image_size == 8
+    images = run(pipeline, [1])
+    assert images.shape == (1, 3, 8, 8)
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiffusionImagePipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(run(loaded, [1]), images)
+
+
+def test_output_types_agree() -> None:
+    pipeline = make_pipeline()
+    tensor = run(pipeline, [0, 2])
+    array = run(pipeline, [0, 2], output_type="np")
+    pictures = run(pipeline, [0, 2], output_type="pil")
+    as_bytes = run(pipeline, [0, 2], output_type="uint8")
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(np.stack([np.asarray(p) for p in pictures]), as_bytes.permute(0, 2, 3, 1).numpy())
+    assert as_bytes.dtype == torch.uint8 and (as_bytes / 255 - tensor).abs().max() <= 0.51 / 255
+    (first,) = pipeline([0, 2], 4, generator=generators([0, 2]), output_type="pt", return_dict=False)
+    assert torch.equal(first, tensor)
+
+
+def test_guidance_follows_its_formula_in_one_forward_pass() -> None:
+    pipeline = make_pipeline()
+    calls: list[int] = []
+    pipeline.denoiser.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    labels = torch.tensor([0, 1])
+    noise = pipeline.image_noise(generators([0, 1]), 2)
+    state = pipeline.prepare_state(labels, noise)
+    timestep = torch.tensor(700.0)
+    guided = pipeline.bind_guidance(labels, 3.0, None, None)(state, timestep)
+    assert calls == [4]
+    with torch.no_grad():
+        conditional = pipeline.denoiser(state.sample, timestep, labels)
+        null = pipeline.denoiser(state.sample, timestep, None)
+    torch.testing.assert_close(guided, null + 3 * (conditional - null))
+    first = pipeline.bind_guidance(labels, 3.0, None, 1)(state, timestep)
+    torch.testing.assert_close(first[:, :1], guided[:, :1])
+    torch.testing.assert_close(first[:, 1:], conditional[:, 1:])
+    outside = pipeline.bind_guidance(labels, 3.0, (0.0, 0.6), None)(state, timestep)
+    torch.testing.assert_close(outside, conditional)
+
+
+def test_guidance_leaves_the_variance_alone() -> None:
+    pipeline = make_pipeline(DDPMScheduler(variance_type="learned_range"), learn_sigma=True)
+    labels, timestep = torch.tensor([0]), torch.tensor(700)
+    state = pipeline.prepare_state(labels, pipeline.image_noise(generators([0]), 1))
+    guided = pipeline.bind_guidance(labels, 3.0, None, None)(state, timestep)
+    conditional = pipeline.bind_guidance(labels, 1.0, None, None)(state, timestep)
+    torch.testing.assert_close(guided[:, 3:], conditional[:, 3:])
+    assert not torch.allclose(guided[:, :3], conditional[:, :3])
+
+
+def test_guidance_options_change_the_images() -> None:
+    pipeline = make_pipeline()
+    variants = [{}, {"guidance_scale": 3.0}, {"guidance_scale": 3.0, "guidance_interval": (0.0, 0.5)}]
+    variants.append({"guidance_scale": 3.0, "guidance_channels": 1})
+    images = [run(pipeline, [0], **options) for options in variants]
+    for index, image in enumerate(images):
+        assert all(not torch.allclose(image, other) for other in images[index + 1 :])
+    assert torch.equal(run(pipeline, [0], guidance_scale=3.0, guidance_interval=(0.0, 1.0)), images[1])
+
+
+def test_another_scheduler_can_take_over() -> None:
+    pipeline = make_pipeline(DDPMScheduler(variance_type="learned_range"), learn_sigma=True)
+    ancestral = run(pipeline, [0])
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    implicit = run(pipeline, [0])
+    assert torch.isfinite(implicit).all() and not torch.allclose(implicit, ancestral)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    assert torch.isfinite(run(pipeline, [0])).all()
+
+
+def test_no_gradient_is_kept_and_global_randomness_is_untouched() -> None:
+    pipeline = make_pipeline(DDPMScheduler())
+    state = torch.get_rng_state()
+    images = run(pipeline, [0])
+    assert not images.requires_grad
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_half_precision_denoiser() -> None:
+    pipeline = make_pipeline().to(torch.bfloat16)
+    images = run(pipeline, [0, 1], guidance_scale=2.0)
+    assert images.dtype == torch.float32 and torch.isfinite(images).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_labels": [3]}, "class label 3 is outside 0..2"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
+        ({"guidance_channels": 4}, r"guidance_channels must be in 1..3, the channels of this denoiser, got 4"),
+        ({"guidance_scale": 2.0, "guidance_interval": (0.9, 0.1)}, "guidance_interval must be"),
+        ({"generator": generators([0, 1])}, "one generator per image"),
+        ({"output_type": "jpg"}, "output_type must be"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_pipeline()(**({"class_labels": [0], "num_inference_steps": 2} | options))
+
+
+def test_guidance_without_a_null_condition_is_refused() -> None:
+    pipeline = make_pipeline(class_dropout_prob=0.0)
+    assert run(pipeline, [0]).shape == (1, 3, 4, 4)
+    with pytest.raises(UserError, match="guidance_scale 2.0 needs a denoiser with a null condition"):
+        run(pipeline, [0], guidance_scale=2.0)
