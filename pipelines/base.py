@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
@@ -22,7 +23,8 @@ OutputType = Literal["pil", "np", "pt", "uint8"]
 ClassLabels = int | Sequence[int] | Tensor
 
 # Libraries whose classes a pipeline folder may name: nothing else is imported on behalf of a folder from a stranger.
-TRUSTED_LIBRARIES = ("generative", "pipelines", "diffusers")
+OWN_LIBRARIES = ("generative", "pipelines")
+TRUSTED_LIBRARIES = (*OWN_LIBRARIES, "diffusers")
 
 
 class ImageGenerationPipeline(DiffusionPipeline, abc.ABC):
@@ -158,10 +160,20 @@ class ImageGenerationPipeline(DiffusionPipeline, abc.ABC):
             raise UserError(f"'{folder}' holds a {index['_class_name']}, not a {cls.__name__}; load it with that class")
         kwargs.setdefault("use_safetensors", True)
         try:
-            return super().from_pretrained(str(folder), **kwargs)
-        except (OSError, ValueError, RuntimeError) as error:
+            # diffusers looks components up among imported modules only.
+            for library in component_libraries(index).values():
+                if library.split(".")[0] in OWN_LIBRARIES:
+                    import_module(library)
+            pipeline = super().from_pretrained(str(folder), **kwargs)
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"pipeline '{folder}' cannot be loaded, a file of it is missing or damaged: {reason}") from error
+        for component in pipeline.components.values():
+            if isinstance(component, nn.Module):
+                # Tensors read from a file lie at any address, and sums over unaligned memory round differently.
+                for tensor in [*component.parameters(), *component.buffers()]:
+                    tensor.data = tensor.data.clone()
+        return pipeline
 
 
 def read_model_index(folder: Path) -> dict[str, Any]:
@@ -175,13 +187,19 @@ def read_model_index(folder: Path) -> dict[str, Any]:
         raise UserError(f"'{folder}' is not a pipeline folder: it has no model_index.json")
     try:
         index = json.loads(path.read_text())
-        components = {name: entry for name, entry in index.items() if not name.startswith("_") and isinstance(entry, list)}
+        libraries = component_libraries(index)
         index["_class_name"]
     except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' is damaged: {error}") from error
-    for name, (library, *_) in components.items():
-        if library is not None and library.split(".")[0] not in TRUSTED_LIBRARIES:
+    for name, library in libraries.items():
+        if library.split(".")[0] not in TRUSTED_LIBRARIES:
             raise UserError(
                 f"'{path}' asks for component '{name}' of library '{library}'; only {', '.join(TRUSTED_LIBRARIES)} are loaded"
             )
     return index
+
+
+def component_libraries(index: dict[str, Any]) -> dict[str, str]:
+    """Library of each component that a model_index.json names; components left out (null) are not among them."""
+    entries = {name: entry for name, entry in index.items() if not name.startswith("_") and isinstance(entry, list)}
+    return {name: library for name, (library, *_) in entries.items() if library is not None}

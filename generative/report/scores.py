@@ -301,7 +301,7 @@ def protocol_facts(group: Sequence[Run]) -> list[tuple[str, str]]:
             (
                 "classification accuracy",
                 f"share of images to which this gives the class that was asked for: {protocol['classifier']}; "
-                "the row of real images shows training images, which it may have been fitted on",
+                "the row of real images gives it for the held-out ones, which it was not fitted on",
             )
         )
     sampling: dict[str, list[str]] = {}

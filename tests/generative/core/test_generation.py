@@ -1,0 +1,73 @@
+"""Who samples what: the same images for any batch size, order and number of processes."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from generative.core.generation import SampleRequest, balanced_requests, generate_images
+from generative.core.errors import UserError
+
+REQUESTS = [SampleRequest(label, index) for label in range(3) for index in range(5)]
+
+
+@pytest.fixture
+def pipeline(toy: ModuleType) -> object:
+    torch.manual_seed(0)
+    return toy.ToyPipeline(toy.ToyNet().eval())
+
+
+def sample(pipeline: object, requests: list[SampleRequest], batch_size: int, processes: int = 1, seed: int = 0) -> Tensor:
+    """All processes' images in the order of the requests."""
+    images = torch.empty(len(requests), 3, 4, 4, dtype=torch.uint8)
+    seen: list[int] = []
+    for rank in range(processes):
+        for positions, batch in generate_images(
+            pipeline,  # type: ignore[arg-type]
+            requests,
+            seed=seed,
+            batch_size=batch_size,
+            options={},
+            process_index=rank,
+            num_processes=processes,
+        ):
+            assert len(positions) <= batch_size
+            images[positions] = batch
+            seen += positions
+    assert sorted(seen) == list(range(len(requests)))
+    return images
+
+
+def within_one_level(one: Tensor, other: Tensor) -> bool:
+    return bool(((one.int() - other.int()).abs() <= 1).all())
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (4, 1), (100, 1), (4, 2), (1, 3), (8, 20)])
+def test_the_split_does_not_matter(pipeline: object, batch_size: int, processes: int) -> None:
+    assert within_one_level(sample(pipeline, REQUESTS, batch_size, processes), sample(pipeline, REQUESTS, 5))
+
+
+def test_the_order_does_not_matter(pipeline: object) -> None:
+    reference = sample(pipeline, REQUESTS, 5)
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(1)).tolist()
+    assert within_one_level(sample(pipeline, [REQUESTS[i] for i in order], 4), reference[order])
+    assert within_one_level(sample(pipeline, REQUESTS[7:9], 2), reference[7:9])
+
+
+def test_images_differ_by_seed_class_and_index(pipeline: object) -> None:
+    images = sample(pipeline, REQUESTS, 5)
+    assert len({tuple(image.flatten().tolist()) for image in images}) == 15
+    assert not within_one_level(images, sample(pipeline, REQUESTS, 5, seed=1))
+
+
+def test_balanced_requests() -> None:
+    assert balanced_requests(7, 3) == [SampleRequest(c, i) for c, n in ((0, 3), (1, 2), (2, 2)) for i in range(n)]
+    assert balanced_requests(2, 3) == [SampleRequest(0, 0), SampleRequest(1, 0)]
+
+
+def test_a_wrong_class_is_refused(pipeline: object) -> None:
+    with pytest.raises(UserError, match=r"class label 3 is outside 0\.\.2"):
+        sample(pipeline, [SampleRequest(3, 0)], 1)

@@ -1,0 +1,59 @@
+"""Trains the toys on every process that a launcher started and saves the end of each run: ``two_processes.py FOLDER``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+import toy  # noqa: E402
+
+from generative.core import checkpoint as ckpt  # noqa: E402
+from generative.core.ema import ConstantEMA  # noqa: E402
+from generative.core.trainer import DivergenceError  # noqa: E402
+
+
+def main(folder: Path) -> None:
+    """Run every case of ``CASES`` and keep each process's final state."""
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    for name, make in CASES.items():
+        objective = make()
+        for network in objective.networks.values() if rank else ():
+            # Every process starts from the main one's weights, whatever its own were.
+            for parameter in network.parameters():
+                parameter.data.zero_()
+        trainer = toy.build_trainer(objective, folder / name, sample_interval_steps=3)
+        trainer.fit()
+        save_file(toy.snapshot(trainer), folder / f"{name}-{rank}.safetensors")
+
+    stopped = toy.build_trainer(toy.denoiser(), folder / "stopped")
+    if rank:
+        # One process is asked to stop: all must, at the same step.
+        stopped.objective.on_call = lambda batch: stopped.request_stop(15) if stopped.step == 2 else None
+    stopped.fit()
+    assert stopped.step == 3 and stopped.stopped_by == 15
+    resumed = toy.build_trainer(toy.denoiser(), folder / "stopped", sample_interval_steps=3)
+    resumed.fit(ckpt.resolve_checkpoint(folder / "stopped", "latest"))
+    save_file(toy.snapshot(resumed), folder / f"stopped-{rank}.safetensors")
+
+    diverged = toy.build_trainer(toy.denoiser(nan_at_call=3 if rank else None), folder / "diverged")
+    try:
+        diverged.fit()
+    except DivergenceError as error:
+        (folder / f"diverged-{rank}.txt").write_text(str(error))
+
+
+CASES = {
+    "gan": lambda: toy.gan(toy.adam, ema=ConstantEMA(0.9)),
+    "masked": toy.masked,
+    "dropout": lambda: toy.denoiser(batch_norm=False),
+    "denoiser": toy.denoiser,
+}
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
