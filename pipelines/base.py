@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import inspect
 import json
 from collections.abc import Sequence
 from importlib import import_module
@@ -109,7 +110,7 @@ class ImageGenerationPipeline(DiffusionPipeline, abc.ABC):
         Raises:
             UserError: If a list of another length is given.
         """
-        if isinstance(generator, (list, tuple)):
+        if isinstance(generator, Sequence):
             if len(generator) != batch_size:
                 raise UserError(f"generator is a list of {len(generator)} for {batch_size} images; give one generator per image")
             return ImageNoise(generator, self.device)
@@ -155,8 +156,10 @@ class ImageGenerationPipeline(DiffusionPipeline, abc.ABC):
             UserError: If the folder is missing, incomplete, of another pipeline class, or names a foreign library.
         """
         folder = Path(pretrained_model_name_or_path)
+        if inspect.isabstract(cls):
+            raise UserError(f"{cls.__name__} is no pipeline itself; pipelines.load_pipeline('{folder}') finds the class that is")
         index = read_model_index(folder)
-        if index["_class_name"] != cls.__name__ and not getattr(cls, "__abstractmethods__", None):
+        if index["_class_name"] != cls.__name__:
             raise UserError(f"'{folder}' holds a {index['_class_name']}, not a {cls.__name__}; load it with that class")
         kwargs.setdefault("use_safetensors", True)
         try:

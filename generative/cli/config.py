@@ -18,6 +18,7 @@ from generative.core.errors import UserError
 # Modules whose classes a configuration may name: importing a module runs its code.
 TRUSTED_MODULES = ("generative", "metrics", "pipelines", "torch", "torchvision", "diffusers")
 DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+CLASS_KEYS = ("class_path", "init_args")
 MAX_CONFIG_BYTES = 2**20  # a configuration is some kilobytes; data files named in one are not searched for class names
 
 
@@ -42,7 +43,10 @@ def condense(message: str) -> str:
     if wrong := re.search(r"Expected an? (.+?)\. Got value: (.*)", text):
         expected = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", wrong[1]).replace("typing.", "")
         return f"{'.'.join(path)} must be {expected}, got {wrong[2]}"
-    text = text.split("Errors: ")[-1].lstrip("- ")
+    if wrong := re.search(r"Expected an? <class '(?:\w+\.)*(\w+)'>.* Given value: (.*)", text):
+        return f"{'.'.join(path)} must be {wrong[1]}, got {wrong[2]}"
+    # What follows explains the ways to name a class, not what is wrong.
+    text = text.split("Errors: ")[-1].split(" Subclass types expect one of")[0].lstrip("- ")
     return f"{'.'.join(path)}: {text}" if path else text
 
 
@@ -118,11 +122,39 @@ def parse_train_config(
                 f"configuration '{path}' names '{name}', which is not of {', '.join(TRUSTED_MODULES)}; "
                 "pass --trust-code if you know what its code does"
             )
+    for name in stray_keys(content):
+        raise UserError(f"configuration '{path}': {name} is not a known key; a class has class_path and init_args")
     parser = build_train_parser()
     try:
         return parser, parser.parse_args(["--config", str(path), *overrides])
     except UserError as error:
         raise UserError(f"configuration '{path}': {condense(str(error))}") from error
+
+
+def build_config(parser: OneSentenceParser, config: Namespace) -> Namespace:
+    """Construct what a configuration names.
+
+    Raises:
+        UserError: What a constructor raised, freed of the parser's report around it.
+    """
+    try:
+        return parser.instantiate(config)
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise UserError(str(cause)) from error
+
+
+def stray_keys(content: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Keys beside ``class_path`` that no class takes, with their path; the parser reports them without naming them."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if "class_path" in content and key not in CLASS_KEYS:
+                yield ".".join([*path, str(key)])
+            yield from stray_keys(value, path if key == "init_args" else (*path, str(key)))
 
 
 def parse_override(argument: str) -> Any:

@@ -75,10 +75,12 @@ def list_datasets() -> list[tuple[str, str]]:
 
 
 def list_schedulers() -> list[tuple[str, str]]:
-    """Diffusion schedulers: those of diffusers that step from one prediction to the next."""
+    """Diffusion and flow schedulers of diffusers that are tested here."""
+    import diffusers
+
     from generative.diffusion.schedule import SCHEDULERS
 
-    return [(name, "diffusers") for name in SCHEDULERS]
+    return [(name, first_line(getattr(diffusers, name)) or "diffusers") for name in SCHEDULERS]
 
 
 def list_metrics() -> list[tuple[str, str]]:

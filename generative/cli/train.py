@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from generative.cli.arguments import CommandParser
-from generative.cli.config import dump_config, find_config, parse_train_config
+from generative.cli.config import build_config, dump_config, find_config, parse_train_config
 from generative.core.errors import UserError
 
 CONFIG_FILE = "config.yaml"
@@ -70,12 +70,12 @@ def train(
         # A run killed before its first checkpoint has nothing that --resume auto could lose.
         check_output_dir(output_dir, overwrite, may_hold_run=resume is not None)
     torch.manual_seed(config.seed)
-    built = parser.instantiate_classes(config)
+    built = build_config(parser, config)
     trainer = Trainer(built.objective, built.data, built.trainer, accelerator, built.seed, built.evaluation)
     if checkpoint is not None:
         trainer.load_checkpoint(checkpoint)
     if accelerator.is_main_process:
-        # Only now, with everything built and loaded, is an old run deleted or its configuration replaced: a mistake costs nothing.
+        # Only now, with everything built and loaded, is an old run deleted or its configuration replaced: mistakes cost nothing.
         if overwrite:
             remove_run(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)

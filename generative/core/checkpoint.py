@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from generative.core.errors import UserError
 
@@ -245,7 +246,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def save_network(network: nn.Module, folder: Path) -> None:
+def save_network(network: ConfigMixin, folder: Path) -> None:
     """Write a network as diffusers does (config.json + safetensors), in plain memory layout whatever the trainer uses."""
     folder.mkdir(parents=True)
     network.save_config(folder)
@@ -253,7 +254,7 @@ def save_network(network: nn.Module, folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def load_network(network: nn.Module, folder: Path) -> None:
+def load_network(network: ConfigMixin, folder: Path) -> None:
     """Load weights and buffers into a network whose configuration must be the folder's.
 
     Raises:

@@ -164,7 +164,7 @@ class Trainer:
     def _place_networks(self) -> None:
         memory_format = torch.channels_last if self.config.channels_last else torch.preserve_format
         for network in [*self.objective.networks.values(), *self.objective.frozen.values()]:
-            network.to(device=self.accelerator.device, memory_format=memory_format)
+            network.to(self.accelerator.device).to(memory_format=memory_format)
         for network in self.objective.frozen.values():
             network.requires_grad_(False).eval()
         if self.accelerator.num_processes > 1:
@@ -181,7 +181,10 @@ class Trainer:
     def _build_optimizers(self) -> None:
         self.optimizers: dict[str, Any] = {}
         for name, factory in self.objective.optimizers.items():
-            optimizer = factory(self.objective.parameter_groups(name))
+            try:
+                optimizer = factory(self.objective.parameter_groups(name))
+            except ValueError as error:
+                raise UserError(f"optimizer '{name}' cannot be built: {error}") from error
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
             self.optimizers[name] = self.accelerator.prepare_optimizer(optimizer)
@@ -531,7 +534,7 @@ def catch_signals(trainer: Trainer) -> Iterator[None]:
         signal.signal(number, previous[number])
 
     try:
-        previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         for number in previous:
             signal.signal(number, handle)
     except ValueError:

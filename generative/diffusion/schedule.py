@@ -15,6 +15,21 @@ from generative.core.seeding import ImageNoise
 from generative.diffusion.flow import FlowProcess, TimestepDensity
 from generative.diffusion.gaussian import GaussianProcess
 
+# Schedulers of diffusers that are tested to bring noise back to the data under an exact denoiser; others may work too.
+SCHEDULERS = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
 LEARNED_VARIANCE = ("learned", "learned_range")
 
 
