@@ -1,4 +1,4 @@
-"""Do samples show the class that was asked for? A classifier fitted on real images answers (StudioGAN's "GAN test")."""
+"""Do samples show the class that was asked for? A classifier fitted on real images answers ("GAN-test", arXiv:1807.09499)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class LabelClassifier:
         Raises:
             ModuleNotFoundError: If scikit-learn is not installed.
         """
-        from sklearn.svm import SVC
+        try:
+            from sklearn.svm import SVC
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("classification accuracy needs scikit-learn: pip install scikit-learn.") from error
 
         self._machine = SVC(gamma=self.gamma).fit(grey_pixels(images), labels.numpy())
         self.num_real = len(images)

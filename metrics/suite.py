@@ -52,7 +52,7 @@ class MetricSuite:
         self,
         metrics: Sequence[Metric | str],
         extractor: FeatureExtractor,
-        resizer: str | None = "clean",
+        resizer: str | None = None,
         batch_size: int = _DEFAULT_BATCH_SIZE,
         progress: bool = False,
     ) -> None:
@@ -265,7 +265,7 @@ def score_images(
     fake: Iterable[Images],
     metrics: Sequence[Metric | str],
     extractor: FeatureExtractor,
-    resizer: str | None = "clean",
+    resizer: str | None = None,
     batch_size: int = _DEFAULT_BATCH_SIZE,
     progress: bool = False,
 ) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ class AutoregressiveImagePipeline(ImageGenerationPipeline):
     Args:
         transformer: Predicts each token from the class and the tokens before it.
         tokenizer: Turns tokens into images.
+        sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
     """
 
     model_cpu_offload_seq = "transformer->tokenizer"
@@ -32,8 +34,11 @@ class AutoregressiveImagePipeline(ImageGenerationPipeline):
     transformer: ImageTransformer
     tokenizer: ImageTokenizer
 
-    def __init__(self, transformer: ImageTransformer, tokenizer: ImageTokenizer) -> None:
+    def __init__(
+        self, transformer: ImageTransformer, tokenizer: ImageTokenizer, sampling_defaults: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
+        self.register_to_config(sampling_defaults=sampling_defaults)
         check_match(transformer, tokenizer)
         self.register_modules(transformer=transformer, tokenizer=tokenizer)
 

@@ -36,6 +36,11 @@ class ImageGenerationPipeline(DiffusionPipeline, abc.ABC):
     """
 
     @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """Options that the objective was evaluated with; ``generative sample`` and ``fid-score`` start from them."""
+        return dict(self.config.sampling_defaults or {})
+
+    @property
     @abc.abstractmethod
     def num_classes(self) -> int:
         """Number of classes; labels are in [0, num_classes)."""
@@ -130,6 +135,8 @@ class ImageGenerationPipeline(DiffusionPipeline, abc.ABC):
         """
         from generative.data.transforms import images_to_uint8
 
+        if not bool(torch.isfinite(images).all()):
+            raise UserError("the pipeline made NaN or infinite pixels; its weights have diverged or overflow in this precision")
         result: Any
         if output_type == "pt":
             result = (images / 2 + 0.5).clamp(0, 1)

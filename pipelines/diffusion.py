@@ -31,13 +31,21 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         denoiser: Trained network, see ``generative.diffusion.objective``.
         scheduler: Sampler.
         autoencoder: Decodes the denoiser's latents; None if it works on pixels.
+        sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
     """
 
     _optional_components = ["autoencoder"]
     model_cpu_offload_seq = "denoiser->autoencoder"
 
-    def __init__(self, denoiser: ModelMixin, scheduler: SchedulerMixin, autoencoder: AutoencoderKL | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: ModelMixin,
+        scheduler: SchedulerMixin,
+        autoencoder: AutoencoderKL | None = None,
+        sampling_defaults: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
+        self.register_to_config(sampling_defaults=sampling_defaults)
         self.register_modules(denoiser=denoiser, scheduler=scheduler, autoencoder=autoencoder)
 
     @property

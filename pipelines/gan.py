@@ -23,11 +23,13 @@ class GANImagePipeline(ImageGenerationPipeline):
     Args:
         generator: ``(z (B, Z), class_labels (B,)) -> (B, 3, H, W)`` in [-1, 1], with attributes ``z_dim``, ``num_classes`` and
             ``image_size``.
+        sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
     """
 
-    def __init__(self, generator: ModelMixin) -> None:
+    def __init__(self, generator: ModelMixin, sampling_defaults: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.register_modules(generator=generator)
+        self.register_to_config(sampling_defaults=sampling_defaults)
 
     @property
     def num_classes(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from generative.core.checkpoint import fingerprint_folder
 from generative.core.generation import balanced_requests, generate_images
 from metrics.sources import ImageSource
 from pipelines import find_pipeline_folder, load_pipeline
@@ -16,7 +17,7 @@ DEFAULT_NUM_SAMPLES = 50_000
 
 
 class PipelineSource(ImageSource):
-    """Samples of a pipeline, balanced over its classes, with the options its call defaults to.
+    """Samples of a pipeline, balanced over its classes, with its own sampling defaults.
 
     Args:
         folder: A run or pipeline folder.
@@ -32,13 +33,19 @@ class PipelineSource(ImageSource):
         self.pipeline = load_pipeline(folder).to(device)
         self.requests = balanced_requests(num_samples, self.pipeline.num_classes)
         self.seed = seed
+        # A score is printed with all that it depends on: which weights, under which options, from which seed.
+        self.options = self.pipeline.sampling_defaults
+        self.kind = f"samples of {type(self.pipeline).__name__} {fingerprint_folder(self.path)}, seed {seed}, "
+        self.kind += ", ".join(f"{name} {value}" for name, value in self.options.items()) or "no options"
 
     def __len__(self) -> int:
         return len(self.requests)
 
     def batches(self, batch_size: int, num_workers: int = 1) -> Iterator[list[Tensor]]:
         """Yield lists of at most ``batch_size`` images, uint8 (3, H, W); ``num_workers`` has no use here."""
-        for _, images in generate_images(self.pipeline, self.requests, seed=self.seed, batch_size=batch_size, options={}):
+        for _, images in generate_images(
+            self.pipeline, self.requests, seed=self.seed, batch_size=batch_size, options=self.options
+        ):
             yield list(images.cpu())
 
 

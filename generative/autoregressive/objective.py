@@ -8,36 +8,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from generative.autoregressive.decoding import check_sampling_options, guidance_schedule
 from generative.autoregressive.transformer import ImageTransformer
 from generative.core.ema import EMAProfile, EMASpec
 from generative.core.errors import UserError
+from generative.core.labels import drop_labels
 from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks
 from generative.tokenizers.base import ImageTokenizer, check_match
 
 if TYPE_CHECKING:
     from pipelines.autoregressive import AutoregressiveImagePipeline
-
-
-def drop_labels(class_labels: Tensor, null_label: int, rate: float, generator: torch.Generator) -> Tensor:
-    """Replace some labels by the null condition, for classifier-free guidance (arXiv 2207.12598, algorithm 1).
-
-    Args:
-        class_labels: (B,) int64.
-        null_label: Label of the null condition.
-        rate: Probability of replacing a label.
-        generator: Source of the draw, on the labels' device.
-
-    Returns:
-        (B,) int64.
-    """
-    if rate == 0:
-        return class_labels
-    dropped = torch.rand(class_labels.shape, generator=generator, device=class_labels.device) < rate
-    return torch.where(dropped, null_label, class_labels)
 
 
 class AutoregressiveObjective(Objective):
@@ -126,7 +109,9 @@ class AutoregressiveObjective(Objective):
         """Pipeline of this transformer and the frozen tokenizer."""
         from pipelines.autoregressive import AutoregressiveImagePipeline
 
-        return AutoregressiveImagePipeline(cast(ImageTransformer, networks["transformer"]), self.tokenizer)
+        return AutoregressiveImagePipeline(
+            cast(ImageTransformer, networks["transformer"]), self.tokenizer, dict(self.sampling_defaults())
+        )
 
     def sampling_defaults(self) -> Mapping[str, Any]:
         """Guidance, temperature, top-k and top-p of the constructor."""

@@ -143,9 +143,7 @@ def build_config(parser: OneSentenceParser, config: Namespace) -> Namespace:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise UserError(str(cause)) from error
+        raise UserError(condense(str(error)) if cause is None else str(cause)) from error
 
 
 def stray_keys(content: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
@@ -224,4 +222,4 @@ def is_small_file(path: Path) -> bool:
 
 def dump_config(parser: OneSentenceParser, config: Namespace) -> str:
     """The resolved configuration as YAML that can be trained again."""
-    return parser.dump(config, skip_none=False)
+    return parser.dump(config, skip_unset=False)

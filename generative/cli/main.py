@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return fail(
-                f"no space left on the disk ({error.filename or 'a file of the run'}); free some space and use --resume latest"
+                f"no space left on the disk ({error.filename or 'a file of the run'}); free some space and repeat the command"
             )
         raise
     except RuntimeError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 import yaml
 
+from generative.cli.arguments import CommandParser
 from generative.cli.config import find_config
 from generative.cli.train import train
 from generative.core.errors import UserError
@@ -22,11 +22,10 @@ INTRO = (
 
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="generative quickstart",
-        description="Train a SAGAN, a DiT and a transformer over pixel tokens on bundled digits (nothing is downloaded), sample "
+    parser = CommandParser(
+        "generative quickstart",
+        "Train a SAGAN, a DiT and a transformer over pixel tokens on bundled digits (nothing is downloaded), sample "
         "from them, score them against held-out images, and write OUTPUT/report.html. Repeated, it goes on where it stopped.",
-        allow_abbrev=False,
     )
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), metavar="DIR", help="default runs/quickstart")
     parser.add_argument("--seed", type=int, default=0, help="default 0")

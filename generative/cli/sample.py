@@ -33,9 +33,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "guidance_interval": {
         "type": interval,
         "metavar": "LOW,HIGH",
-        "help": "guide within this part of the noise range only, in [0, 1]",
+        "help": "guide within this part of the noise range (diffusion) or of the tokens (transformer) only, in [0, 1]",
     },
     "guidance_channels": {"type": int, "help": "guide only the first so many channels (DiT's published sampler: 3)"},
+    "guidance_schedule": {"choices": ("constant", "linear"), "help": "how guidance grows over a token model's sequence"},
     "num_inference_steps": {"type": int, "help": "steps of a diffusion sampler"},
     "temperature": {"type": float, "help": "divides the logits of a token model"},
     "top_k": {"type": int, "help": "sample among the k likeliest tokens"},
@@ -90,6 +91,7 @@ def sample(
 
     pipeline = load_pipeline(folder)
     check_options(pipeline, options)
+    options = {**pipeline.sampling_defaults, **options}
     labels = parse_class_labels(class_labels, pipeline)
     requests = [SampleRequest(label, index) for label in labels for index in range(num_images_per_class)]
     accelerator = build_accelerator()

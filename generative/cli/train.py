@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 from generative.cli.arguments import CommandParser
@@ -83,7 +84,13 @@ def train(
             partial.write_text(resolved)
     purge_step = trainer.step + 1 if checkpoint else None
     accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": purge_step}})
-    trainer.fit()
+    try:
+        trainer.fit()
+    except UserError as error:
+        # The command line speaks for the main process only, and this may be another's share of the data.
+        if not accelerator.is_main_process:
+            print(f"error: process {accelerator.process_index}: {error}", file=sys.stderr)
+        raise
     accelerator.end_training()
     if trainer.stopped_by and trainer.step < trainer.total_steps:
         if accelerator.is_main_process:
@@ -122,7 +129,7 @@ def check_output_dir(output_dir: Path, overwrite: bool, may_hold_run: bool = Fal
 
 def remove_run(output_dir: Path) -> None:
     """Delete what a run wrote into its folder, and nothing else that lies there."""
-    for path in [output_dir / name for name in RUN_FILES] + list(output_dir.glob("checkpoint-*")):
+    for path in [output_dir / name for name in RUN_FILES] + [*output_dir.glob("checkpoint-*"), *output_dir.glob(".*.partial")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

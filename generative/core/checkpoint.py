@@ -34,11 +34,16 @@ def checkpoint_path(run: Path, step: int) -> Path:
     return run / f"checkpoint-{step:08d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """Step of a checkpoint, from its folder's name."""
+    return int(checkpoint.name.split("-")[1])
+
+
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first (a folder exists under its name only once it is complete)."""
     if not run.is_dir():
         return []
-    return sorted((p for p in run.iterdir() if p.is_dir() and NAME.fullmatch(p.name)), key=lambda p: int(p.name.split("-")[1]))
+    return sorted((p for p in run.iterdir() if p.is_dir() and NAME.fullmatch(p.name)), key=step_of)
 
 
 def resolve_checkpoint(run: Path, resume: str) -> Path | None:
@@ -239,6 +244,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"'{folder}' holds no readable state.json; resume from another checkpoint") from error
+    if not isinstance(state, dict):
+        raise UserError(f"'{folder / 'state.json'}' is damaged; resume from another checkpoint")
     if state.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"'{folder}' has format version {state.get('format_version')}, this version of triptych reads {FORMAT_VERSION}"
@@ -264,6 +271,8 @@ def load_network(network: ConfigMixin, folder: Path) -> None:
         saved: dict[str, Any] = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"'{folder}' holds no readable config.json") from error
+    if not isinstance(saved, dict) or "_class_name" not in saved:
+        raise UserError(f"'{folder / 'config.json'}' is damaged; resume from another checkpoint")
     if saved["_class_name"] != type(network).__name__:
         raise UserError(f"'{folder}' holds a {saved['_class_name']}, the configuration asks for a {type(network).__name__}")
     # Through JSON, as tuples become lists there.

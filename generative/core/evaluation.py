@@ -52,7 +52,7 @@ class Evaluator:
         weights: File of the extractor's weights; None for the package's, or a verified download.
         input_size: Pixels the extractor sees; None for its own default. 96 is several times cheaper than 224.
         metrics: Metrics by name: ``frechet``, ``kid``, ``precision_recall``, ``inception_score``, ``cmmd``.
-        resizer: ``clean``, ``pytorch-fid`` or ``tensorflow``.
+        resizer: ``clean``, ``pytorch-fid``, ``tensorflow`` or ``cmmd``; None for the extractor's own.
         num_samples: Images to sample, balanced over the classes.
         batch_size: Images sampled at a time on each process.
         seed: Seed of the samples; the same at every evaluation, so that curves compare like with like.
@@ -67,7 +67,7 @@ class Evaluator:
         weights: Path | None = None,
         input_size: int | None = None,
         metrics: Sequence[str] = ("frechet", "kid", "precision_recall"),
-        resizer: str = "clean",
+        resizer: str | None = None,
         num_samples: int = 500,
         batch_size: int = 100,
         seed: int = 0,
@@ -88,6 +88,30 @@ class Evaluator:
         self._suite: MetricSuite | None = None
         self._classifier: LabelClassifier | None = None
         self._has_computed = False
+        self._has_reference = False
+
+    def prepare(self, accelerator: Accelerator, progress: bool = False) -> None:
+        """Load the extractor and make the metrics, so that a mistake in them shows before anything is trained.
+
+        Args:
+            accelerator: Its device runs the extractor.
+            progress: Show progress bars when images are scored.
+
+        Raises:
+            UserError: If a name is not known, or weights are missing or not those expected.
+        """
+        if self._suite is None:
+            from metrics.extractors import build_extractor
+            from metrics.suite import MetricSuite
+
+            try:
+                extractor = build_extractor(
+                    self.extractor, weights=self.weights, input_size=self.input_size, device=accelerator.device
+                )
+                self._suite = MetricSuite(self.metrics, extractor, resizer=self.resizer, progress=progress)
+            except (ValueError, FileNotFoundError) as error:
+                # The metrics package stands alone and has no error of its own for wrong input.
+                raise UserError(f"evaluation: {error}") from error
 
     def evaluate(
         self, pipeline: ImageGenerationPipeline, accelerator: Accelerator, options: Mapping[str, Any], progress: bool = False
@@ -164,18 +188,15 @@ class Evaluator:
 
     def _reference_suite(self, accelerator: Accelerator, progress: bool) -> MetricSuite:
         """The metrics with the reference's features, each process having computed its share of them."""
-        if self._suite is None:
-            from metrics.extractors import build_extractor
-            from metrics.suite import MetricSuite
-
-            extractor = build_extractor(
-                self.extractor, weights=self.weights, input_size=self.input_size, device=accelerator.device
-            )
-            self._suite = MetricSuite(self.metrics, extractor, resizer=self.resizer, progress=progress)
+        if not self._has_reference:
+            self.prepare(accelerator, progress)
+            assert self._suite is not None
+            self._has_reference = True
             mine = range(accelerator.process_index, len(self.data), accelerator.num_processes)
             for start in range(0, len(mine), self.batch_size):
                 indices = torch.tensor(mine[start : start + self.batch_size])
                 self._suite.update(self.data.images(indices), real=True, indices=indices)
+        assert self._suite is not None
         return self._suite
 
     def _label_classifier(self) -> LabelClassifier:

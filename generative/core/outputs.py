@@ -43,7 +43,9 @@ class ImageFolderWriter:
                 found, self.previous = manifest["settings"], list(manifest["images"])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"output folder '{folder}' is not empty and holds no samples of ours; choose another") from error
-            if found != json.loads(json.dumps(settings)):
+            # Without a single image, a run with a mistake in its options has left the manifest: nothing to protect.
+            self.previous = [entry for entry in self.previous if (folder / entry["file"]).exists()]
+            if self.previous and found != json.loads(json.dumps(settings)):
                 raise UserError(f"output folder '{folder}' holds samples of other settings (see its {MANIFEST}); choose another")
 
     def missing(self, requests: Sequence[SampleRequest]) -> list[SampleRequest]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +27,7 @@ from generative.core.objective import Objective
 from generative.core.runtime import Precision
 from generative.core.schedules import Constant, LRSchedule
 from generative.core.seeding import keyed_generator
+from generative.core.signals import catch_signals, survive_first_signal
 from generative.core.step import PhaseRunner, average_buffers
 from generative.core.types import Batch
 from generative.data.base import ImageDataset
@@ -60,7 +59,7 @@ class TrainerConfig:
         channels_last: Keep 4-D weights in channels-last memory (faster convolutions in bf16).
         log_interval_steps: Steps between entries of metrics.jsonl and TensorBoard.
         sample_interval_steps: Steps between sample grids; null for the end only.
-        evaluate_interval_steps: Steps between evaluations (step 0 included); null for none.
+        evaluate_interval_steps: Steps between evaluations (step 0 included); null for the end only.
         checkpoint_interval_steps: Steps between checkpoints; null for the end only.
         keep_last_checkpoints: Older checkpoints are deleted; null keeps all.
         grid_images_per_class: Columns of the sample grid.
@@ -155,6 +154,8 @@ class Trainer:
         self._pending: list[tuple[int, str, dict[str, Tensor]]] = []
         self._place_networks()
         self._build_optimizers()
+        if evaluator is not None:
+            evaluator.prepare(accelerator)
         self.runner = PhaseRunner(
             objective, self.optimizers, accelerator, seed, config.gradient_accumulation_steps, config.max_grad_norm
         )
@@ -163,10 +164,11 @@ class Trainer:
 
     def _place_networks(self) -> None:
         memory_format = torch.channels_last if self.config.channels_last else torch.preserve_format
-        for network in [*self.objective.networks.values(), *self.objective.frozen.values()]:
+        for network in self.objective.networks.values():
             network.to(self.accelerator.device).to(memory_format=memory_format)
+        # Frozen parts keep their layout: they go into saved pipelines themselves, not as copies.
         for network in self.objective.frozen.values():
-            network.requires_grad_(False).eval()
+            network.to(self.accelerator.device).requires_grad_(False).eval()
         if self.accelerator.num_processes > 1:
             for network in self.objective.networks.values():
                 for tensor in [*network.parameters(), *network.buffers()]:
@@ -239,6 +241,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if resume_from is not None:
             self.load_checkpoint(resume_from)
+        later = [path for path in ckpt.list_checkpoints(config.output_dir) if ckpt.step_of(path) > self.step]
+        if later:
+            raise UserError(f"'{config.output_dir}' holds '{later[0].name}' of another run; resume it or choose another folder")
         self.log = RunLog(config.output_dir, self.accelerator, self.step)
         loader = build_loader(
             self.dataset,
@@ -266,27 +271,41 @@ class Trainer:
             mininterval=progress_interval(),
             disable=not (config.progress and self.accelerator.is_main_process),
         )
-        with catch_signals(self), bar:
+        with catch_signals(self.request_stop), bar:
             self._clock, self._clock_images = time.perf_counter(), self.images_seen
             while self.step < self.total_steps and not self._should_stop():
-                self.train_step(
-                    [
-                        [self._to_device(next(batches)) for _ in range(config.gradient_accumulation_steps)]
-                        for _ in range(self.repeats)
-                    ]
-                )
+                self.train_step(self._draw(batches))
                 bar.update(self.images_per_step)
                 self._after_step(bar)
-        if self.step >= self.total_steps:
-            self._finish()
-        else:
+            # Still with signals caught: one that comes now must not cut the last checkpoint short.
             self._check_finite(weights=True)
             self.save_checkpoint()
+            if self.step >= self.total_steps:
+                self._sample_grid()
+                self._evaluate_if_due()
+
+    def _draw(self, batches: Iterator[Batch]) -> list[list[Batch]]:
+        """This process's micro-batches of a step, for each repeat.
+
+        Raises:
+            UserError: If an image cannot be read; what was trained so far is saved first.
+        """
+        try:
+            return [
+                [self._to_device(next(batches)) for _ in range(self.config.gradient_accumulation_steps)]
+                for _ in range(self.repeats)
+            ]
+        except UserError:
+            # Alone only: the other processes are in the step, and saving takes all of them.
+            if self.accelerator.num_processes == 1:
+                self._check_finite(weights=True)
+                self.save_checkpoint()
+            raise
 
     def _after_step(self, bar: Any) -> None:
-        """Logs, grids, evaluations and checkpoints that are due; the end of the run is ``_finish``'s."""
+        """Logs, grids, evaluations and checkpoints that are due; at the end of the run ``fit`` makes the last ones."""
         config = self.config
-        if self.step % config.log_interval_steps == 0:
+        if self.step % config.log_interval_steps == 0 or self.step == self.total_steps:
             self._log(bar)
         if self.step == self.total_steps:
             return
@@ -304,12 +323,6 @@ class Trainer:
         self._evaluate_if_due()
         # Time spent on anything but training does not count in images per second.
         self._clock += time.perf_counter() - started
-
-    def _finish(self) -> None:
-        self._check_finite(weights=True)
-        self.save_checkpoint()
-        self._sample_grid()
-        self._evaluate_if_due()
 
     def _to_device(self, batch: Batch) -> Batch:
         return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}  # type: ignore[return-value, attr-defined]
@@ -340,8 +353,8 @@ class Trainer:
         kept = ckpt.list_checkpoints(self.config.output_dir)
         last = f"the last good checkpoint is '{kept[-1]}'" if kept else "there is no checkpoint yet"
         raise DivergenceError(
-            f"training diverged: {message or 'a loss of another process became NaN or infinite'}; {last}. "
-            "Lower the learning rate, clip gradients (trainer.max_grad_norm) or use float32"
+            f"training diverged: {message or 'a loss of another process became NaN or infinite'}; {last}; "
+            "lower the learning rate, clip gradients (trainer.max_grad_norm) or use float32"
         )
 
     def _log(self, bar: Any) -> None:
@@ -376,10 +389,10 @@ class Trainer:
         return self.objective.pipeline(networks)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate at every ``evaluate_interval_steps``-th step, the first and the last, once each."""
+        """Evaluate at every ``evaluate_interval_steps``-th step, step 0 included, and at the end, once each."""
         interval = self.config.evaluate_interval_steps
-        is_due = bool(interval) and (self.step % (interval or 1) == 0 or self.step == self.total_steps)
-        if is_due and self.step not in self.log.evaluated_steps:
+        is_due = self.step == self.total_steps or (interval is not None and self.step % interval == 0)
+        if self.evaluator is not None and is_due and self.step not in self.log.evaluated_steps:
             self._evaluate()
 
     def _evaluate(self) -> None:
@@ -514,38 +527,6 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved["grad_scaler"])
         self.step = saved["step"]
-
-
-def survive_first_signal(worker: int) -> None:
-    """Make a loader worker outlive the first SIGTERM or SIGINT, as the trainer does.
-
-    Ctrl-C and cluster schedulers signal every process of a job; the run needs its workers until it is saved.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
-
-
-@contextmanager
-def catch_signals(trainer: Trainer) -> Iterator[None]:
-    """While inside, SIGTERM and SIGINT ask the trainer to stop instead of killing the process; a second one kills."""
-
-    def handle(number: int, frame: Any) -> None:
-        trainer.request_stop(number)
-        signal.signal(number, previous[number])
-
-    try:
-        previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in previous:
-            signal.signal(number, handle)
-    except ValueError:
-        # Not in the main thread (a notebook's worker, a test): signals are the caller's.
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def check_fit(objective: Objective, dataset: ImageDataset) -> None:

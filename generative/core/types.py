@@ -17,7 +17,7 @@ class Batch(TypedDict, total=False):
 
     Attributes:
         images: (B, 3, H, W) float32 in [-1, 1].
-        latents: (B, C, h, w) float32, cached by ``generative encode``; replaces ``images``.
+        latents: (B, C, h, w) float32, cached; replaces ``images``.
         tokens: (B, L) int64, cached likewise.
         class_labels: (B,) int64 in [0, num_classes).
     """

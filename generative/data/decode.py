@@ -30,8 +30,8 @@ DECODING_ERRORS = (
 )
 """What Pillow raises on damaged files, depending on the format."""
 
-SIXTEEN_TO_EIGHT_BIT = 257
-"""65535 / 255: 16-bit grey levels per 8-bit level."""
+LOW_BYTE_BITS = 8
+"""Bits of a 16-bit grey level that are dropped: the high byte stays, as where images are scored (``metrics.images``)."""
 
 
 @contextmanager
@@ -50,8 +50,7 @@ def _explain(name: str) -> Iterator[None]:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Convert any 8- or 16-bit mode to RGB; transparency is dropped, as in ADM's loader."""
     if image.mode.startswith("I;16"):  # convert("RGB") would clip 16-bit levels at 255
-        levels = np.asarray(image).astype(np.float64) / SIXTEEN_TO_EIGHT_BIT
-        image = Image.fromarray(np.rint(levels).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> LOW_BYTE_BITS).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise UserError(f"image '{name}' has 32-bit pixels (mode {image.mode}); convert it to 8 bits per channel")
     return image.convert("RGB")

@@ -226,7 +226,34 @@ class PositionDataset(Dataset[Batch]):
         return {"images": images_to_float(images), "class_labels": self.dataset.labels[indices]}
 
 
+class _SafePositionDataset(PositionDataset):
+    """A ``PositionDataset`` that hands a user's error on as its batch.
+
+    PyTorch would raise it in the main process with the worker's traceback for a message.
+    """
+
+    def __getitems__(self, positions: list[int]) -> Any:
+        try:
+            return super().__getitems__(positions)
+        except UserError as error:
+            return error
+
+
+class _BatchLoader(DataLoader[Batch]):
+    """A loader of a ``_SafePositionDataset``, which raises the error where the batch is asked for."""
+
+    def __iter__(self) -> Any:
+        return map(_pass_batch, super().__iter__())
+
+
 def _pass_batch(batch: Any) -> Batch:
+    """The batch; raises ``UserError`` if that is what a loader worker made instead."""
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+def _no_collation(batch: Any) -> Any:
     """Collate function for a dataset whose ``__getitems__`` returns ready batches."""
     return batch
 
@@ -274,10 +301,10 @@ def build_loader(
     sampler = StepBatchSampler(
         batch_size=batch_size, num_slots=num_slots, rank=rank, world_size=world_size, repeats=repeats, start_step=start_step
     )
-    return DataLoader(
-        PositionDataset(dataset, seed, horizontal_flip),
+    return _BatchLoader(
+        _SafePositionDataset(dataset, seed, horizontal_flip),
         batch_sampler=sampler,
-        collate_fn=_pass_batch,
+        collate_fn=_no_collation,
         num_workers=num_workers,
         pin_memory=pin_memory,
         # Its own generator, because a loader draws a seed for its workers when iterated, by default from the global one.

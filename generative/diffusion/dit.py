@@ -120,7 +120,7 @@ class DiT(ModelMixin, ConfigMixin):
         frequency_embedding_size: Width of the timestep sinusoid.
 
     Raises:
-        UserError: If sizes do not divide one another.
+        UserError: If a size is below 1, or sizes do not divide one another.
     """
 
     _supports_gradient_checkpointing = True
@@ -142,6 +142,17 @@ class DiT(ModelMixin, ConfigMixin):
         frequency_embedding_size: int = 256,
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("sample_size", sample_size),
+            ("patch_size", patch_size),
+            ("in_channels", in_channels),
+            ("hidden_size", hidden_size),
+            ("depth", depth),
+            ("num_heads", num_heads),
+            ("num_classes", num_classes),
+        ):
+            if value < 1:
+                raise UserError(f"DiT: {name} must be at least 1, got {value}")
         if sample_size % patch_size:
             raise UserError(f"DiT: patch_size must divide sample_size {sample_size}, got {patch_size}")
         if hidden_size % 4 or hidden_size % num_heads:

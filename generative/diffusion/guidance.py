@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +23,10 @@ def guidance_schedule(
         num_train_timesteps: Timestep of pure noise.
 
     Raises:
-        UserError: If the interval is not 0 <= low < high <= 1.
+        UserError: If the scale is not finite, or the interval is not 0 <= low < high <= 1.
     """
+    if not math.isfinite(guidance_scale):
+        raise UserError(f"guidance_scale must be a finite number, got {guidance_scale}; 1 is no guidance")
     if interval is None:
         return lambda timestep: guidance_scale
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:

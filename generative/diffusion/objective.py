@@ -12,6 +12,7 @@ from torch import Tensor
 
 from generative.core.ema import EMAProfile, EMASpec
 from generative.core.errors import UserError
+from generative.core.labels import drop_labels
 from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks
 from generative.diffusion.flow import TimestepDensity
@@ -103,7 +104,7 @@ class DiffusionObjective(Objective):
             ``loss``; with learned variance also its parts ``mse`` and ``variational_bound`` (bits per dimension).
         """
         x_start = self.data(batch, generator)  # (B, C, H, W)
-        labels = self.drop_labels(batch["class_labels"], generator)
+        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, generator)
         timesteps = self.process.draw_timesteps(len(x_start), generator).to(x_start.device)
         noise = torch.randn(x_start.shape, generator=generator, device=generator.device).to(x_start.device)
         sample = self.process.add_noise(x_start, noise, timesteps)
@@ -151,19 +152,14 @@ class DiffusionObjective(Objective):
         autoencoder = self.frozen.get("autoencoder")
         return batch["images"] if autoencoder is None else encode_images(autoencoder, batch["images"], generator)
 
-    def drop_labels(self, class_labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Replace a share of labels (B,) by the null condition."""
-        if not self.label_dropout:
-            return class_labels
-        drop = torch.rand(class_labels.shape, generator=generator, device=generator.device) < self.label_dropout
-        return torch.where(drop.to(class_labels.device), self.num_classes, class_labels)
-
     def pipeline(self, networks: Networks) -> DiffusionImagePipeline:
         """Pipeline of a denoiser with the inference scheduler."""
         from pipelines.diffusion import DiffusionImagePipeline
 
         scheduler = type(self.inference_scheduler).from_config(self.inference_scheduler.config)
-        return DiffusionImagePipeline(networks["denoiser"], scheduler, self.frozen.get("autoencoder"))
+        return DiffusionImagePipeline(
+            networks["denoiser"], scheduler, self.frozen.get("autoencoder"), dict(self.sampling_defaults())
+        )
 
     def sampling_defaults(self) -> Mapping[str, Any]:
         """Guidance and steps of samples drawn during training."""

@@ -181,4 +181,4 @@ class GANObjective(Objective):
         """Pipeline around the generator."""
         from pipelines.gan import GANImagePipeline
 
-        return GANImagePipeline(generator=networks["generator"])
+        return GANImagePipeline(generator=networks["generator"], sampling_defaults=dict(self.sampling_defaults()))

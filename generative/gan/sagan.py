@@ -52,6 +52,13 @@ def check_resolution(resolution: int, known: dict[int, object]) -> None:
         raise UserError(f"resolution must be one of {', '.join(map(str, known))}, got {resolution}")
 
 
+def check_positive(**sizes: int) -> None:
+    """Raise ``UserError`` for a size below 1, named."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+
+
 def check_attention(attention_resolutions: tuple[int, ...], stages: list[int]) -> None:
     """Raise ``UserError`` if attention is asked for at a size that no block puts out."""
     wrong = [size for size in attention_resolutions if size not in stages]
@@ -124,6 +131,7 @@ class SAGANGenerator(ModelMixin, ConfigMixin):
         weight_init: WeightInit = "xavier",
     ) -> None:
         super().__init__()
+        check_positive(channels=channels, z_dim=z_dim, num_classes=num_classes, bottom_width=bottom_width)
         stages = generator_stages(resolution)
         check_attention(tuple(attention_resolutions), stages)
         self.z_dim = z_dim
@@ -220,6 +228,7 @@ class SAGANDiscriminator(ModelMixin, ConfigMixin):
         weight_init: WeightInit = "xavier",
     ) -> None:
         super().__init__()
+        check_positive(channels=channels, num_classes=num_classes, output_dim=output_dim)
         stages = discriminator_stages(resolution)
         check_attention(tuple(attention_resolutions), stages)
         self.num_classes = num_classes

@@ -138,7 +138,9 @@ def test_unreadable_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], co
 
 
 def test_a_missing_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "configuration 'digits/nothing' does not exist; `generative list` shows" in one_sentence(capsys, ["train", "digits/nothing"])
+    assert "configuration 'digits/nothing' does not exist; `generative list` shows" in one_sentence(
+        capsys, ["train", "digits/nothing"]
+    )
 
 
 def test_names_of_shipped_configurations() -> None:
@@ -226,7 +228,17 @@ def test_foreign_code_in_overrides_is_refused(
 
 
 def test_paths_and_versions_are_not_taken_for_code(tmp_path: Path) -> None:
-    harmless = ["runs/x.y", "cifar10.parquet", "1.5", "v1.2", "../shared/data", "a sentence. Another", "x" * 5000, "a\0b", "DigitsDataset"]
+    harmless = [
+        "runs/x.y",
+        "cifar10.parquet",
+        "1.5",
+        "v1.2",
+        "../shared/data",
+        "a sentence. Another",
+        "x" * 5000,
+        "a\0b",
+        "DigitsDataset",
+    ]
     content = {"trainer": {"output_dir": harmless}, "class_path": "torch.optim.Adam"}
     assert list(foreign_code(content, (tmp_path,))) == []
 

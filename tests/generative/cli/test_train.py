@@ -234,9 +234,7 @@ def test_an_output_folder_that_cannot_be(config: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("where", ["save_file", "metrics.jsonl", "config.yaml"])
-def test_a_full_disk(
-    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_a_full_disk(config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """While a checkpoint, the log or the configuration is written: one sentence, and the run can go on later."""
     assert train(config, "--trainer.output_dir", "whole") == 0
     assert train(config, "--objective.init_args.signal_at_call", "3") == 143
@@ -312,7 +310,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 300) -
 LONG = ["--trainer.total_images", "100000", "--trainer.keep_last_checkpoints", "2"]
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.023])
+@pytest.mark.parametrize("delay", [0.0, pytest.param(0.023, marks=pytest.mark.slow), pytest.param(0.1, marks=pytest.mark.slow)])
 def test_sigkill_at_any_moment(config: Path, delay: float) -> None:
     """The process saves nearly all the time, so that a kill hits a save."""
     process = subprocess.Popen(

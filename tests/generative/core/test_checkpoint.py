@@ -48,7 +48,9 @@ def test_a_folder_is_replaced(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), ckpt.SafetensorError("I/O error: No space left")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), ckpt.SafetensorError("I/O error: No space left")]
+)
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path: Path, error: Exception) -> None:
     ckpt.write_folder(tmp_path / "x", fill_with("old"))
 
@@ -110,7 +112,13 @@ def refuses(toy: ModuleType, run: Path, message: str, objective: Any = None, **s
 
 
 def test_what_is_in_a_checkpoint(run: Path) -> None:
-    assert {p.name for p in run.iterdir()} == {"checkpoint-00000004", "checkpoint-00000006", "pipeline", "samples", "metrics.jsonl"}
+    assert {p.name for p in run.iterdir()} == {
+        "checkpoint-00000004",
+        "checkpoint-00000006",
+        "pipeline",
+        "samples",
+        "metrics.jsonl",
+    }
     files = set(tree(run / "checkpoint-00000006"))
     weights = "diffusion_pytorch_model.safetensors"
     assert files == {
@@ -274,9 +282,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, too small for a second checkpoint."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = os.geteuid() == 0 and not subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(folder)], capture_output=True, check=False
-    ).returncode
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(folder)], capture_output=True, check=False
+        ).returncode
+    )
     if not mounted:
         pytest.skip("needs the right to mount a file system")
     yield folder

@@ -18,6 +18,7 @@ from generative.core.ema import ConstantEMA
 from generative.core.logging import read_metrics
 
 PROJECT = Path(__file__).parents[3]
+pytestmark = pytest.mark.filterwarnings("ignore::metrics.metric.SmallSampleWarning")
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +53,18 @@ def test_two_processes_equal_one_that_accumulates(toy: ModuleType, two: Path, tm
         "masked": toy.masked,
         "dropout": lambda: toy.denoiser(batch_norm=False),
     }[case]()
-    trainer = toy.build_trainer(objective, tmp_path, gradient_accumulation_steps=2)
+    scores = {"evaluator": toy.evaluator(), "evaluate_interval_steps": 3} if case == "dropout" else {}
+    trainer = toy.build_trainer(objective, tmp_path, gradient_accumulation_steps=2, **scores)
     trainer.fit()
     assert_close(load_file(two / f"{case}-0.safetensors"), toy.snapshot(trainer))
     if case != "masked":
         for ours, theirs in zip(read_metrics(tmp_path), read_metrics(two / case), strict=True):
             names = [name for name in ours if name != "images_per_second"]
-            assert [theirs[name] for name in names] == pytest.approx([ours[name] for name in names], rel=1e-4)
+            # Samples may differ by a level here and there, which scores show more than losses.
+            tolerance = 1e-2 if "evaluation/frechet_distance" in ours else 1e-4
+            assert [theirs[name] for name in names] == pytest.approx(
+                [ours[name] for name in names], rel=tolerance, abs=tolerance / 10
+            )
 
 
 @pytest.mark.parametrize("case", ["gan", "masked", "dropout", "denoiser", "stopped"])

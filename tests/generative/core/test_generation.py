@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from generative.core.generation import SampleRequest, balanced_requests, generate_images
 from generative.core.errors import UserError
+from generative.core.generation import SampleRequest, balanced_requests, generate_images
 
 REQUESTS = [SampleRequest(label, index) for label in range(3) for index in range(5)]
 

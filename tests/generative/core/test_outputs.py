@@ -70,6 +70,12 @@ def test_a_kill_before_the_first_manifest_does_not_lock_the_folder(tmp_path: Pat
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_run_that_made_no_image_does_not_lock_the_folder(tmp_path: Path) -> None:
+    ImageFolderWriter(tmp_path, {**SETTINGS, "seed": 1}).start(REQUESTS)
+    write_all(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text())["settings"]["seed"] == 0
+
+
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     write_all(tmp_path)
     with pytest.raises(UserError, match="holds samples of other settings"):

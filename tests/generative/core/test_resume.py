@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,9 +226,7 @@ def test_only_the_last_checkpoints_are_kept(toy: ModuleType, tmp_path: Path, kee
     assert [int(p.name.split("-")[1]) for p in ckpt.list_checkpoints(tmp_path)] == expected
 
 
-def test_loader_workers_outlive_the_first_signal(
-    toy: ModuleType, tmp_path: Path, whole: tuple[Path, dict[str, Tensor]]
-) -> None:
+def test_loader_workers_outlive_the_first_signal(toy: ModuleType, tmp_path: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:
     """Cluster schedulers and Ctrl-C signal every process of a job, the loader's workers too."""
     import multiprocessing
 
@@ -234,9 +234,11 @@ def test_loader_workers_outlive_the_first_signal(
 
     def signal_all(batch: Any) -> None:
         if objective.calls == 3:
-            for child in multiprocessing.active_children():
-                os.kill(child.pid or 0, signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
+            job = [child.pid for child in multiprocessing.active_children()] + [os.getpid()]
+            assert len(job) == 3
+            # From outside: a worker takes its parent's SIGTERM for an orderly end.
+            subprocess.run(["kill", "-TERM", *map(str, job)], check=True)
+            time.sleep(0.2)
 
     objective.on_call = signal_all
     run = tmp_path / "run"

@@ -125,7 +125,9 @@ def test_the_silent_single_process_of_accelerate_is_refused(tmp_path: Path, comm
 
 @pytest.mark.slow
 def test_a_number_in_accelerates_config_file_is_refused_too(tmp_path: Path) -> None:
-    (tmp_path / "launcher.yaml").write_text("use_cpu: true\ndistributed_type: 'NO'\nnum_processes: 2\nnum_machines: 1\nmixed_precision: 'no'\n")
+    (tmp_path / "launcher.yaml").write_text(
+        "use_cpu: true\ndistributed_type: 'NO'\nnum_processes: 2\nnum_machines: 1\nmixed_precision: 'no'\n"
+    )
     result = launch(tmp_path, "accelerate.commands.launch", "--config_file", str(tmp_path / "launcher.yaml"))
     assert "refused: the launcher asked for 2 processes but 1 would train" in result.stdout, result.stderr[-2000:]
 

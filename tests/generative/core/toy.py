@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from generative.core.ema import ConstantEMA, EMAProfile, EMASpec
+from generative.core.evaluation import Evaluator
 from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.runtime import build_accelerator
 from generative.core.sampling import SampleState, sample_loop, unguided
@@ -311,7 +312,25 @@ def masked(optimizer: OptimizerFactory = sgd, **options: Any) -> ToyMasked:
     return ToyMasked(optimizer, **options)
 
 
-def build_trainer(objective: Objective, folder: Path, seed: int = 0, dataset: ImageDataset | None = None, **settings: Any) -> Trainer:
+def evaluator(**options: Any) -> Evaluator:
+    """A quick one on the packaged extractor."""
+    defaults: dict[str, Any] = {
+        "extractor": "efficientnet-lite0",
+        "input_size": 32,
+        "metrics": ("frechet", "kid"),
+        "num_samples": 12,
+    }
+    return Evaluator(ToyImages(seed=9), **{**defaults, **options})
+
+
+def build_trainer(
+    objective: Objective,
+    folder: Path,
+    seed: int = 0,
+    dataset: ImageDataset | None = None,
+    evaluator: Evaluator | None = None,
+    **settings: Any,
+) -> Trainer:
     """A trainer of 6 steps of 8 images that logs every step; ``settings`` are ``TrainerConfig``'s."""
     defaults = {
         "total_images": 48,
@@ -322,7 +341,7 @@ def build_trainer(objective: Objective, folder: Path, seed: int = 0, dataset: Im
         "progress": False,
     }
     config = TrainerConfig(output_dir=folder, **{**defaults, **settings})
-    return Trainer(objective, dataset or ToyImages(), config, build_accelerator(config.mixed_precision), seed)
+    return Trainer(objective, dataset or ToyImages(), config, build_accelerator(config.mixed_precision), seed, evaluator)
 
 
 def snapshot(trainer: Trainer) -> dict[str, Tensor]:

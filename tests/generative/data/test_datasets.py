@@ -18,6 +18,7 @@ from PIL import Image
 from generative.core.errors import UserError
 from generative.data import CIFAR10Dataset, DigitsDataset, ImageFolderDataset, ParquetDataset, check_images
 from generative.data.base import hash_parts
+from generative.data.decode import decode_image, image_to_tensor
 
 RNG_SEED = 0
 
@@ -385,3 +386,17 @@ def test_constructors_serve_as_config_schemas(dataset_class: type, tmp_path: Pat
     root = "path" if dataset_class is ParquetDataset else "root"
     arguments = [] if dataset_class is DigitsDataset else [f"--dataset.{root}={tmp_path}"]
     assert parser.parse_args([*arguments, "--dataset.image_size=16"]).dataset.image_size == 16
+
+
+def test_training_and_scoring_decode_alike() -> None:
+    """Or the reference of a score would not be the images that were trained on."""
+    from metrics.images import decode_image as decode_for_metrics
+
+    levels = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    images = [Image.fromarray(levels), *(Image.fromarray(colours).convert(mode) for mode in ("RGBA", "RGB", "L", "LA", "1"))]
+    for image in images:
+        data = io.BytesIO()
+        image.save(data, "PNG")
+        ours = image_to_tensor(decode_image(data.getvalue(), "x"))
+        assert torch.equal(ours, decode_for_metrics(data.getvalue(), "x"))

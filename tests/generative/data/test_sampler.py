@@ -166,3 +166,15 @@ def test_loader_resumes_splits_and_leaves_global_randomness_alone(num_workers: i
 def test_negative_workers_are_refused() -> None:
     with pytest.raises(UserError, match="num_workers"):
         build_loader(NumberedImages(), seed=0, batch_size=2, num_slots=1, rank=0, world_size=1, num_workers=-1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_corrupt_image_is_one_sentence_from_a_worker_too(num_workers: int) -> None:
+    class Corrupt(NumberedImages):
+        def load_image(self, index: int) -> Tensor:
+            raise UserError(f"image '{index}.png' is truncated")
+
+    loader = build_loader(Corrupt(1), seed=0, batch_size=1, num_slots=1, rank=0, world_size=1, num_workers=num_workers)
+    with pytest.raises(UserError) as caught:
+        next(iter(loader))
+    assert str(caught.value) == "image '0.png' is truncated"

@@ -116,3 +116,9 @@ def test_published_size_has_its_published_number_of_parameters() -> None:
         model = DiT(learn_sigma=True, **DIT_SIZES["S"])
     # 33 M in arXiv 2212.09748, table 1 (DiT-S/2).
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == 33
+
+
+@pytest.mark.parametrize("name", ["sample_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "num_classes"])
+def test_sizes_below_one_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"DiT: {name} must be at least 1, got 0"):
+        make_dit(**{name: 0})

@@ -22,3 +22,9 @@ def test_interval_is_in_fractions_of_the_schedule() -> None:
 def test_bad_interval_is_refused(interval: tuple[float, float]) -> None:
     with pytest.raises(UserError, match="guidance_interval must be"):
         guidance_schedule(3.0, interval, 1000)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_that_is_no_number_is_refused(scale: float) -> None:
+    with pytest.raises(UserError, match="guidance_scale must be a finite number"):
+        guidance_schedule(scale, None, 1000)

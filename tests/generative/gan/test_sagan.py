@@ -89,6 +89,7 @@ def test_multi_output_discriminator() -> None:
     ("options", "message"),
     [
         ({"resolution": 20}, "resolution must be one of .*, got 20"),
+        ({"resolution": 8, "z_dim": 0}, "z_dim must be at least 1, got 0"),
         ({"resolution": 8, "attention_resolutions": (64,)}, "attention_resolutions names 64, but the blocks put out 8"),
         ({"resolution": 8, "channels": 2, "attention_resolutions": (8,)}, "at least 8 channels, got 4"),
     ],

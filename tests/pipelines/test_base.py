@@ -1,0 +1,186 @@
+"""What all pipelines share: labels, noise per image, output types, safe loading."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from generative.core.errors import UserError
+from generative.core.seeding import sample_generators
+from pipelines import GANImagePipeline, find_pipeline_folder, load_pipeline
+from pipelines.base import ImageGenerationPipeline, read_model_index
+
+
+@pytest.fixture(scope="module")
+def toy() -> ModuleType:
+    """The core's tiny objectives and pipeline."""
+    if "toy" not in sys.modules:
+        path = Path(__file__).parents[1] / "generative" / "core" / "toy.py"
+        spec = importlib.util.spec_from_file_location("toy", path)
+        assert spec is not None and spec.loader is not None
+        sys.modules["toy"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules["toy"]
+
+
+@pytest.fixture
+def pipeline(toy: ModuleType) -> Any:
+    torch.manual_seed(0)
+    return toy.ToyPipeline(toy.ToyNet().eval())
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [(2, [2]), ([0, 2], [0, 2]), (torch.tensor([1, 1]), [1, 1]), (np.array([2], dtype=np.uint8), [2]), ((0,), [0])],
+)
+def test_class_labels(pipeline: Any, labels: Any, expected: list[int]) -> None:
+    result = pipeline.check_class_labels(labels)
+    assert result.tolist() == expected and result.dtype == torch.int64 and result.dim() == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (3, r"class label 3 is outside 0\.\.2; this pipeline has 3 classes"),
+        ([0, -1], r"class label -1 is outside 0\.\.2"),
+        ([], "class_labels is empty"),
+        ([1.0], "class_labels must be integers, got torch.float32"),
+        ([True], "class_labels must be integers, got torch.bool"),
+        ("cat", "class_labels must be integers, got 'cat'"),
+        ([None], "class_labels must be integers"),
+        ([2**70], "class_labels must be integers"),
+        (None, "class_labels must be integers"),
+    ],
+)
+def test_wrong_class_labels(pipeline: Any, labels: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        pipeline(class_labels=labels)
+    assert "\n" not in str(caught.value)
+
+
+def test_noise_from_a_list_is_one_stream_per_image(pipeline: Any) -> None:
+    images = pipeline([0, 1, 2], generator=sample_generators(0, [0, 1, 2], [0, 0, 0]), output_type="pt").images
+    again = pipeline([2], generator=sample_generators(0, [2], [0]), output_type="pt").images
+    torch.testing.assert_close(images[2:], again, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="generator is a list of 2 for 3 images"):
+        pipeline([0, 1, 2], generator=sample_generators(0, [0, 1], [0, 0]))
+
+
+def test_one_generator_for_all(pipeline: Any) -> None:
+    def sample(labels: list[int], seed: int | None) -> torch.Tensor:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return pipeline(labels, generator=generator, output_type="pt").images
+
+    assert torch.equal(sample([0, 0], 1), sample([0, 0], 1))
+    assert not torch.equal(sample([0, 0], 1)[0], sample([0, 0], 1)[1])
+    assert not torch.equal(sample([0, 0], 1), sample([0, 0], 2))
+    # Drawn in order: an image does not depend on how many follow.
+    torch.testing.assert_close(sample([0, 1, 2], 1)[:2], sample([0, 1], 1), rtol=0, atol=1e-5)
+    assert not torch.equal(sample([0], None), sample([0], None))
+
+
+def test_output_types_agree(pipeline: Any) -> None:
+    def sample(output_type: str, return_dict: bool = True) -> Any:
+        return pipeline([0, 1], generator=torch.Generator().manual_seed(0), output_type=output_type, return_dict=return_dict)
+
+    floats = sample("pt").images
+    assert floats.shape == (2, 3, 4, 4) and floats.dtype == torch.float32 and 0 <= floats.min() and floats.max() <= 1
+    assert np.array_equal(sample("np").images, floats.permute(0, 2, 3, 1).numpy())
+    levels = sample("uint8").images
+    assert levels.shape == (2, 3, 4, 4) and levels.dtype == torch.uint8
+    assert (levels.float() - floats * 255).abs().max() <= 0.5001
+    pictures = sample("pil").images
+    assert all(isinstance(picture, Image.Image) for picture in pictures)
+    assert np.array_equal(np.stack([np.asarray(p) for p in pictures]), levels.permute(0, 2, 3, 1).numpy())
+    (tensors,) = sample("pt", return_dict=False)
+    assert torch.equal(tensors, floats)
+    with pytest.raises(UserError, match="output_type must be pil, np, pt or uint8, got 'jpeg'"):
+        sample("jpeg")
+
+
+def test_postprocessing_clips(pipeline: Any) -> None:
+    images = torch.tensor([-3.0, -1.0, 0.0, 1.0, 5.0]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
+    (levels,) = pipeline.postprocess(images, "uint8", return_dict=False)
+    assert levels[0, 0, 0].tolist() == [0, 0, 128, 255, 255]
+    (floats,) = pipeline.postprocess(images, "pt", return_dict=False)
+    assert floats[0, 0, 0].tolist() == [0, 0, 0.5, 1, 1]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    from generative.gan.sagan import SAGANGenerator
+
+    torch.manual_seed(0)
+    network = SAGANGenerator(resolution=8, channels=4, z_dim=4, num_classes=3, attention_resolutions=()).eval()
+    GANImagePipeline(network).save_pretrained(tmp_path / "run" / "pipeline")
+    return tmp_path / "run"
+
+
+def test_a_run_folder_or_a_pipeline_folder(saved: Path) -> None:
+    assert find_pipeline_folder(saved) == find_pipeline_folder(saved / "pipeline") == saved / "pipeline"
+    one, other = load_pipeline(saved), GANImagePipeline.from_pretrained(saved / "pipeline")
+    assert type(one) is type(other) is GANImagePipeline
+    for ours, theirs in zip(one.generator.parameters(), other.generator.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not one.generator.training
+
+
+def edit_index(saved: Path, **values: Any) -> None:
+    path = saved / "pipeline" / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_another_pipeline_class_is_refused(saved: Path) -> None:
+    from pipelines import DiffusionImagePipeline
+
+    with pytest.raises(UserError, match="holds a GANImagePipeline, not a DiffusionImagePipeline"):
+        DiffusionImagePipeline.from_pretrained(saved / "pipeline")
+    edit_index(saved, _class_name="SomethingElse")
+    with pytest.raises(UserError, match="holds a SomethingElse; this project loads"):
+        load_pipeline(saved)
+
+
+@pytest.mark.parametrize("library", ["evil_module", "evil.generative", "os", "transformers"])
+def test_components_of_foreign_libraries_are_not_imported(saved: Path, library: str) -> None:
+    edit_index(saved, generator=[library, "Net"])
+    with pytest.raises(UserError, match=f"component 'generator' of library '{library}'"):
+        load_pipeline(saved)
+    assert "evil_module" not in sys.modules
+
+
+def test_pickled_weights_are_not_read(saved: Path) -> None:
+    """diffusers would fall back to them where the safetensors file is missing."""
+    folder = saved / "pipeline" / "generator"
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({}, folder / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be loaded, a file of it is missing or damaged") as caught:
+        load_pipeline(saved)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", "\x00"])
+def test_a_damaged_index(saved: Path, content: str) -> None:
+    (saved / "pipeline" / "model_index.json").write_text(content)
+    with pytest.raises(UserError, match="is damaged"):
+        read_model_index(saved / "pipeline")
+
+
+@pytest.mark.parametrize("entry", ["x", [None], ["generative"]])
+def test_a_damaged_component(saved: Path, entry: Any) -> None:
+    edit_index(saved, generator=entry)
+    with pytest.raises(UserError):
+        load_pipeline(saved)
+
+
+def test_the_base_class_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        ImageGenerationPipeline()  # type: ignore[abstract]
