@@ -175,7 +175,7 @@ class ImageGenerationPipeline(DiffusionPipeline, abc.ABC):
                 if library.split(".")[0] in OWN_LIBRARIES:
                     import_module(library)
             pipeline = super().from_pretrained(str(folder), **kwargs)
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"pipeline '{folder}' cannot be loaded, a file of it is missing or damaged: {reason}") from error
         for component in pipeline.components.values():
@@ -199,7 +199,7 @@ def read_model_index(folder: Path) -> dict[str, Any]:
         index = json.loads(path.read_text())
         libraries = component_libraries(index)
         index["_class_name"]
-    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{path}' is damaged: {error}") from error
     for name, library in libraries.items():
         if library.split(".")[0] not in TRUSTED_LIBRARIES:
@@ -211,5 +211,12 @@ def read_model_index(folder: Path) -> dict[str, Any]:
 
 def component_libraries(index: dict[str, Any]) -> dict[str, str]:
     """Library of each component that a model_index.json names; components left out (null) are not among them."""
-    entries = {name: entry for name, entry in index.items() if not name.startswith("_") and isinstance(entry, list)}
-    return {name: library for name, (library, *_) in entries.items() if library is not None}
+    libraries = {}
+    for name, entry in index.items():
+        if not name.startswith("_") and isinstance(entry, list):
+            library, class_name = entry
+            if not isinstance(library, str | None) or not isinstance(class_name, str | None):
+                raise TypeError(f"component '{name}' must be a library and a class, got {entry}")
+            if library is not None:
+                libraries[name] = library
+    return libraries

@@ -13,8 +13,8 @@ from generative.core.errors import UserError
 COMMANDS = {
     "quickstart": "train a GAN, a DiT and a transformer on bundled digits, sample, score, and write a page (about 12 minutes)",
     "train": "train a generator from a configuration: generative train digits/dit",
-    "sample": "sample images from a run or pipeline folder: generative sample runs/dit --class-labels 0,1,2",
-    "report": "write a page with grids, curves and scores of runs: generative report runs/dit runs/sagan",
+    "sample": "sample images from a run or pipeline folder: generative sample runs/digits-dit --class-labels 0,1,2",
+    "report": "write a page with grids, curves and scores of runs: generative report runs/digits-dit runs/digits-sagan",
     "list": "list models, configurations, schedulers, data sets and metrics",
 }
 

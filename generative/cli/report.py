@@ -7,7 +7,7 @@ from pathlib import Path
 from generative.cli.arguments import CommandParser
 
 EPILOG = """The page is one HTML file with everything inside it: open it in a browser, keep it with the runs, send it by mail.
-  generative report runs/dit runs/sagan runs/transformer --output runs/report.html
+  generative report runs/digits-dit runs/digits-sagan --output runs/report.html
   generative report runs/cifar --title "DiT-S on CIFAR-10" --class-names plane,car,bird,cat,deer,dog,frog,horse,ship,truck
 A run in progress can be reported on: what it has not written yet is named on the page. Scores compare only between runs
 that were evaluated under the same protocol; runs under another one get a group of rows of their own."""

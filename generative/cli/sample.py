@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pipelines.base import ImageGenerationPipeline
 
 EPILOG = """Which sampling options a pipeline takes depends on its family; one it has no use for is refused.
-  generative sample runs/dit --class-labels 0,1,2 --num-images-per-class 10 --guidance-scale 2 --output samples/
-  generative sample runs/sagan --class-labels all --truncation 0.7 --output samples.npz
+  generative sample runs/digits-dit --class-labels 0,1,2 --num-images-per-class 10 --guidance-scale 2 --output samples/
+  generative sample runs/digits-sagan --class-labels all --truncation 0.7 --output samples.npz
 The same seed gives the same image of a class whatever else is sampled, the batch size and the number of processes.
 An interrupted run into a folder goes on where it stopped when the command is repeated."""
 

@@ -174,7 +174,7 @@ def test_a_damaged_index(saved: Path, content: str) -> None:
         read_model_index(saved / "pipeline")
 
 
-@pytest.mark.parametrize("entry", ["x", [None], ["generative"]])
+@pytest.mark.parametrize("entry", ["x", [], [None], ["generative"], [1, 2], {"a": 1}])
 def test_a_damaged_component(saved: Path, entry: Any) -> None:
     edit_index(saved, generator=entry)
     with pytest.raises(UserError):

@@ -22,12 +22,16 @@ linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 def parent(*arguments: str) -> Iterator[int]:
     """A process with this command line; its own first words make it wait."""
     name, *rest = arguments
-    process = subprocess.Popen([name, "-c", "import time; time.sleep(600)", *rest], executable=sys.executable)
+    program = "import time; print(flush=True); time.sleep(600)"
+    process = subprocess.Popen([name, "-c", program, *rest], executable=sys.executable, stdout=subprocess.PIPE)
     try:
+        assert process.stdout is not None
+        # Its command line is there once it has started.
+        process.stdout.readline()
         yield process.pid
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 @pytest.fixture(autouse=True)

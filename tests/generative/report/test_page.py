@@ -301,4 +301,4 @@ def test_command_errors(make_run: WriteRun, arguments: list[str], message: str, 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "generative report runs/dit runs/sagan" in text and "--title" in text and "same protocol" in text
+    assert "generative report runs/digits-dit runs/digits-sagan" in text and "--title" in text and "same protocol" in text
