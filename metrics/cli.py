@@ -12,11 +12,6 @@ EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it.
 
-#: Protocol -> resizer. A protocol fixes every step before the network; the network is --extractor.
-PROTOCOLS = {"clean": "clean", "pytorch-fid": "pytorch-fid", "tensorflow": "tensorflow"}
-#: --dims -> feature of Inception-v3.
-FEATURE_BY_DIMS = {64: "64", 192: "192", 768: "768", 2048: "pool3"}
-
 _DESCRIPTION = """\
 Score generated images B against reference images A, and print the number with its protocol.
 
@@ -82,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--protocol",
-        choices=list(PROTOCOLS),
+        choices=list(registry.PROTOCOLS),
         default="clean",
         help="whose resize and normalisation (default: clean)",
     )
@@ -101,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--dims",
         type=int,
-        choices=list(FEATURE_BY_DIMS),
+        choices=list(registry.FEATURE_BY_DIMS),
         help="Inception-v3 feature by its dimension (default: 2048)",
     )
     what.add_argument(

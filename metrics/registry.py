@@ -41,6 +41,11 @@ RESIZERS: dict[str, str] = {
     "cmmd": "metrics.resize:CmmdResizer",
 }
 
+#: Protocol -> resizer. A protocol fixes every step before the network; the network is --extractor.
+PROTOCOLS = {"clean": "clean", "pytorch-fid": "pytorch-fid", "tensorflow": "tensorflow"}
+#: --dims -> feature of Inception-v3.
+FEATURE_BY_DIMS = {64: "64", 192: "192", 768: "768", 2048: "pool3"}
+
 
 def canonical_metric(name: str) -> str:
     """Return our name of a metric, `fid` -> `frechet`.

@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 from metrics import registry
-from metrics.cli import FEATURE_BY_DIMS, PROTOCOLS
 from metrics.extractors import FeatureExtractor, build_extractor
 from metrics.extractors.inception import WEIGHTS as INCEPTION_WEIGHTS
 from metrics.frechet import FrechetDistance, gaussian_distance
@@ -225,7 +224,7 @@ def _build_suite(
         report.notes += _weights_notes(extractor)
         if "frechet" in names and extractor_name != "inception-v3":
             report.notes.append(f"a Frechet distance on {extractor_name} is not FID and compares only with others on it.")
-    resizer = None if extractor_name == _CMMD_EXTRACTOR else PROTOCOLS[args.protocol]
+    resizer = None if extractor_name == _CMMD_EXTRACTOR else registry.PROTOCOLS[args.protocol]
     metrics = [_build_metric(name, args) if is_main else build_metric(name) for name in names]
     return MetricSuite(metrics, extractor, resizer, args.batch_size)
 
@@ -233,7 +232,7 @@ def _build_suite(
 def _build_metric(name: str, args: argparse.Namespace) -> Metric:
     metric = build_metric(name)
     if args.dims is not None and name != "inception_score":
-        metric.feature = FEATURE_BY_DIMS[args.dims]
+        metric.feature = registry.FEATURE_BY_DIMS[args.dims]
     return metric
 
 

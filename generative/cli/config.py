@@ -84,7 +84,7 @@ def build_train_parser() -> OneSentenceParser:
     """The parser of a training configuration: the schema is the constructors' type hints."""
     from generative.core.evaluation import Evaluator
     from generative.core.objective import Objective
-    from generative.core.trainer import TrainerConfig
+    from generative.core.trainer_config import TrainerConfig
     from generative.data.base import ImageDataset
 
     parser = OneSentenceParser(prog="generative train CONFIG", description="Train a generator.", exit_on_error=False)

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         raise
     except RuntimeError as error:
-        from generative.core.trainer import DivergenceError
+        from generative.core.observer import DivergenceError
 
         if isinstance(error, DivergenceError):
             fail(str(error))

@@ -5,102 +5,34 @@ from __future__ import annotations
 import copy
 import json
 import math
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from generative.core import checkpoint as ckpt
 from generative.core.ema import start_average, update_average
 from generative.core.errors import UserError
-from generative.core.evaluation import Evaluation, Evaluator
-from generative.core.generation import SampleRequest, generate_images
-from generative.core.logging import EVALUATION_FILE, RunLog, progress_interval, save_grid, write_json
+from generative.core.evaluation import Evaluator
+from generative.core.logging import progress_interval
 from generative.core.objective import Objective
-from generative.core.runtime import Precision
-from generative.core.schedules import Constant, LRSchedule
+from generative.core.observer import RunObserver
+from generative.core.schedules import Constant
 from generative.core.seeding import keyed_generator
 from generative.core.signals import catch_signals, survive_first_signal
 from generative.core.step import PhaseRunner, average_buffers
+from generative.core.trainer_config import TrainerConfig
 from generative.core.types import Batch
 from generative.data.base import ImageDataset
 from generative.data.sampler import build_loader
 
 if TYPE_CHECKING:
     from pipelines.base import ImageGenerationPipeline
-
-
-class DivergenceError(RuntimeError):
-    """A loss became NaN or infinite; the last good checkpoint is kept."""
-
-
-@dataclass(kw_only=True)
-class TrainerConfig:
-    """Settings of a run.
-
-    Attributes:
-        output_dir: Folder of the run.
-        total_images: Length of the run, in training images seen (schedules count in images too).
-        batch_size: Images per optimizer step, over all processes and micro-batches.
-        gradient_accumulation_steps: Micro-batches per process; exact, for GANs too.
-        mixed_precision: ``no`` float32, ``bf16``, or ``fp16`` (CUDA only).
-        max_grad_norm: Clip each phase's gradient to this L2 norm; null for no clipping.
-        lr_schedule: Factor on the learning rates; null for constant.
-        horizontal_flip: Flip images at random.
-        num_workers: Processes that load data.
-        compile: Compile the networks with torch.compile.
-        channels_last: Keep 4-D weights in channels-last memory (faster convolutions in bf16).
-        log_interval_steps: Steps between entries of metrics.jsonl and TensorBoard.
-        sample_interval_steps: Steps between sample grids; null for the end only.
-        evaluate_interval_steps: Steps between evaluations (step 0 included); null for the end only.
-        checkpoint_interval_steps: Steps between checkpoints; null for the end only.
-        keep_last_checkpoints: Older checkpoints are deleted; null keeps all.
-        grid_images_per_class: Columns of the sample grid.
-        progress: Show a progress bar.
-    """
-
-    output_dir: Path
-    total_images: int
-    batch_size: int = 256
-    gradient_accumulation_steps: int = 1
-    mixed_precision: Precision = "no"
-    max_grad_norm: float | None = None
-    lr_schedule: LRSchedule | None = None
-    horizontal_flip: bool = False
-    num_workers: int = 0
-    compile: bool = False
-    channels_last: bool = False
-    log_interval_steps: int = 50
-    sample_interval_steps: int | None = None
-    evaluate_interval_steps: int | None = None
-    checkpoint_interval_steps: int | None = 1000
-    keep_last_checkpoints: int | None = 2
-    grid_images_per_class: int = 10
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        self.output_dir = Path(self.output_dir)
-        for name in (
-            "total_images",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "log_interval_steps",
-            "sample_interval_steps",
-            "evaluate_interval_steps",
-            "checkpoint_interval_steps",
-            "keep_last_checkpoints",
-            "grid_images_per_class",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"trainer.{name} must be at least 1, got {value}")
 
 
 class Trainer:
@@ -133,7 +65,6 @@ class Trainer:
         self.config = config
         self.accelerator = accelerator
         self.seed = seed
-        self.evaluator = evaluator
         if config.evaluate_interval_steps and evaluator is None:
             raise UserError("trainer.evaluate_interval_steps is set but there is no evaluation; add an `evaluation` section")
         self.step = 0
@@ -148,10 +79,8 @@ class Trainer:
                 f"on {accelerator.num_processes} processes; choose a multiple of {self.num_slots}"
             )
         self.schedule = config.lr_schedule or Constant()
-        self.last_evaluation: Evaluation | None = None
-        self._real_scores: dict[str, float] | None = None
+        self.observer = RunObserver(objective, dataset, config, accelerator, seed, evaluator, self.total_steps)
         self._stop_signal: int | None = None
-        self._pending: list[tuple[int, str, dict[str, Tensor]]] = []
         self._place_networks()
         self._build_optimizers()
         if evaluator is not None:
@@ -216,7 +145,7 @@ class Trainer:
             if self.step % phase.interval == 0:
                 for repeat in range(phase.repeats):
                     values = self.runner.run(phase, repeat, self.step, micro_batches[repeat], caches[repeat])
-                    self._pending.append((self.step, phase.name, values))
+                    self.observer.record(self.step, phase.name, values)
         average_buffers(self.objective.networks, self.accelerator)
         self.step += 1
         for name, spec in self.objective.ema.items():
@@ -237,14 +166,13 @@ class Trainer:
         if self.accelerator.is_main_process:
             config.output_dir.mkdir(parents=True, exist_ok=True)
             ckpt.remove_leftovers(config.output_dir)
-            self._real_grid()
         self.accelerator.wait_for_everyone()
         if resume_from is not None:
             self.load_checkpoint(resume_from)
         later = [path for path in ckpt.list_checkpoints(config.output_dir) if ckpt.step_of(path) > self.step]
         if later:
             raise UserError(f"'{config.output_dir}' holds '{later[0].name}' of another run; resume it or choose another folder")
-        self.log = RunLog(config.output_dir, self.accelerator, self.step)
+        self.observer.start(self.step, self.images_seen)
         loader = build_loader(
             self.dataset,
             seed=self.seed,
@@ -272,16 +200,16 @@ class Trainer:
             disable=not (config.progress and self.accelerator.is_main_process),
         )
         with catch_signals(self.request_stop), bar:
-            self._clock, self._clock_images = time.perf_counter(), self.images_seen
+            self.observer.start_clock(self.images_seen)
             while self.step < self.total_steps and not self._should_stop():
                 self.train_step(self._draw(batches))
                 bar.update(self.images_per_step)
                 self._after_step(bar)
             # Still with signals caught: one that comes now must not cut the last checkpoint short.
-            self._check_finite(weights=True)
+            self.observer.check_finite(self.step, weights=True)
             self.save_checkpoint()
             if self.step >= self.total_steps:
-                self._sample_grid()
+                self.observer.sample_grid(self.step, self.sampling_pipeline())
                 self._evaluate_if_due()
 
     def _draw(self, batches: Iterator[Batch]) -> list[list[Batch]]:
@@ -298,7 +226,7 @@ class Trainer:
         except UserError:
             # Alone only: the other processes are in the step, and saving takes all of them.
             if self.accelerator.num_processes == 1:
-                self._check_finite(weights=True)
+                self.observer.check_finite(self.step, weights=True)
                 self.save_checkpoint()
             raise
 
@@ -306,75 +234,29 @@ class Trainer:
         """Logs, grids, evaluations and checkpoints that are due; at the end of the run ``fit`` makes the last ones."""
         config = self.config
         if self.step % config.log_interval_steps == 0 or self.step == self.total_steps:
-            self._log(bar)
+            rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+            entry = self.observer.log(self.step, self.images_seen, rates)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in entry.items() if name.endswith("/loss")})
         if self.step == self.total_steps:
             return
-        started = time.perf_counter()
         checkpoint, grid, evaluation = (
             interval is not None and self.step % interval == 0
             for interval in (config.checkpoint_interval_steps, config.sample_interval_steps, config.evaluate_interval_steps)
         )
-        if checkpoint or grid or evaluation:
-            self._check_finite(weights=True)
-        if checkpoint:
-            self.save_checkpoint()
-        if grid:
-            self._sample_grid()
-        self._evaluate_if_due()
-        # Time spent on anything but training does not count in images per second.
-        self._clock += time.perf_counter() - started
+        with self.observer.paused_clock():
+            if checkpoint or grid or evaluation:
+                self.observer.check_finite(self.step, weights=True)
+            if checkpoint:
+                self.save_checkpoint()
+            if grid:
+                self.observer.sample_grid(self.step, self.sampling_pipeline())
+            self._evaluate_if_due()
+
+    def _evaluate_if_due(self) -> None:
+        self.observer.evaluate_if_due(self.step, self.images_seen, self.sampling_pipeline)
 
     def _to_device(self, batch: Batch) -> Batch:
         return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}  # type: ignore[return-value, attr-defined]
-
-    # ------------------------------------------------------------------ watching
-
-    def _check_finite(self, weights: bool = False) -> None:
-        """Stop on a NaN or infinite value: when logging and before saving only, as reading losses each step would stall a GPU.
-
-        Args:
-            weights: Look at the weights too: the last step can spoil them without a loss having shown it yet.
-        """
-        message = ""
-        for step, phase, values in self._pending:
-            for name, value in values.items():
-                # Under fp16 an infinite gradient is the loss scaler's everyday business: it skips the step.
-                if name == "grad_norm" and self.accelerator.mixed_precision == "fp16":
-                    continue
-                if not message and not bool(torch.isfinite(value)):
-                    message = f"{phase}/{name} became {float(value)} at step {step}"
-        for name, network in self.objective.networks.items() if weights else ():
-            if not message and not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
-                message = f"weights of network '{name}' became NaN or infinite by step {self.step}"
-        # Every process must stop, or the others would wait for this one for ever.
-        count = torch.tensor([float(bool(message))], device=self.accelerator.device)
-        if not bool(self.accelerator.gather(count).sum()):
-            return
-        kept = ckpt.list_checkpoints(self.config.output_dir)
-        last = f"the last good checkpoint is '{kept[-1]}'" if kept else "there is no checkpoint yet"
-        raise DivergenceError(
-            f"training diverged: {message or 'a loss of another process became NaN or infinite'}; {last}; "
-            "lower the learning rate, clip gradients (trainer.max_grad_norm) or use float32"
-        )
-
-    def _log(self, bar: Any) -> None:
-        self._check_finite()
-        sums: dict[str, list[Tensor]] = {}
-        for _, phase, values in self._pending:
-            for name, value in values.items():
-                sums.setdefault(f"{phase}/{name}", []).append(value)
-        self._pending.clear()
-        names = sorted(sums)
-        means = torch.stack([torch.stack(sums[name]).mean() for name in names])
-        means = self.accelerator.reduce(means, reduction="mean") if self.accelerator.num_processes > 1 else means
-        now = time.perf_counter()
-        entry = dict(zip(names, means.tolist(), strict=True))
-        entry["images_per_second"] = (self.images_seen - self._clock_images) / (now - self._clock)
-        self._clock, self._clock_images = now, self.images_seen
-        for name, optimizer in self.optimizers.items():
-            entry[f"lr/{name}"] = optimizer.param_groups[0]["lr"]
-        self.log.write(self.step, self.images_seen, entry)
-        bar.set_postfix({name: f"{entry[name]:.3f}" for name in names if name.endswith("/loss")})
 
     def sampling_pipeline(self) -> ImageGenerationPipeline:
         """The pipeline of the averaged networks, ready to sample; copies, so that nothing it does reaches the training."""
@@ -387,56 +269,6 @@ class Trainer:
         for network in networks.values():
             network.eval()
         return self.objective.pipeline(networks)
-
-    def _evaluate_if_due(self) -> None:
-        """Evaluate at every ``evaluate_interval_steps``-th step, step 0 included, and at the end, once each."""
-        interval = self.config.evaluate_interval_steps
-        is_due = self.step == self.total_steps or (interval is not None and self.step % interval == 0)
-        if self.evaluator is not None and is_due and self.step not in self.log.evaluated_steps:
-            self._evaluate()
-
-    def _evaluate(self) -> None:
-        assert self.evaluator is not None
-        evaluation = self.evaluator.evaluate(self.sampling_pipeline(), self.accelerator, self.objective.sampling_defaults())
-        self.last_evaluation = evaluation
-        if self.accelerator.is_main_process:
-            if self._real_scores is None:
-                self._real_scores = self.evaluator.score_real(self.dataset, self.accelerator).scores
-            write_json(
-                self.config.output_dir / EVALUATION_FILE,
-                {
-                    "step": self.step,
-                    "images_seen": self.images_seen,
-                    "scores": evaluation.scores,
-                    "real_scores": self._real_scores,
-                    "protocol": evaluation.protocol,
-                },
-            )
-        self.log.write(self.step, self.images_seen, {f"evaluation/{name}": value for name, value in evaluation.scores.items()})
-
-    def _sample_grid(self) -> None:
-        # On every process: preparing a network for sampling may take statistics over all of them.
-        pipeline = self.sampling_pipeline()
-        if not self.accelerator.is_main_process:
-            return
-        classes = range(min(pipeline.num_classes, 10))
-        columns = self.config.grid_images_per_class
-        requests = [SampleRequest(label, index) for label in classes for index in range(columns)]
-        batches = generate_images(pipeline, requests, seed=self.seed, batch_size=50, options=self.objective.sampling_defaults())
-        images = torch.cat([images.cpu() for _, images in batches])
-        save_grid(images, self.config.output_dir / "samples" / f"step-{self.step:08d}.png", columns)
-
-    def _real_grid(self) -> None:
-        """Real training images in the layout of the sample grids, to look at beside them."""
-        columns = self.config.grid_images_per_class
-        rows = []
-        for label in range(min(self.objective.num_classes, 10)):
-            row = torch.zeros(columns, 3, self.dataset.image_size, self.dataset.image_size, dtype=torch.uint8)
-            indices = (self.dataset.labels == label).nonzero().flatten()[:columns]
-            if len(indices):
-                row[: len(indices)] = self.dataset.images(indices)
-            rows.append(row)
-        save_grid(torch.cat(rows), self.config.output_dir / "samples" / "real.png", columns)
 
     # ------------------------------------------------------------------ stopping
 

@@ -107,7 +107,7 @@ def test_gradient_clipping(toy: ModuleType, tmp_path: Path) -> None:
         before = parameters(trainer)
         trainer.train_step([[one_batch(toy)]])
         moves[limit] = torch.cat([(before[k] - v).flatten() for k, v in parameters(trainer).items()]).norm().item()
-        norm = trainer._pending[0][2]["grad_norm"].item()
+        norm = trainer.observer._pending[0][2]["grad_norm"].item()
     assert moves[None] == pytest.approx(0.1 * norm, rel=1e-4)
     assert moves[1e-2] == pytest.approx(0.1 * 1e-2, rel=1e-3)
     assert norm > 1e-2  # measured before clipping

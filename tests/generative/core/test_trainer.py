@@ -18,7 +18,9 @@ from generative.core import checkpoint as ckpt
 from generative.core.errors import UserError
 from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.logging import read_metrics
-from generative.core.trainer import DivergenceError, Trainer, TrainerConfig
+from generative.core.observer import DivergenceError
+from generative.core.trainer import Trainer
+from generative.core.trainer_config import TrainerConfig
 from generative.data.base import ImageDataset
 
 # ------------------------------------------------------------------ divergence
@@ -143,7 +145,7 @@ def evaluated(run: Path) -> list[int]:
 def with_evaluator(toy: ModuleType, run: Path, objective: Any = None, **settings: Any) -> tuple[Trainer, CountingEvaluator]:
     evaluator = CountingEvaluator(toy.ToyImages(seed=9))
     trainer = toy.build_trainer(objective or toy.denoiser(), run, **settings)
-    trainer.evaluator = evaluator
+    trainer.observer.evaluator = evaluator
     trainer.config.evaluate_interval_steps = 4
     return trainer, evaluator
 
@@ -154,7 +156,7 @@ def test_evaluations_at_the_start_at_intervals_and_at_the_end(toy: ModuleType, t
     assert evaluated(tmp_path) == [0, 4, 6] and evaluator.calls == 3
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert content["step"] == 6 and content["scores"] == {"score": 3.0} and content["real_scores"] == {"score": -1.0}
-    assert trainer.last_evaluation is not None and trainer.last_evaluation.scores == {"score": 3.0}
+    assert trainer.observer.last_evaluation is not None and trainer.observer.last_evaluation.scores == {"score": 3.0}
 
 
 def test_a_finished_run_is_not_evaluated_twice(toy: ModuleType, tmp_path: Path) -> None:

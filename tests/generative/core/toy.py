@@ -22,7 +22,8 @@ from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.runtime import build_accelerator
 from generative.core.sampling import SampleState, sample_loop, unguided
 from generative.core.seeding import ImageNoise
-from generative.core.trainer import Trainer, TrainerConfig
+from generative.core.trainer import Trainer
+from generative.core.trainer_config import TrainerConfig
 from generative.core.types import Batch, Losses, Networks
 from generative.data.base import ImageDataset, hash_parts
 from pipelines.base import ImageGenerationPipeline

@@ -14,7 +14,7 @@ import toy  # noqa: E402
 
 from generative.core import checkpoint as ckpt  # noqa: E402
 from generative.core.ema import ConstantEMA  # noqa: E402
-from generative.core.trainer import DivergenceError  # noqa: E402
+from generative.core.observer import DivergenceError  # noqa: E402
 
 
 def main(folder: Path) -> None:

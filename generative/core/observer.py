@@ -1,0 +1,205 @@
+"""What is written down while a run trains: log entries, sample grids and evaluations; and the watch for divergence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from generative.core import checkpoint as ckpt
+from generative.core.evaluation import Evaluation, Evaluator
+from generative.core.generation import SampleRequest, generate_images
+from generative.core.logging import EVALUATION_FILE, RunLog, save_grid, write_json
+from generative.core.objective import Objective
+from generative.core.trainer_config import TrainerConfig
+from generative.core.types import Losses
+from generative.data.base import ImageDataset
+
+if TYPE_CHECKING:
+    from pipelines.base import ImageGenerationPipeline
+
+MAX_GRID_CLASSES = 10
+"""Rows of a sample grid: the first classes, where there are more."""
+
+
+class DivergenceError(RuntimeError):
+    """A loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+class RunObserver:
+    """Observes one run; nothing it does changes what is trained.
+
+    Args:
+        objective: What is trained.
+        dataset: Training images, for the grid of real ones and their score.
+        config: Settings of the run.
+        accelerator: Its processes share evaluations; the main one writes.
+        seed: Seed of the grids.
+        evaluator: Scores pipelines; None for no scores.
+        total_steps: Length of the run.
+
+    Attributes:
+        last_evaluation: Result of the newest evaluation.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        dataset: ImageDataset,
+        config: TrainerConfig,
+        accelerator: Accelerator,
+        seed: int,
+        evaluator: Evaluator | None,
+        total_steps: int,
+    ) -> None:
+        self.objective = objective
+        self.dataset = dataset
+        self.config = config
+        self.accelerator = accelerator
+        self.seed = seed
+        self.evaluator = evaluator
+        self.total_steps = total_steps
+        self.last_evaluation: Evaluation | None = None
+        self._real_scores: dict[str, float] | None = None
+        self._pending: list[tuple[int, str, Losses]] = []
+
+    def start(self, step: int, images_seen: int) -> None:
+        """Open the log for a run that goes on from ``step``, and write the grid of real images."""
+        if self.accelerator.is_main_process:
+            self._real_grid()
+        self.log_file = RunLog(self.config.output_dir, self.accelerator, step)
+        self.start_clock(images_seen)
+
+    def start_clock(self, images_seen: int) -> None:
+        """Count images per second from here on."""
+        self._clock, self._clock_images = time.perf_counter(), images_seen
+
+    @contextmanager
+    def paused_clock(self) -> Iterator[None]:
+        """Time spent inside, on anything but training, does not count in images per second."""
+        started = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - started
+
+    def record(self, step: int, phase: str, values: Losses) -> None:
+        """Take the values of one phase; they are read from the device only when logged or checked."""
+        self._pending.append((step, phase, values))
+
+    def check_finite(self, step: int, weights: bool = False) -> None:
+        """Stop on a NaN or infinite value: when logging and before saving only, as reading losses each step would stall a GPU.
+
+        Args:
+            step: Steps done.
+            weights: Look at the weights too: the last step can spoil them without a loss having shown it yet.
+
+        Raises:
+            DivergenceError: On every process, if one of them met such a value.
+        """
+        message = ""
+        for at_step, phase, values in self._pending:
+            for name, value in values.items():
+                # Under fp16 an infinite gradient is the loss scaler's everyday business: it skips the step.
+                if name == "grad_norm" and self.accelerator.mixed_precision == "fp16":
+                    continue
+                if not message and not bool(torch.isfinite(value)):
+                    message = f"{phase}/{name} became {float(value)} at step {at_step}"
+        for name, network in self.objective.networks.items() if weights else ():
+            if not message and not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
+                message = f"weights of network '{name}' became NaN or infinite by step {step}"
+        # Every process must stop, or the others would wait for this one for ever.
+        count = torch.tensor([float(bool(message))], device=self.accelerator.device)
+        if not bool(self.accelerator.gather(count).sum()):
+            return
+        kept = ckpt.list_checkpoints(self.config.output_dir)
+        last = f"the last good checkpoint is '{kept[-1]}'" if kept else "there is no checkpoint yet"
+        raise DivergenceError(
+            f"training diverged: {message or 'a loss of another process became NaN or infinite'}; {last}; "
+            "lower the learning rate, clip gradients (trainer.max_grad_norm) or use float32"
+        )
+
+    def log(self, step: int, images_seen: int, learning_rates: dict[str, float]) -> dict[str, float]:
+        """Write the mean of the values recorded since the last entry.
+
+        Args:
+            step: Steps done.
+            images_seen: Training images seen.
+            learning_rates: By optimizer.
+
+        Returns:
+            The entry.
+        """
+        self.check_finite(step)
+        sums: dict[str, list[Tensor]] = {}
+        for _, phase, values in self._pending:
+            for name, value in values.items():
+                sums.setdefault(f"{phase}/{name}", []).append(value)
+        self._pending.clear()
+        names = sorted(sums)
+        means = torch.stack([torch.stack(sums[name]).mean() for name in names])
+        means = self.accelerator.reduce(means, reduction="mean") if self.accelerator.num_processes > 1 else means
+        now = time.perf_counter()
+        entry = dict(zip(names, means.tolist(), strict=True))
+        entry["images_per_second"] = (images_seen - self._clock_images) / (now - self._clock)
+        entry.update({f"lr/{name}": rate for name, rate in learning_rates.items()})
+        self.start_clock(images_seen)
+        self.log_file.write(step, images_seen, entry)
+        return entry
+
+    def evaluate_if_due(self, step: int, images_seen: int, make_pipeline: Callable[[], ImageGenerationPipeline]) -> None:
+        """Evaluate at every ``evaluate_interval_steps``-th step, step 0 included, and at the end, once each.
+
+        Args:
+            step: Steps done.
+            images_seen: Training images seen.
+            make_pipeline: Builds the pipeline to score.
+        """
+        interval = self.config.evaluate_interval_steps
+        is_due = step == self.total_steps or (interval is not None and step % interval == 0)
+        if self.evaluator is not None and is_due and step not in self.log_file.evaluated_steps:
+            self._evaluate(self.evaluator, step, images_seen, make_pipeline())
+
+    def _evaluate(self, evaluator: Evaluator, step: int, images_seen: int, pipeline: ImageGenerationPipeline) -> None:
+        evaluation = evaluator.evaluate(pipeline, self.accelerator, self.objective.sampling_defaults())
+        self.last_evaluation = evaluation
+        if self.accelerator.is_main_process:
+            if self._real_scores is None:
+                self._real_scores = evaluator.score_real(self.dataset, self.accelerator).scores
+            write_json(
+                self.config.output_dir / EVALUATION_FILE,
+                {
+                    "step": step,
+                    "images_seen": images_seen,
+                    "scores": evaluation.scores,
+                    "real_scores": self._real_scores,
+                    "protocol": evaluation.protocol,
+                },
+            )
+        self.log_file.write(step, images_seen, {f"evaluation/{name}": value for name, value in evaluation.scores.items()})
+
+    def sample_grid(self, step: int, pipeline: ImageGenerationPipeline) -> None:
+        """Write a grid of samples, one class to a row; the main process only."""
+        if not self.accelerator.is_main_process:
+            return
+        classes = range(min(pipeline.num_classes, MAX_GRID_CLASSES))
+        columns = self.config.grid_images_per_class
+        requests = [SampleRequest(label, index) for label in classes for index in range(columns)]
+        batches = generate_images(pipeline, requests, seed=self.seed, batch_size=50, options=self.objective.sampling_defaults())
+        images = torch.cat([images.cpu() for _, images in batches])
+        save_grid(images, self.config.output_dir / "samples" / f"step-{step:08d}.png", columns)
+
+    def _real_grid(self) -> None:
+        """Real training images in the layout of the sample grids, to look at beside them."""
+        columns = self.config.grid_images_per_class
+        rows = []
+        for label in range(min(self.objective.num_classes, MAX_GRID_CLASSES)):
+            row = torch.zeros(columns, 3, self.dataset.image_size, self.dataset.image_size, dtype=torch.uint8)
+            indices = (self.dataset.labels == label).nonzero().flatten()[:columns]
+            if len(indices):
+                row[: len(indices)] = self.dataset.images(indices)
+            rows.append(row)
+        save_grid(torch.cat(rows), self.config.output_dir / "samples" / "real.png", columns)

@@ -1,0 +1,72 @@
+"""Settings of a run: the ``trainer`` section of a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from generative.core.errors import UserError
+from generative.core.runtime import Precision
+from generative.core.schedules import LRSchedule
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """Settings of a run.
+
+    Attributes:
+        output_dir: Folder of the run.
+        total_images: Length of the run, in training images seen (schedules count in images too).
+        batch_size: Images per optimizer step, over all processes and micro-batches.
+        gradient_accumulation_steps: Micro-batches per process; exact, for GANs too.
+        mixed_precision: ``no`` float32, ``bf16``, or ``fp16`` (CUDA only).
+        max_grad_norm: Clip each phase's gradient to this L2 norm; null for no clipping.
+        lr_schedule: Factor on the learning rates; null for constant.
+        horizontal_flip: Flip images at random.
+        num_workers: Processes that load data.
+        compile: Compile the networks with torch.compile.
+        channels_last: Keep 4-D weights in channels-last memory (faster convolutions in bf16).
+        log_interval_steps: Steps between entries of metrics.jsonl and TensorBoard.
+        sample_interval_steps: Steps between sample grids; null for the end only.
+        evaluate_interval_steps: Steps between evaluations (step 0 included); null for the end only.
+        checkpoint_interval_steps: Steps between checkpoints; null for the end only.
+        keep_last_checkpoints: Older checkpoints are deleted; null keeps all.
+        grid_images_per_class: Columns of the sample grid.
+        progress: Show a progress bar.
+    """
+
+    output_dir: Path
+    total_images: int
+    batch_size: int = 256
+    gradient_accumulation_steps: int = 1
+    mixed_precision: Precision = "no"
+    max_grad_norm: float | None = None
+    lr_schedule: LRSchedule | None = None
+    horizontal_flip: bool = False
+    num_workers: int = 0
+    compile: bool = False
+    channels_last: bool = False
+    log_interval_steps: int = 50
+    sample_interval_steps: int | None = None
+    evaluate_interval_steps: int | None = None
+    checkpoint_interval_steps: int | None = 1000
+    keep_last_checkpoints: int | None = 2
+    grid_images_per_class: int = 10
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        self.output_dir = Path(self.output_dir)
+        for name in (
+            "total_images",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "log_interval_steps",
+            "sample_interval_steps",
+            "evaluate_interval_steps",
+            "checkpoint_interval_steps",
+            "keep_last_checkpoints",
+            "grid_images_per_class",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"trainer.{name} must be at least 1, got {value}")
