@@ -37,7 +37,7 @@ Predict = Callable[[SampleState, Any], Tensor]
 
 
 class SamplingScheduler(Protocol):
-    """What the loop needs from a scheduler; ``generative.diffusion.schedule`` adapts those of diffusers."""
+    """What the loop needs from a scheduler; each family has its own, or an adapter of another library's."""
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device) -> Iterable[Any]:
         """Choose and return the timesteps of the run, first one first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -18,18 +17,6 @@ from generative.core.errors import UserError
 from generative.core.seeding import sample_generators
 from pipelines import GANImagePipeline, find_pipeline_folder, load_pipeline
 from pipelines.base import ImageGenerationPipeline, read_model_index
-
-
-@pytest.fixture(scope="module")
-def toy() -> ModuleType:
-    """The core's tiny objectives and pipeline."""
-    if "toy" not in sys.modules:
-        path = Path(__file__).parents[1] / "generative" / "core" / "toy.py"
-        spec = importlib.util.spec_from_file_location("toy", path)
-        assert spec is not None and spec.loader is not None
-        sys.modules["toy"] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["toy"]
 
 
 @pytest.fixture
