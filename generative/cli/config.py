@@ -17,6 +17,7 @@ from generative.core.errors import UserError
 
 # Modules whose classes a configuration may name: importing a module runs its code.
 TRUSTED_MODULES = ("generative", "metrics", "pipelines", "torch", "torchvision", "diffusers")
+SECTIONS = ("seed", "objective", "data", "evaluation", "trainer")
 DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 CLASS_KEYS = ("class_path", "init_args")
 MAX_CONFIG_BYTES = 2**20  # a configuration is some kilobytes; data files named in one are not searched for class names
@@ -122,6 +123,9 @@ def parse_train_config(
                 f"configuration '{path}' names '{name}', which is not of {', '.join(TRUSTED_MODULES)}; "
                 "pass --trust-code if you know what its code does"
             )
+    # The parser passes over an unknown key that holds an empty mapping.
+    for name in [str(key) for key in content if key not in SECTIONS]:
+        raise UserError(f"configuration '{path}': {name} is not a known key; there are {', '.join(SECTIONS)}")
     for name in stray_keys(content):
         raise UserError(f"configuration '{path}': {name} is not a known key; a class has class_path and init_args")
     parser = build_train_parser()

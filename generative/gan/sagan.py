@@ -108,6 +108,7 @@ class SAGANGenerator(ModelMixin, ConfigMixin):
         num_singular_values: See ``SpectralNorm``.
         num_power_iterations: See ``SpectralNorm``.
         weight_init: Law of the initial weights.
+        image_channels: 1 makes grey images, their one channel repeated; three free channels never agree to the last level.
     """
 
     @register_to_config
@@ -129,6 +130,7 @@ class SAGANGenerator(ModelMixin, ConfigMixin):
         num_singular_values: int = 1,
         num_power_iterations: int = 1,
         weight_init: WeightInit = "xavier",
+        image_channels: Literal[1, 3] = 3,
     ) -> None:
         super().__init__()
         check_positive(channels=channels, z_dim=z_dim, num_classes=num_classes, bottom_width=bottom_width)
@@ -173,7 +175,7 @@ class SAGANGenerator(ModelMixin, ConfigMixin):
             {str(i): SelfAttention2d(widths[i + 1], conv) for i, size in enumerate(stages) if size in attention_resolutions}
         )
         self.norm_out = AffineBatchNorm2d(widths[-1], **statistics)
-        self.conv_out = conv(widths[-1], 3)
+        self.conv_out = conv(widths[-1], image_channels)
         initialise_weights(self, weight_init)
 
     def forward(self, z: Tensor, class_labels: Tensor) -> Tensor:
@@ -192,7 +194,8 @@ class SAGANGenerator(ModelMixin, ConfigMixin):
             hidden = block(hidden, condition)  # (B, C', 2H, 2W)
             if str(index) in self.attentions:
                 hidden = self.attentions[str(index)](hidden)
-        return torch.tanh(self.conv_out(F.relu(self.norm_out(hidden))))  # (B, 3, H, W)
+        images = torch.tanh(self.conv_out(F.relu(self.norm_out(hidden))))  # (B, 1 or 3, H, W)
+        return images.expand(-1, 3, -1, -1)  # (B, 3, H, W)
 
 
 class SAGANDiscriminator(ModelMixin, ConfigMixin):

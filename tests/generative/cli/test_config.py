@@ -54,7 +54,8 @@ def arguments_of(content: dict[str, Any], *path: str) -> dict[str, Any]:
 
 MISTAKES: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
     ((), {"objetive": 1}, "objetive is not a known key"),
-    ((), {"objetive": {"class_path": "toy.ToyGAN"}}, "objetive.class_path is not a known key"),
+    ((), {"objetive": {"class_path": "toy.ToyGAN"}}, "objetive is not a known key"),
+    ((), {"objetive": {}}, "objetive is not a known key"),
     (("objective",), {"init_arg": {"width": 4}}, "objective.init_arg is not a known key; a class has class_path and init_args"),
     (("objective", "init_args", "ema"), {"init_arg": {}}, "objective.ema.init_arg is not a known key"),
     (("trainer",), {"bacth_size": 4}, "trainer.bacth_size is not a known key"),

@@ -114,3 +114,11 @@ def test_saving_and_loading_is_bit_equal(kind: str, tmp_path: Path) -> None:
     assert loaded.config.channels == network.config.channels == 4
     assert tuple(loaded.config.attention_resolutions) == tuple(network.config.attention_resolutions)
     torch.testing.assert_close(loaded(*inputs), network(*inputs), rtol=0, atol=0)
+
+
+def test_one_image_channel_makes_grey_images() -> None:
+    generator = SAGANGenerator(8, channels=4, z_dim=6, num_classes=3, attention_resolutions=(), image_channels=1)
+    images = generator(torch.randn(2, 6), torch.tensor([0, 2]))
+    assert images.shape == (2, 3, 8, 8)
+    assert torch.equal(images[:, 0], images[:, 1]) and torch.equal(images[:, 0], images[:, 2])
+    assert len(generator.conv_out.weight) == 1
