@@ -11,7 +11,7 @@ from importlib import import_module
 from generative.core.errors import UserError
 
 COMMANDS = {
-    "quickstart": "train a GAN, a DiT and a transformer on bundled digits, sample, score, and write a page (about 11 minutes)",
+    "quickstart": "train a GAN, a DiT and a transformer on bundled digits, sample, score, and write a page (about 9 minutes)",
     "train": "train a generator from a configuration: generative train digits/dit",
     "sample": "sample images from a run or pipeline folder: generative sample runs/digits-dit --class-labels 0,1,2",
     "report": "write a page with grids, curves and scores of runs: generative report runs/digits-dit runs/digits-sagan",
