@@ -134,14 +134,7 @@ class ZipSource(LoaderSource):
     def _read(self, name: str) -> Tensor:
         try:
             data = self.archive.read(name)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            OSError,
-            EOFError,
-            RuntimeError,
-            NotImplementedError,
-        ) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
             raise ValueError(f"image {name} in {self.path} can't be read ({error}): write the zip again.") from error
         return decode_image(data, f"{name} in {self.path}")
 

@@ -33,7 +33,7 @@ _NPZ_ERRORS = (
     SyntaxError,
     zipfile.BadZipFile,
     zlib.error,
-    NotImplementedError,
+    RuntimeError,  # zipfile on an encrypted member or an unknown compression
 )
 _SYMMETRY_TOLERANCE = 1e-4  # Relative to the largest entry; files stored in float32 are off by 1e-7.
 

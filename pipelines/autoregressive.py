@@ -11,8 +11,7 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from generative.autoregressive.decoding import GuidanceSchedule, RasterScheduler
-from generative.autoregressive.decoding import guidance_schedule as schedule_guidance
+from generative.autoregressive.decoding import GuidanceSchedule, RasterScheduler, position_guidance
 from generative.autoregressive.transformer import ImageTransformer, KVCache
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
@@ -87,7 +86,7 @@ class AutoregressiveImagePipeline(ImageGenerationPipeline):
             UserError: If an argument is out of range.
         """
         labels = self.check_class_labels(class_labels)
-        scale = schedule_guidance(guidance_scale, self.tokenizer.sequence_length, guidance_schedule, guidance_interval)
+        scale = position_guidance(guidance_scale, self.tokenizer.sequence_length, guidance_schedule, guidance_interval)
         scheduler = RasterScheduler(self.tokenizer.sequence_length, temperature, top_k, top_p)
         noise = self.image_noise(generator, len(labels))
         predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale)

@@ -15,7 +15,7 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop, unguided
 from generative.core.seeding import ImageNoise
-from generative.diffusion.guidance import guidance_schedule
+from generative.diffusion.guidance import timestep_guidance
 from generative.diffusion.latents import decode_latents, latent_stride
 from generative.diffusion.schedule import DiffusersSampler
 from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
@@ -107,7 +107,7 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         data_channels = self.denoiser.config.in_channels
         if channels is not None and not 1 <= channels <= data_channels:
             raise UserError(f"guidance_channels must be in 1..{data_channels}, the channels of this denoiser, got {channels}")
-        schedule = guidance_schedule(guidance_scale, interval, self.scheduler.config.num_train_timesteps)
+        schedule = timestep_guidance(guidance_scale, interval, self.scheduler.config.num_train_timesteps)
         if guidance_scale == 1:
             return unguided(self.predict, class_labels)
         if not getattr(self.denoiser.config, "class_dropout_prob", 0):

@@ -105,7 +105,7 @@ def sample_tokens(
     return invert_cdf(keep_top_p(logits, top_p), uniform).to(device)
 
 
-def guidance_schedule(
+def position_guidance(
     guidance_scale: float,
     num_tokens: int,
     kind: GuidanceSchedule = "constant",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from generative.autoregressive.decoding import check_sampling_options, guidance_schedule
+from generative.autoregressive.decoding import check_sampling_options, position_guidance
 from generative.autoregressive.transformer import ImageTransformer
 from generative.core.ema import EMAProfile, EMASpec
 from generative.core.errors import UserError
@@ -57,7 +57,7 @@ class AutoregressiveObjective(Objective):
                 raise UserError(f"{name} must be in [0, 1), got {value}")
         check_match(transformer, tokenizer)
         check_sampling_options(temperature, top_k, top_p)
-        guidance_schedule(guidance_scale, tokenizer.sequence_length)
+        position_guidance(guidance_scale, tokenizer.sequence_length)
         self.networks = {"transformer": transformer}
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         self.frozen = {"tokenizer": self.tokenizer}

@@ -9,7 +9,7 @@ from typing import Any
 from generative.core.errors import UserError
 
 
-def guidance_schedule(
+def timestep_guidance(
     guidance_scale: float, interval: tuple[float, float] | None, num_train_timesteps: int
 ) -> Callable[[Any], float]:
     """Guidance scale as a function of the timestep, 1 (no guidance) outside an interval of noise levels.

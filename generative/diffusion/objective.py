@@ -17,7 +17,7 @@ from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks
 from generative.diffusion.flow import TimestepDensity
 from generative.diffusion.gaussian import GaussianProcess, mean_over_image
-from generative.diffusion.guidance import guidance_schedule
+from generative.diffusion.guidance import timestep_guidance
 from generative.diffusion.latents import encode_images, latent_stride
 from generative.diffusion.schedule import training_process
 
@@ -81,7 +81,7 @@ class DiffusionObjective(Objective):
         self.inference_scheduler = inference_scheduler or scheduler
         self.label_dropout = label_dropout
         self.min_snr_gamma = min_snr_gamma
-        guidance_schedule(guidance_scale, guidance_interval, self.process.num_train_timesteps)  # refuses a bad interval now
+        timestep_guidance(guidance_scale, guidance_interval, self.process.num_train_timesteps)  # refuses a bad interval now
         self.guidance_scale = guidance_scale
         self.guidance_interval = guidance_interval
         self.num_inference_steps = num_inference_steps

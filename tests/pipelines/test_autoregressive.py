@@ -12,7 +12,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from generative.autoregressive.decoding import RasterScheduler, guidance_schedule
+from generative.autoregressive.decoding import RasterScheduler, position_guidance
 from generative.autoregressive.transformer import ImageTransformer
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
@@ -76,7 +76,7 @@ def test_options_and_seeds_matter(pipeline: AutoregressiveImagePipeline) -> None
 SCALES: dict[str, float | Callable[[int], float]] = {
     "none": 1.0,
     "constant": 2.0,
-    "linear": guidance_schedule(3.0, 9, "linear"),
+    "linear": position_guidance(3.0, 9, "linear"),
     "late": lambda i: 2.0 if i >= 4 else 1.0,
     "blinking": lambda i: 2.0 if i in (2, 5, 6) else 1.0,
 }

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from generative.autoregressive.decoding import (
     RasterScheduler,
-    guidance_schedule,
     invert_cdf,
     keep_top_k,
     keep_top_p,
+    position_guidance,
     sample_tokens,
 )
 from generative.core.errors import UserError
@@ -112,11 +112,11 @@ def test_the_scheduler_takes_one_step_per_token() -> None:
 
 
 def test_guidance_schedules() -> None:
-    assert guidance_schedule(2.0, 5) == 2.0
-    assert guidance_schedule(1.0, 5, "linear", (0.2, 0.4)) == 1.0
-    linear = guidance_schedule(3.0, 5, "linear")
+    assert position_guidance(2.0, 5) == 2.0
+    assert position_guidance(1.0, 5, "linear", (0.2, 0.4)) == 1.0
+    linear = position_guidance(3.0, 5, "linear")
     assert [linear(i) for i in range(5)] == [1.0, 1.5, 2.0, 2.5, 3.0]
-    interval = guidance_schedule(3.0, 5, "constant", (0.2, 0.6))
+    interval = position_guidance(3.0, 5, "constant", (0.2, 0.6))
     assert [interval(i) for i in range(5)] == [1.0, 3.0, 3.0, 1.0, 1.0]
 
 
@@ -132,4 +132,4 @@ def test_guidance_schedules() -> None:
 )
 def test_guidance_out_of_range_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        guidance_schedule(**({"guidance_scale": 2.0, "num_tokens": 5} | options))
+        position_guidance(**({"guidance_scale": 2.0, "num_tokens": 5} | options))
