@@ -1,14 +1,20 @@
 """Read images the way the field's tools do: every image becomes uint8 RGB.
 
-Rules, one per kind of file (all but the 16-bit one are what `PIL.Image.convert("RGB")` gives, as in
-pytorch-fid, clean-fid and torch-fidelity):
+pytorch-fid, clean-fid and torch-fidelity all decode with `PIL.Image.open(...).convert("RGB")`. The rules, one per kind
+of file, are what that gives, with two exceptions that are marked:
 
 - grey: the value three times; palette: its colours; CMYK, YCbCr, LAB: Pillow's conversion;
 - alpha: dropped, the colour under it is kept (it is not blended with any background);
-- 16-bit grey: the high byte, as Pillow itself does for 16-bit RGB (its own conversion would clip nearly all
-  to white);
-- 32-bit integer or float: refused, since the value that means white is not stated in the file;
-- animated: the first frame; EXIF orientation: ignored, pixels are taken as stored.
+- 16-bit colour: the high byte (Pillow's decoder);
+- 16-bit grey: the high byte too. *Exception*: `convert` clips it at 255, so that nearly every pixel turns white;
+- 32-bit integer or float: refused. *Exception*: `convert` clips them too, and the file does not state which value
+  means white;
+- animated (GIF, APNG, WebP, TIFF): the first frame; EXIF orientation: ignored, pixels are taken as stored.
+
+Which file names count: pytorch-fid's and clean-fid's bmp, jpg, jpeg, pgm, png, ppm, tif, tiff, webp, in any case (they
+miss `.PNG`; torch-fidelity takes png, jpg and jpeg), and JPEG's other two names, jpe and jfif. `.gif` does not count, as
+with all three: beside samples it is a preview, not one of them. A GIF that is named otherwise, or sits in a parquet
+column, is decoded.
 """
 
 from __future__ import annotations
@@ -17,16 +23,26 @@ import io
 import os
 import struct
 import zlib
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from metrics.arrays import brief
+
 #: Lower-case extensions that count as images; the case in the file name does not matter.
-IMAGE_EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_MAX_16_BIT = 65535
+IMAGE_EXTENSIONS = frozenset({".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+#: Formats that Pillow may recognise, the common first; others (EPS runs Ghostscript) are no images here.
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000")
+#: Bits of a 16-bit grey level that are dropped.
+_LOW_BYTE_BITS = 8
+#: What is wrong with an image file of no bytes.
+EMPTY = "is empty (0 bytes)"
+_ADVICE = "remove or replace it"
 #: What Pillow's decoders raise on damaged data.
 _DECODER_ERRORS = (
     OSError,
@@ -36,16 +52,73 @@ _DECODER_ERRORS = (
     TypeError,
     ValueError,
     ArithmeticError,
+    AttributeError,
     MemoryError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
 
 
+class ImageError(ValueError):
+    """One image that can't be read.
+
+    Args:
+        name: Which image.
+        problem: What is wrong with it, a predicate ("is empty (0 bytes)").
+        advice: What to do about it.
+        detail: The decoder's own words, or "".
+    """
+
+    def __init__(self, name: str, problem: str, advice: str = _ADVICE, detail: str = "") -> None:
+        self.name = name
+        self.detail = detail
+        self.problem = problem
+        self.advice = advice
+        super().__init__(f"image {printable(name)} {self.fault}: {advice}.")
+
+    @property
+    def fault(self) -> str:
+        """The problem with its detail in parentheses."""
+        return f"{self.problem} ({self.detail})" if self.detail else self.problem
+
+
+def printable(name: str) -> str:
+    """Return a file name for a message; one with control characters or undecodable bytes is quoted and escaped."""
+    return name if name.isprintable() else ascii(name)
+
+
 def is_image_name(name: str) -> bool:
     """Return whether a file name has an image's extension and is not hidden (macOS leaves `._x.png` beside `x.png`)."""
-    path = Path(name)
+    path = PurePosixPath(name)
     return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+
+
+def list_image_names(folder: Path) -> list[str]:
+    """List the images of a folder and its subfolders by relative path with forward slashes, sorted.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If a subfolder can't be read.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"image folder {folder} does not exist.")
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"folder {error.filename} can't be read: {error.strerror}.") from error
+
+    found: list[str] = []
+    visited: set[str] = set()
+    for root, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(root)
+        if real in visited:  # A link back up the tree: its images are listed already.
+            subfolders.clear()
+            continue
+        visited.add(real)
+        below = Path(root).relative_to(folder).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        found += [prefix + name for name in names if is_image_name(name)]
+    return sorted(found)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -55,38 +128,34 @@ def list_images(folder: Path) -> list[Path]:
         FileNotFoundError: If the folder does not exist.
         ValueError: If it holds no image, or a subfolder can't be read.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"image folder {folder} does not exist.")
-
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"folder {error.filename} can't be read: {error.strerror}.") from error
-
-    found: list[Path] = []
-    visited: set[str] = set()
-    for root, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(root)
-        if real in visited:  # A link back up the tree: its images are listed already.
-            subfolders.clear()
-            continue
-        visited.add(real)
-        found += [Path(root, name) for name in names if is_image_name(name)]
+    found = list_image_names(folder)
     if not found:
-        extensions = ", ".join(sorted(extension[1:] for extension in IMAGE_EXTENSIONS))
-        raise ValueError(f"folder {folder} holds no images (looked for {extensions} in it and below).")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+        raise ValueError(no_images_message(folder))
+    return [folder / name for name in found]
 
 
-def read_image(path: Path) -> Tensor:
+def no_images_message(folder: Path) -> str:
+    """Return the sentence for a folder without images."""
+    extensions = ", ".join(sorted(extension[1:] for extension in IMAGE_EXTENSIONS))
+    return f"folder {folder} holds no images (looked for {extensions} in it and below)."
+
+
+def read_image(path: Path, name: str | None = None) -> Tensor:
     """Read an image file as uint8 (3, H, W).
 
+    Args:
+        path: The file.
+        name: What to call it in messages; None takes the path.
+
     Raises:
-        ValueError: If the file is empty, truncated, corrupt or of a refused kind; the message names it.
+        ImageError: If the file is absent, empty, truncated, corrupt or of a refused kind.
     """
+    name = str(path) if name is None else name
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"image {path} can't be read: {error.strerror}.") from error
-    return decode_image(data, str(path))
+        raise ImageError(name, "can't be read", "check the file and its permissions", error.strerror or "") from error
+    return decode_image(data, name)
 
 
 def decode_image(data: bytes, name: str) -> Tensor:
@@ -97,30 +166,54 @@ def decode_image(data: bytes, name: str) -> Tensor:
         name: What to call it in messages.
 
     Raises:
-        ValueError: If the content is empty, truncated, corrupt or of a refused kind.
+        ImageError: If the content is empty, truncated, corrupt or of a refused kind.
     """
+    image = load_rgb(data, name)
+    with decoding(name):
+        # Plane by plane: Pillow takes the pixels apart in less time than torch takes to transpose them.
+        planes = bytearray(b"".join(plane.tobytes() for plane in image.split()))
+    return torch.frombuffer(planes, dtype=torch.uint8).view(3, image.height, image.width)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open an encoded image of one of the known formats, undecoded; call it inside `decoding`."""
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def load_rgb(data: bytes, name: str) -> Image.Image:
+    """Decode an encoded image completely as an 8-bit RGB Pillow image; see `decode_image`."""
     if not data:
-        raise ValueError(f"image {name} is empty (0 bytes): remove it or write it again.")
+        raise ImageError(name, EMPTY)
+    with decoding(name), open_image(data) as opened:
+        opened.load()
+        return opened if opened.mode == "RGB" else convert_to_rgb(opened, name)
+
+
+@contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises inside into an `ImageError` that names the image."""
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-            image = opened.copy()
+        yield
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"image {name} is not an image that Pillow can read: remove it or write it again.") from error
+        raise ImageError(name, "is truncated or corrupt", detail="not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"image {name} has too many pixels to be decoded safely: {error}.") from error
+        raise ImageError(name, "has too many pixels to be decoded safely", detail=brief(error)) from error
     except _DECODER_ERRORS as error:
-        raise ValueError(f"image {name} is truncated or corrupt ({error}): remove it or write it again.") from error
-    return torch.from_numpy(_to_rgb(image, name)).permute(2, 0, 1).contiguous()
+        raise ImageError(name, "is truncated or corrupt", detail=brief(error)) from error
 
 
-def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    """Return a writable uint8 (H, W, 3) array by the rules above."""
-    if image.mode == "F":
-        raise ValueError(f"image {name} holds 32-bit floats with no stated white: save it with 8 or 16 bits.")
-    if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.int64)
-        if grey.min() < 0 or grey.max() > _MAX_16_BIT:
-            raise ValueError(f"image {name} holds 32-bit integers with no stated white: save it with 8 or 16 bits.")
-        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))
+def convert_to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Convert a Pillow image of any mode to 8-bit RGB by the rules above.
+
+    Raises:
+        ImageError: If its pixels have 32 bits.
+    """
+    # Pillow reads 16-bit PGM as mode "I", scaled to 0..65535 whatever white the header states.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        image = Image.fromarray((np.asarray(image) >> _LOW_BYTE_BITS).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        problem = f"has 32-bit pixels (mode {image.mode}) with no stated white"
+        raise ImageError(name, problem, "save it with 8 or 16 bits per channel")
+    return image.convert("RGB")

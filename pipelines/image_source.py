@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor
-
 from generative.core.checkpoint import fingerprint_folder
 from generative.core.generation import balanced_requests, generate_images
-from metrics.sources import ImageSource
+from metrics.sources import ImageBatch, ImageSource
+from metrics.sources.base import check_range, fingerprint
 from pipelines import find_pipeline_folder, load_pipeline
 
 DEFAULT_NUM_SAMPLES = 50_000
@@ -19,6 +18,8 @@ DEFAULT_NUM_SAMPLES = 50_000
 class PipelineSource(ImageSource):
     """Samples of a pipeline, balanced over its classes, with its own sampling defaults.
 
+    Labels are the requested classes, as numbers; a pipeline of one class has none.
+
     Args:
         folder: A run or pipeline folder.
         num_samples: Images to sample.
@@ -26,27 +27,39 @@ class PipelineSource(ImageSource):
         device: Where the pipeline runs.
     """
 
-    kind = "saved pipeline"
+    is_costly = True
 
     def __init__(self, folder: Path, num_samples: int, seed: int, device: str) -> None:
-        self.path = find_pipeline_folder(folder)
+        super().__init__(find_pipeline_folder(folder))
         self.pipeline = load_pipeline(folder).to(device)
         self.requests = balanced_requests(num_samples, self.pipeline.num_classes)
+        self.has_labels = self.pipeline.num_classes > 1
         self.seed = seed
         # A score is printed with all that it depends on: which weights, under which options, from which seed.
         self.options = self.pipeline.sampling_defaults
-        self.kind = f"samples of {type(self.pipeline).__name__} {fingerprint_folder(self.path)}, seed {seed}, "
+        self.fingerprint = fingerprint_folder(self.path)
+        self.kind = f"samples of {type(self.pipeline).__name__} {self.fingerprint}, seed {seed}, "
         self.kind += ", ".join(f"{name} {value}" for name, value in self.options.items()) or "no options"
 
     def __len__(self) -> int:
         return len(self.requests)
 
-    def batches(self, batch_size: int, num_workers: int = 1) -> Iterator[list[Tensor]]:
-        """Yield lists of at most ``batch_size`` images, uint8 (3, H, W); ``num_workers`` has no use here."""
-        for _, images in generate_images(
-            self.pipeline, self.requests, seed=self.seed, batch_size=batch_size, options=self.options
+    def identity(self) -> str:
+        """Fingerprint of the pipeline, the seed, the sampling options and the number of samples."""
+        return fingerprint(["pipeline", self.fingerprint, self.seed, *sorted(self.options.items()), len(self)])
+
+    def batches(self, batch_size: int, num_workers: int = 1, start: int = 0, stop: int | None = None) -> Iterator[ImageBatch]:
+        """Sample the images of places ``start`` to ``stop``, uint8 (3, H, W); ``num_workers`` has no use here.
+
+        Every image has a random stream of its own, so any range gives the same images as the whole.
+        """
+        end = check_range(len(self), batch_size, num_workers, start, stop)
+        requests = self.requests[start:end]
+        for positions, images in generate_images(
+            self.pipeline, requests, seed=self.seed, batch_size=batch_size, options=self.options
         ):
-            yield list(images.cpu())
+            labels = [str(requests[position].class_label) for position in positions] if self.has_labels else None
+            yield ImageBatch([start + position for position in positions], list(images.cpu()), labels)
 
 
 def open_pipeline(path: Path, num_samples: int | None, seed: int | None, batch_size: int, device: str) -> PipelineSource:

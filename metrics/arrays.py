@@ -1,0 +1,180 @@
+"""Read .npy and .npz files of strangers: no pickle, no allocation that the file does not back, one sentence on damage."""
+
+from __future__ import annotations
+
+import lzma
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tokenize import TokenError
+from typing import BinaryIO, NamedTuple, cast
+
+import numpy as np
+
+#: What NumPy's header parser and the zip reader raise on damaged data.
+READ_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,  # zipfile on an encrypted member or an unknown compression
+    SyntaxError,
+    TokenError,
+    TypeError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_MAX_DETAIL = 120  # Characters of a library's own words that a message passes on.
+#: Booleans, integers, floats and text: what an array may hold. Objects would need pickle.
+_ALLOWED_KINDS = "biufUS"
+
+
+class ArrayHeader(NamedTuple):
+    """What an .npy header says, checked."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    is_fortran: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the data that must follow."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def brief(error: Exception) -> str:
+    """Return what an error says, its first line and no longer than a sentence bears."""
+    lines = str(error).splitlines()
+    text = lines[0] if lines else ""
+    return (text if len(text) <= _MAX_DETAIL else f"{text[:_MAX_DETAIL]}...") or type(error).__name__
+
+
+@contextmanager
+def reading(path: Path, what: str = "npz file") -> Iterator[None]:
+    """Turn whatever damaged content raises inside into one `ValueError` that names the file."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise ValueError(f"{what} {path} can't be read ({brief(error)}): it is truncated or corrupt, write it again.") from error
+
+
+def read_npy_header(stream: BinaryIO) -> ArrayHeader:
+    """Read an .npy header.
+
+    Raises:
+        ValueError: If the type is not one of plain numbers or text; others of `READ_ERRORS` on damage.
+    """
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"npy format {version[0]}.{version[1]} is for named fields, which no array here has")
+    if dtype.kind not in _ALLOWED_KINDS or dtype.itemsize == 0 or dtype.hasobject or dtype.subdtype is not None:
+        raise ValueError(f"an array of dtype {dtype} is not one of numbers")
+    if any(size < 0 for size in shape):
+        raise ValueError(f"an array of shape {shape}")
+    return ArrayHeader(tuple(int(size) for size in shape), dtype, bool(is_fortran))
+
+
+def _read_npy(stream: BinaryIO, num_bytes: int) -> np.ndarray:
+    """Read an array, checked against the size of what holds it before anything is allocated."""
+    header = read_npy_header(stream)
+    if header.num_bytes != num_bytes - stream.tell():
+        raise ValueError(f"an array of shape {header.shape} and dtype {header.dtype} in {num_bytes} bytes")
+    data = stream.read(header.num_bytes)
+    if len(data) != header.num_bytes:
+        raise ValueError(f"{len(data)} bytes of an array of {header.num_bytes}")
+    return np.frombuffer(data, header.dtype).reshape(header.shape, order="F" if header.is_fortran else "C")
+
+
+def _member(archive: zipfile.ZipFile, key: str) -> zipfile.ZipInfo:
+    return archive.getinfo(f"{key}.npy")
+
+
+def npz_keys(path: Path) -> list[str]:
+    """List the arrays of an npz file without reading them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not an npz file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"file {path} does not exist.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    except READ_ERRORS as error:
+        raise ValueError(f"{path} is not an npz file, or is truncated: write it again.") from error
+
+
+def read_npz(path: Path, key: str) -> np.ndarray:
+    """Read one array of an npz file, without pickle.
+
+    Raises:
+        ValueError: If it is absent, damaged or holds objects.
+    """
+    with reading(path), zipfile.ZipFile(path) as archive:
+        member = _member(archive, key)
+        with archive.open(member) as stream:
+            return _read_npy(cast(BinaryIO, stream), member.file_size)
+
+
+def npz_header(path: Path, key: str) -> ArrayHeader:
+    """Read the shape and type of one array of an npz file.
+
+    Raises:
+        ValueError: If it is absent, damaged or holds objects.
+    """
+    with reading(path), zipfile.ZipFile(path) as archive:
+        member = _member(archive, key)
+        with archive.open(member) as stream:
+            header = read_npy_header(cast(BinaryIO, stream))
+            if header.num_bytes != member.file_size - stream.tell():
+                raise ValueError(f"{key} of shape {header.shape} and dtype {header.dtype} in {member.file_size} bytes")
+            return header
+
+
+def npz_checksums(path: Path, keys: list[str]) -> list[int]:
+    """Return the CRC-32 and size that the archive's directory gives for some arrays: what they hold, without reading them."""
+    with reading(path), zipfile.ZipFile(path) as archive:
+        return [number for key in keys for number in (_member(archive, key).CRC, _member(archive, key).file_size)]
+
+
+def stored_offset(path: Path, key: str) -> int | None:
+    """Return where an array's .npy begins in an npz file if it is not compressed, else None."""
+    with reading(path), zipfile.ZipFile(path) as archive:
+        member = _member(archive, key)
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            return None
+        with path.open("rb") as file:
+            # APPNOTE.TXT 4.3.7: a local header of 30 bytes ends with the lengths of the name and the extra field.
+            file.seek(member.header_offset)
+            header = file.read(30)
+            if len(header) != 30 or header[:4] != b"PK\x03\x04":
+                raise ValueError(f"no header of {key}.npy where the directory says")
+            name_length, extra_length = struct.unpack("<HH", header[26:])
+            return int(member.header_offset + len(header) + name_length + extra_length)
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Read an .npy file, without pickle.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or holds objects.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"file {path} does not exist.")
+    with reading(path, "npy file"), path.open("rb") as stream:
+        return _read_npy(stream, path.stat().st_size)

@@ -1,0 +1,244 @@
+"""Sources of encoded image files: decoded in threads, ahead of the consumer, damaged ones reported by name."""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from metrics.images import ImageError, printable
+from metrics.sources.base import ImageBatch, ImageSource, check_range, fingerprint, normalize_label
+
+#: How long the rest of a set is searched for further damaged images once one is met, in seconds.
+SEARCH_SECONDS = 20.0
+#: Damaged images named in one message.
+_MAX_NAMED = 10
+#: Images decoded ahead beyond one batch, per thread: no thread waits while a batch is handed over.
+_AHEAD_PER_WORKER = 2
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image not yet decoded.
+
+    Args:
+        index: Its place in the source.
+        name: What to call it, within the source.
+        load: Reads and decodes it to uint8 (3, H, W), in any thread; raises `ImageError`.
+    """
+
+    index: int
+    name: str
+    load: Callable[[], Tensor]
+
+
+class LoaderSource(ImageSource):
+    """A source whose images are decoded one by one, in threads."""
+
+    def __init__(self, path: Path, skip_corrupt: bool = False) -> None:
+        super().__init__(path, skip_corrupt)
+        #: Class of every image in order, or None.
+        self.labels: list[str] | None = None
+        self._known_bad: dict[int, str] = {}  # Place -> name; names need not be unique in an archive.
+
+    @abstractmethod
+    def items(self, start: int, stop: int) -> Iterator[EncodedImage]:
+        """Yield the images of places `start` to `stop` in order."""
+
+    def full_name(self, name: str) -> str:
+        """Return what to call an image in a message of its own."""
+        return f"{name} in {self.path}"
+
+    def set_labels(self, labels: Sequence[str] | None) -> None:
+        """Take every image's class, or None."""
+        self.labels = None if labels is None else [normalize_label(label) for label in labels]
+        self.has_labels = self.labels is not None
+
+    def report_listed(self, listed: Sequence[tuple[int, str, str]]) -> None:
+        """Skip or refuse images that are bad at first sight, given as (place, name, fault).
+
+        Raises:
+            ValueError: If there are any and `skip_corrupt` is off.
+        """
+        bad = [(name, fault) for _, name, fault in listed]
+        if self.skip_corrupt:
+            for index, name, _ in listed:
+                self._skip(index, name)
+        elif len(bad) == 1:
+            raise ValueError(one_bad_message(self.full_name(bad[0][0]), bad[0][1], "remove it or write it again"))
+        elif bad:
+            raise ValueError(many_bad_message(bad, f"{len(bad)} of {len(self)}", self.path))
+
+    def batches(self, batch_size: int, num_workers: int = 1, start: int = 0, stop: int | None = None) -> Iterator[ImageBatch]:
+        """Yield the images of places `start` to `stop`; see `ImageSource.batches`."""
+        end = check_range(len(self), batch_size, num_workers, start, stop)
+        batch: list[tuple[int, Tensor]] = []
+        num_read = 0
+        with closing(_decode_ahead(self.items(start, end), num_workers, batch_size)) as decoded:
+            for item, outcome in decoded:
+                if isinstance(outcome, ImageError):
+                    if not self.skip_corrupt:
+                        raise self._search_rest(item.name, outcome, decoded) from outcome
+                    self._skip(item.index, item.name)
+                    continue
+                batch.append((item.index, outcome))
+                num_read += 1
+                if len(batch) == batch_size:
+                    yield self._batch(batch)
+                    batch = []
+        if batch:
+            yield self._batch(batch)
+        if num_read == 0 and end - start == len(self):
+            raise ValueError(f"none of the {len(self)} images in {self.path} can be read: they are empty or corrupt.")
+
+    def _skip(self, index: int, name: str) -> None:
+        """Note an image as left out; a source that is read twice names it once."""
+        if index not in self._known_bad:
+            self._known_bad[index] = name
+            self.skipped.append(name)
+
+    def _batch(self, images: list[tuple[int, Tensor]]) -> ImageBatch:
+        labels = None if self.labels is None else [self.labels[index] for index, _ in images]
+        return ImageBatch([index for index, _ in images], [image for _, image in images], labels)
+
+    def _search_rest(
+        self, name: str, error: ImageError, decoded: Iterator[tuple[EncodedImage, Tensor | ImageError]]
+    ) -> ValueError:
+        """Return the error for one damaged image and those after it: one run then names all that must be mended."""
+        bad = [(name, error.fault)]
+        deadline = time.monotonic() + SEARCH_SECONDS
+        is_whole = True
+        try:
+            for item, outcome in decoded:
+                if isinstance(outcome, ImageError):
+                    bad.append((item.name, outcome.fault))
+                if time.monotonic() > deadline:
+                    is_whole = False
+                    break
+        except ValueError:  # The container itself is damaged further on; the images before are still to be named.
+            is_whole = False
+        if len(bad) == 1:
+            return ValueError(one_bad_message(error.name, error.fault, error.advice))
+        return ValueError(many_bad_message(bad, f"{'' if is_whole else 'at least '}{len(bad)} of {len(self)}", self.path))
+
+
+def one_bad_message(name: str, fault: str, advice: str) -> str:
+    """Return the sentence for a single image that can't be read."""
+    return f"image {printable(name)} {fault}: {advice}, or pass --skip-corrupt to leave it out."
+
+
+def many_bad_message(bad: Sequence[tuple[str, str]], count: str, where: Path) -> str:
+    """Return the sentence that lists images that can't be read, given as (name, fault)."""
+    named = ", ".join(f"{printable(name)} {fault}" for name, fault in bad[:_MAX_NAMED])
+    more = f", and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
+    return (
+        f"{count} images in {where} can't be read: {named}{more}: remove or rewrite them, "
+        "or pass --skip-corrupt to leave them out."
+    )
+
+
+def _attempt(load: Callable[[], Tensor]) -> Tensor | ImageError:
+    try:
+        return load()
+    except ImageError as error:
+        return error
+
+
+def _decode_ahead(
+    items: Iterator[EncodedImage], num_workers: int, batch_size: int
+) -> Generator[tuple[EncodedImage, Tensor | ImageError], None, None]:
+    """Decode in order; while a batch is being used, the next one is decoded, and no more is kept."""
+    if num_workers == 0:
+        for item in items:
+            yield item, _attempt(item.load)
+        return
+    window = batch_size + _AHEAD_PER_WORKER * num_workers
+    waiting: deque[tuple[EncodedImage, Future[Tensor | ImageError]]] = deque()
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(_attempt, item.load)))
+            if len(waiting) > window:
+                first, outcome = waiting.popleft()
+                yield first, outcome.result()
+        while waiting:
+            first, outcome = waiting.popleft()
+            yield first, outcome.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def find_labels(names: Sequence[str], table: bytes | None) -> list[str] | None:
+    """Return each image's class, or None where they have none.
+
+    Args:
+        names: Path of each image below the source's root, with forward slashes.
+        table: Content of the root's `dataset.json`, in which EDM's layout keeps labels ({"labels": [[name, number], ...]});
+            the folders of that layout only keep listings short. None if there is no such file.
+
+    Returns:
+        The table's numbers if there is a table (None if it has none for some image), else the names of the first-level
+        folders if every image lies in one and there are two at least.
+    """
+    try:
+        listed = None if table is None else json.loads(table)
+        if isinstance(listed, dict) and "labels" in listed:
+            labels = {str(name): label for name, label in listed["labels"] or []}
+            found = [labels.get(name) for name in names]
+            return [str(label) for label in found] if all(type(label) is int for label in found) else None
+    except (ValueError, TypeError, RecursionError):
+        return None
+    parts = [name.split("/", 1) for name in names]
+    if all(len(part) == 2 for part in parts) and len({part[0] for part in parts}) > 1:
+        return [part[0] for part in parts]
+    return None
+
+
+class ShardSource(LoaderSource):
+    """Several sources of one kind, one after the other.
+
+    Args:
+        path: The folder that holds them.
+        sources: The shards, in order.
+    """
+
+    def __init__(self, path: Path, sources: Sequence[LoaderSource], skip_corrupt: bool = False) -> None:
+        super().__init__(path, skip_corrupt)
+        self.kind = f"{len(sources)} files, each a {sources[0].kind}"
+        self.sources = list(sources)
+        first = 0
+        for source in sources:
+            for index, name in source._known_bad.items():
+                self._skip(first + index, self._name(name, source))
+            first += len(source)
+        if all(source.labels is not None for source in sources):
+            self.set_labels([label for source in sources for label in source.labels or []])
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def identity(self) -> str:
+        """Return a fingerprint of all shards' fingerprints, in order."""
+        return fingerprint(["shards", *(source.identity() for source in self.sources)])
+
+    def items(self, start: int, stop: int) -> Iterator[EncodedImage]:
+        """Yield images shard by shard; shards outside the range are not touched."""
+        first = 0
+        for source in self.sources:
+            low, high = max(start - first, 0), min(stop - first, len(source))
+            if low < high:
+                for item in source.items(low, high):
+                    yield EncodedImage(first + item.index, self._name(item.name, source), item.load)
+            first += len(source)
+
+    @staticmethod
+    def _name(name: str, source: LoaderSource) -> str:
+        return f"{name} in {source.path.name}"

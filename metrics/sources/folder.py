@@ -1,0 +1,70 @@
+"""An image folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from metrics.images import EMPTY, list_image_names, no_images_message, read_image
+from metrics.sources.base import fingerprint
+from metrics.sources.encoded import EncodedImage, LoaderSource, find_labels
+
+
+class NoImagesError(ValueError):
+    """A folder without images in it or below."""
+
+
+class FolderSource(LoaderSource):
+    """The images of a folder and its subfolders, sorted by path.
+
+    Labels are the first-level subfolders if every image lies in one of two or more, or those of EDM's `dataset.json`,
+    which goes first: in that layout the subfolders only keep listings short.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        NoImagesError: If it holds no images.
+        ValueError: If a subfolder can't be read, or images are empty and `skip_corrupt` is off.
+    """
+
+    kind = "image folder"
+
+    def __init__(self, path: Path, skip_corrupt: bool = False) -> None:
+        super().__init__(path, skip_corrupt)
+        self.names = list_image_names(path)
+        if not self.names:
+            raise NoImagesError(no_images_message(path))
+        self._stats: list[tuple[int, int]] = []  # Size and time of change (ns) of each.
+        bad: list[tuple[int, str, str]] = []
+        for index, name in enumerate(self.names):
+            try:
+                status = os.stat(os.path.join(path, name))
+            except OSError as error:  # A dangling link, for example.
+                bad.append((index, name, f"can't be read ({error.strerror})"))
+                self._stats.append((0, 0))
+                continue
+            if status.st_size == 0:
+                bad.append((index, name, EMPTY))
+            self._stats.append((status.st_size, status.st_mtime_ns))
+        self.report_listed(bad)
+        table = path / "dataset.json"
+        self.set_labels(find_labels(self.names, table.read_bytes() if table.is_file() else None))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def full_name(self, name: str) -> str:
+        """Return the image's path."""
+        return str(self.path / name)
+
+    def identity(self) -> str:
+        """Return a fingerprint of names, sizes, times of change and labels; the folder may move."""
+        listing = [(name, *status) for name, status in zip(self.names, self._stats, strict=True)]
+        return fingerprint(["folder", *listing, *(self.labels or [])])
+
+    def items(self, start: int, stop: int) -> Iterator[EncodedImage]:
+        """Yield one reader per file."""
+        for index in range(start, stop):
+            path = self.path / self.names[index]
+            yield EncodedImage(index, self.names[index], partial(read_image, path))

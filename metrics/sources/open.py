@@ -1,0 +1,114 @@
+"""Open a set of images by what its path is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import cast
+
+from metrics.sources.base import ImageSource
+from metrics.sources.encoded import LoaderSource, ShardSource
+from metrics.sources.folder import FolderSource, NoImagesError
+from metrics.sources.npz import NpzSource
+from metrics.sources.parquet import ParquetSource
+from metrics.sources.tar import TarSource
+from metrics.sources.zip import ZipSource
+
+#: Entry-point group of providers: callables `(path, num_samples, seed, batch_size, device) -> ImageSource | None`.
+SOURCE_ENTRY_POINTS = "triptych.image_sources"
+#: A directory with one of these files is a saved generator, to be opened by a provider rather than searched for images.
+_GENERATOR_MARKERS = ("model_index.json", "pipeline/model_index.json")
+_SHARDS: dict[str, type[LoaderSource]] = {
+    ".parquet": ParquetSource,
+    ".tar": TarSource,
+    ".tar.gz": TarSource,
+    ".tgz": TarSource,
+    ".zip": ZipSource,
+}
+_FILES: dict[str, type[ImageSource]] = {".npz": NpzSource, **_SHARDS}
+#: How file names of Hugging Face's layout begin; one score must not mix them by accident.
+_SPLITS = ("train", "test", "validation", "val")
+
+
+def is_generator(path: Path) -> bool:
+    """Return whether a path is a saved pipeline or a run that holds one."""
+    return any((path / marker).is_file() for marker in _GENERATOR_MARKERS)
+
+
+def open_source(
+    path: Path,
+    num_samples: int | None = None,
+    seed: int | None = None,
+    batch_size: int = 64,
+    device: str = "cpu",
+    skip_corrupt: bool = False,
+) -> ImageSource:
+    """Open a set of images by what the path is.
+
+    Args:
+        path: An image folder, .npz (`arr_0`), .zip, .tar (.tar.gz, .tgz), .parquet, a folder of such zip, tar or parquet
+            shards, or a saved generator if an installed package provides it.
+        num_samples: How many images to draw from a generator; refused for anything else.
+        seed: Seed of that draw; refused for anything else.
+        batch_size: Batch size of that draw.
+        device: Device of that draw.
+        skip_corrupt: Leave images out that can't be read, and name them in `ImageSource.skipped`, instead of refusing
+            the whole set.
+
+    Raises:
+        FileNotFoundError: If the path does not exist.
+        ValueError: If it holds no images, is of no known kind, is damaged or can't be read.
+    """
+    try:
+        if not path.exists():
+            raise FileNotFoundError(f"path {path} does not exist.")
+        if is_generator(path):
+            return _open_generator(path, num_samples, seed, batch_size, device)
+        if num_samples is not None or seed is not None:
+            raise ValueError(f"num_samples and seed apply to saved pipelines only, and {path} is none.")
+        if path.is_dir():
+            return _open_folder(path, skip_corrupt)
+        kind = _extension(path.name, _FILES)
+        if kind is None:
+            raise ValueError(f"{path} is neither a folder nor a file of a known kind ({', '.join(_FILES)}).")
+        return _FILES[kind](path, skip_corrupt)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.errno is None:
+            raise
+        raise ValueError(f"{error.filename or path} can't be read: {error.strerror or error}.") from error
+
+
+def _extension(name: str, kinds: dict[str, type[ImageSource]] | dict[str, type[LoaderSource]]) -> str | None:
+    lower = name.lower()
+    return None if lower.startswith(".") else next((extension for extension in kinds if lower.endswith(extension)), None)
+
+
+def _open_folder(path: Path, skip_corrupt: bool) -> ImageSource:
+    try:
+        return FolderSource(path, skip_corrupt)
+    except NoImagesError as error:
+        # Hugging Face's and WebDataset's folders: shards, and perhaps a README.
+        shards = [(file, _extension(file.name, _SHARDS)) for file in sorted(path.rglob("*")) if file.is_file()]
+        found = [(file, _SHARDS[extension]) for file, extension in shards if extension is not None]
+        if not found:
+            raise
+        kinds = {kind for _, kind in found}
+        if len(kinds) > 1:
+            names = ", ".join(sorted(kind.kind for kind in kinds))
+            raise ValueError(f"folder {path} mixes shards of several kinds ({names}): keep one kind in it.") from error
+        _refuse_mixed_splits(path, [file for file, _ in found])
+        return ShardSource(path, [kind(file, skip_corrupt) for file, kind in found], skip_corrupt)
+
+
+def _refuse_mixed_splits(path: Path, files: list[Path]) -> None:
+    splits = sorted({split for split in _SPLITS for file in files if file.name.startswith(f"{split}-")})
+    if len(splits) > 1:
+        raise ValueError(f"folder {path} mixes the splits {' and '.join(splits)}: put one split in a folder of its own.")
+
+
+def _open_generator(path: Path, num_samples: int | None, seed: int | None, batch_size: int, device: str) -> ImageSource:
+    for entry_point in importlib.metadata.entry_points(group=SOURCE_ENTRY_POINTS):
+        source = entry_point.load()(path, num_samples=num_samples, seed=seed, batch_size=batch_size, device=device)
+        if source is not None:
+            return cast(ImageSource, source)
+    raise ValueError(f"{path} is a saved pipeline that no installed package can sample: install the one that wrote it.")

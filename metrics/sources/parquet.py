@@ -1,0 +1,129 @@
+"""A parquet file of images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from metrics.arrays import READ_ERRORS, brief
+from metrics.images import ImageError, decode_image
+from metrics.sources.base import fingerprint
+from metrics.sources.encoded import EncodedImage, LoaderSource
+
+if TYPE_CHECKING:
+    import pyarrow
+
+#: Names of the image column in Hugging Face's layout.
+_IMAGE_COLUMNS = ("image", "img")
+_LABEL_COLUMN = "label"
+_ROWS_AT_ONCE = 256
+
+
+class ParquetSource(LoaderSource):
+    """The images of a parquet file in Hugging Face's layout: a column `image` or `img` of {bytes, path} or of bytes.
+
+    Labels are the column `label` of integers or text, if there is one.
+
+    Raises:
+        ValueError: If it is no parquet file, has no such column or no rows.
+    """
+
+    kind = "parquet of images"
+
+    def __init__(self, path: Path, skip_corrupt: bool = False) -> None:
+        super().__init__(path, skip_corrupt)
+        try:
+            import pyarrow
+            import pyarrow.parquet as parquet
+        except ImportError as error:
+            raise ValueError(f"reading {path} needs the package pyarrow: pip install pyarrow.") from error
+        # What Arrow raises on damaged data, beside Python's own.
+        self._errors = (*READ_ERRORS, pyarrow.ArrowException)
+        try:
+            # Opened again for reading: thousands of shards don't stay open.
+            with parquet.ParquetFile(path) as file:
+                schema, metadata = file.schema_arrow, file.metadata
+        except self._errors as error:
+            raise ValueError(f"{path} is not a parquet file, or is truncated: write it again.") from error
+        column = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
+        if column is None:
+            raise ValueError(f"{path} has the columns {', '.join(schema.names)}: expected an image column named image or img.")
+        self._column = _bytes_column(schema, column, path)
+        self._group_sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        if len(self) == 0:
+            raise ValueError(f"parquet file {path} holds no rows.")
+        self.set_labels(self._read_labels() if _LABEL_COLUMN in schema.names else None)
+
+    def __len__(self) -> int:
+        return sum(self._group_sizes)
+
+    def identity(self) -> str:
+        """Return a fingerprint of the file's size and time of change, and of its row groups and labels."""
+        status = os.stat(self.path)
+        return fingerprint(["parquet", status.st_size, status.st_mtime_ns, *self._group_sizes, *(self.labels or [])])
+
+    def items(self, start: int, stop: int) -> Iterator[EncodedImage]:
+        """Yield one decoder per row; row groups outside the range are not read."""
+        groups: list[int] = []
+        row = first = 0
+        for group, size in enumerate(self._group_sizes):
+            if first < stop and first + size > start:
+                if not groups:
+                    row = first
+                groups.append(group)
+            first += size
+        for values in self._read(groups, self._column):
+            for value in values.flatten()[0] if self._column.endswith(".bytes") else values:
+                if row >= stop:
+                    return
+                if row >= start:
+                    name = f"row {row}"
+                    yield EncodedImage(row, name, partial(_decode, value.as_py(), self.full_name(name)))
+                row += 1
+        if row < stop:
+            raise ValueError(f"parquet file {self.path} is corrupt: it ends at row {row} of {len(self)}, write it again.")
+
+    def _read(self, groups: list[int], column: str) -> Iterator[pyarrow.Array]:
+        import pyarrow.parquet as parquet
+
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=[column]):
+                    yield batch.column(0)
+        except self._errors as error:
+            raise ValueError(f"parquet file {self.path} is corrupt ({brief(error)}): write it again.") from error
+
+    def _read_labels(self) -> list[str] | None:
+        """Return the label column as text, None if it holds something other than integers and text."""
+        labels: list[Any] = []
+        for values in self._read(list(range(len(self._group_sizes))), _LABEL_COLUMN):
+            labels += values.to_pylist()
+        if not all(isinstance(label, (int, str)) and not isinstance(label, bool) for label in labels):
+            return None
+        if len(labels) != len(self):
+            raise ValueError(f"parquet file {self.path} is corrupt: {len(labels)} labels for {len(self)} rows, write it again.")
+        return [str(label) for label in labels]
+
+
+def _bytes_column(schema: pyarrow.Schema, column: str, path: Path) -> str:
+    """Return the name of the column that holds encoded images."""
+    import pyarrow
+
+    stored = schema.field(column).type
+    name = column
+    if pyarrow.types.is_struct(stored) and stored.get_field_index("bytes") >= 0:
+        name, stored = f"{column}.bytes", stored.field("bytes").type
+    if not (pyarrow.types.is_binary(stored) or pyarrow.types.is_large_binary(stored)):
+        raise ValueError(f"column {column} of {path} has type {schema.field(column).type}: expected the bytes of image files.")
+    return name
+
+
+def _decode(data: object, name: str) -> Tensor:
+    if not isinstance(data, bytes):
+        raise ImageError(name, "holds no image bytes", "fill the row in or remove it")
+    return decode_image(data, name)

@@ -1,0 +1,167 @@
+"""A tar file of images, as WebDataset writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from torch import Tensor
+
+from metrics.arrays import READ_ERRORS, brief
+from metrics.images import EMPTY, ImageError, decode_image, is_image_name
+from metrics.sources.base import fingerprint
+from metrics.sources.encoded import EncodedImage, LoaderSource
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_MAX_LABEL_BYTES = 1 << 20  # A member larger than this is no label.
+_ERRORS = (*READ_ERRORS, tarfile.TarError)
+
+
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    size: int
+
+
+class _CheckedInfo(tarfile.TarInfo):
+    """A header whose size is not negative; tarfile itself would read such an archive in a loop (CVE-2025-8194)."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _CheckedInfo:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size < 0:
+            raise tarfile.ReadError(f"a member has size {info.size}")
+        return info
+
+
+class TarSource(LoaderSource):
+    """The images of a tar file, in the archive's order, uncompressed or gzipped.
+
+    Labels: members that share a name up to the first dot of its last part are one sample; its class is the text of the
+    `.cls` member or "label" of the `.json` member. They count if every image has one.
+
+    An uncompressed archive is indexed when it is opened and then read from any place; a gzipped one is decompressed once to
+    count its images and once more to read them.
+
+    Raises:
+        ValueError: If it is no tar file, is truncated, holds no images, or images are empty and `skip_corrupt` is off.
+    """
+
+    kind = "tar of images"
+
+    def __init__(self, path: Path, skip_corrupt: bool = False) -> None:
+        super().__init__(path, skip_corrupt)
+        self._members: list[_Member] = []
+        labels: dict[str, str] = {}
+        try:
+            with path.open("rb") as file:
+                self._is_compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+                file.seek(0)
+                for info, archive in _walk(file, self._is_compressed):
+                    if is_image_name(info.name):
+                        self._members.append(_Member(info.name, info.offset_data, info.size))
+                    elif info.name.endswith((".cls", ".json")) and info.size <= _MAX_LABEL_BYTES:
+                        label = _parse_label(info.name, _content(archive, info))
+                        if label is not None:
+                            labels[_sample_key(info.name)] = label
+        except _ERRORS as error:
+            raise ValueError(f"{path} is not a tar file, or is truncated ({brief(error)}): write it again.") from error
+        if not self._members:
+            raise ValueError(f"tar file {path} holds no images.")
+        self.report_listed([(index, member.name, EMPTY) for index, member in enumerate(self._members) if member.size == 0])
+        keys = [_sample_key(member.name) for member in self._members]
+        self.set_labels([labels[key] for key in keys] if all(key in labels for key in keys) else None)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def identity(self) -> str:
+        """Return a fingerprint of the file's size and time of change, and of names, sizes and labels."""
+        status = os.stat(self.path)
+        return fingerprint(["tar", status.st_size, status.st_mtime_ns, *map(tuple, self._members), *(self.labels or [])])
+
+    def items(self, start: int, stop: int) -> Iterator[EncodedImage]:
+        """Yield one reader per member."""
+        if self._is_compressed:
+            yield from self._stream(start, stop)
+            return
+        for index in range(start, stop):
+            member = self._members[index]
+            yield EncodedImage(index, member.name, partial(self._read, member))
+
+    def _read(self, member: _Member) -> Tensor:
+        name = self.full_name(member.name)
+        try:
+            # A file of its own for each read: threads share none, and thousands of shards don't stay open.
+            with self.path.open("rb") as file:
+                file.seek(member.offset)
+                data = file.read(member.size)
+        except OSError as error:
+            raise ImageError(name, "can't be read", "write the tar again", brief(error)) from error
+        return decode_image(data, name)
+
+    def _stream(self, start: int, stop: int) -> Iterator[EncodedImage]:
+        index = 0
+        try:
+            with self.path.open("rb") as file, closing(_walk(file, True)) as walk:
+                for info, archive in walk:
+                    if index == stop:
+                        return
+                    if not is_image_name(info.name):
+                        continue
+                    if index >= start:
+                        data = _content(archive, info)
+                        yield EncodedImage(index, info.name, partial(decode_image, data, self.full_name(info.name)))
+                    index += 1
+        except _ERRORS as error:
+            raise ValueError(f"{self.path} is corrupt ({brief(error)}): write it again.") from error
+
+
+def _walk(file: IO[bytes], is_compressed: bool) -> Generator[tuple[tarfile.TarInfo, tarfile.TarFile], None, None]:
+    """Yield the regular files of a tar, and refuse one that stops without its end mark, which tarfile lets pass."""
+    size = None if is_compressed else os.fstat(file.fileno()).st_size
+    # TarFile is made by `open` only, whose stubs do not know that `tarinfo` may be given.
+    with tarfile.open(fileobj=file, mode="r:gz" if is_compressed else "r:", tarinfo=_CheckedInfo) as archive:
+        position = -1
+        while (info := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # It would keep every header.
+            if archive.offset <= position or (size is not None and info.isreg() and info.offset_data + info.size > size):
+                raise tarfile.ReadError(f"member {info.name} reaches beyond the end")
+            position = archive.offset
+            if info.isreg() and not info.issparse():
+                yield info, archive
+        archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # type: ignore[union-attr]
+            raise tarfile.ReadError("it has no end mark")
+
+
+def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(info)
+    assert stream is not None, "only regular files come here"
+    data = stream.read()
+    if len(data) != info.size:
+        raise tarfile.ReadError(f"member {info.name} is cut off")
+    return data
+
+
+def _sample_key(name: str) -> str:
+    """Return what the members of one WebDataset sample share: the name up to the first dot of its last part."""
+    folder, _, base = name.rpartition("/")
+    return f"{folder}/{base.split('.', 1)[0]}"
+
+
+def _parse_label(name: str, content: bytes) -> str | None:
+    """Return the class that a `.cls` or `.json` member states, None if it states none."""
+    try:
+        if name.endswith(".cls"):
+            return content.decode().strip() or None
+        label = json.loads(content).get("label")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return str(label) if isinstance(label, (int, str)) and not isinstance(label, bool) else None

@@ -1,0 +1,74 @@
+"""A zip file of images."""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from metrics.arrays import READ_ERRORS, brief
+from metrics.images import EMPTY, ImageError, decode_image, is_image_name
+from metrics.sources.base import fingerprint
+from metrics.sources.encoded import EncodedImage, LoaderSource, find_labels
+
+_EDM_TABLE = "dataset.json"
+
+
+class ZipSource(LoaderSource):
+    """The images of a zip file, sorted by name; labels as for `FolderSource`.
+
+    Raises:
+        ValueError: If it is no zip file, holds no images, or images are empty and `skip_corrupt` is off.
+    """
+
+    kind = "zip of images"
+
+    def __init__(self, path: Path, skip_corrupt: bool = False) -> None:
+        super().__init__(path, skip_corrupt)
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except READ_ERRORS as error:
+            raise ValueError(f"{path} is not a zip file, or is truncated: write it again.") from error
+        listed = (member for member in self._archive.infolist() if is_image_name(member.filename) and not member.is_dir())
+        self._members = sorted(listed, key=lambda member: member.filename)
+        if not self._members:
+            raise ValueError(f"zip file {path} holds no images.")
+        self._lock = threading.Lock()  # zipfile counts its open members without one.
+        names = [member.filename for member in self._members]
+        self.report_listed([(index, names[index], EMPTY) for index, member in enumerate(self._members) if member.file_size == 0])
+        self.set_labels(find_labels(names, self._read_table()))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def identity(self) -> str:
+        """Return a fingerprint of names, sizes and check sums, all from the archive's directory; the file may move."""
+        listing = [(member.filename, member.file_size, member.CRC) for member in self._members]
+        return fingerprint(["zip", *listing, *(self.labels or [])])
+
+    def items(self, start: int, stop: int) -> Iterator[EncodedImage]:
+        """Yield one reader per member."""
+        for index in range(start, stop):
+            member = self._members[index]
+            yield EncodedImage(index, member.filename, partial(self._read, member))
+
+    def _read(self, member: zipfile.ZipInfo) -> Tensor:
+        name = self.full_name(member.filename)
+        try:
+            with self._lock:
+                data = self._archive.read(member)
+        except READ_ERRORS as error:
+            raise ImageError(name, "can't be read", "write the zip again", brief(error)) from error
+        return decode_image(data, name)
+
+    def _read_table(self) -> bytes | None:
+        try:
+            return self._archive.read(_EDM_TABLE)
+        except KeyError:
+            return None
+        except READ_ERRORS as error:
+            raise ValueError(f"{_EDM_TABLE} in {self.path} can't be read ({brief(error)}): write the zip again.") from error
