@@ -10,6 +10,7 @@ import tempfile
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -50,7 +51,9 @@ class WeightsFile:
     Args:
         filename: Name in the cache.
         url: Official address.
-        sha256: Hex digits that the content's sha256 starts with (all 64, or the prefix its publisher gives).
+        sha256: Hex digits that the content's sha256 starts with (all 64, or the prefix its publisher gives). Empty
+            where the publisher gives none: then the sha256 of the first complete download is written beside the file,
+            and the file must keep it.
         megabytes: Size, for messages.
     """
 
@@ -102,17 +105,16 @@ def resolve_weights(file: WeightsFile, weights: Path | None) -> tuple[Path, str]
 def _cached_or_downloaded(file: WeightsFile) -> tuple[Path, str]:
     path = cache_dir() / file.filename
     if path.is_file():
-        digest = sha256_of(path)
-        if not digest.startswith(file.sha256):
+        digest, expected = sha256_of(path), _expected_sha256(file, path)
+        if not digest.startswith(expected):
             raise ValueError(
-                f"cached weights {path} are corrupt (sha256 {digest[:8]}..., expected {file.sha256[:8]}...): "
-                "delete the file "
+                f"cached weights {path} are corrupt (sha256 {digest[:8]}..., expected {expected[:8]}...): delete the file "
                 "and run again."
             )
         return path, digest
     try:
         return path, _download(file, path)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise FileNotFoundError(
             f"no weights for this extractor here and the download failed ({_reason(error)}): get "
             f"{file.filename} "
@@ -120,7 +122,19 @@ def _cached_or_downloaded(file: WeightsFile) -> tuple[Path, str]:
         ) from error
 
 
-def _reason(error: OSError) -> str:
+def _record_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _expected_sha256(file: WeightsFile, path: Path) -> str:
+    """Return the digits a cached file's sha256 must start with: the publisher's, else those of its download, else none."""
+    if file.sha256:
+        return file.sha256
+    record = _record_path(path)
+    return record.read_text(encoding="ascii", errors="replace").strip() if record.is_file() else ""
+
+
+def _reason(error: OSError | HTTPException) -> str:
     reason = getattr(error, "reason", error)  # urllib wraps the system's error.
     return str(getattr(reason, "strerror", None) or reason)
 
@@ -134,8 +148,13 @@ def _download(file: WeightsFile, path: Path) -> str:
             os.fdopen(handle, "wb") as target,
             urllib.request.urlopen(file.url, timeout=_TIMEOUT_SECONDS) as source,
         ):
-            digest = _copy_hashed(source, target)
-        if not digest.startswith(file.sha256):
+            digest, num_bytes = _copy_hashed(source, target)
+            promised_bytes = source.headers.get("Content-Length")
+        if promised_bytes is not None and num_bytes != int(promised_bytes):
+            raise OSError(f"the connection broke after {num_bytes} of {promised_bytes} bytes")
+        if not file.sha256:
+            _record_path(path).write_text(f"{digest}\n", encoding="ascii")
+        elif not digest.startswith(file.sha256):
             raise ValueError(
                 f"download of {file.url} is corrupt (sha256 {digest[:8]}..., expected {file.sha256[:8]}...): try again."
             )
@@ -145,12 +164,14 @@ def _download(file: WeightsFile, path: Path) -> str:
     return digest
 
 
-def _copy_hashed(source: BinaryIO, target: BinaryIO) -> str:
-    digest = hashlib.sha256()
+def _copy_hashed(source: BinaryIO, target: BinaryIO) -> tuple[str, int]:
+    """Copy to the end; return the sha256 of what was copied and its number of bytes."""
+    digest, num_bytes = hashlib.sha256(), 0
     while chunk := source.read(_CHUNK_BYTES):
         digest.update(chunk)
         target.write(chunk)
-    return digest.hexdigest()
+        num_bytes += len(chunk)
+    return digest.hexdigest(), num_bytes
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

