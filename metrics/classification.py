@@ -46,7 +46,22 @@ class LabelClassifier:
         return self
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Share of images whose predicted class is their label, in [0, 1]."""
+        """Return the share of images whose predicted class is their label.
+
+        Args:
+            images: (N, 3, H, W) uint8, of the size it was fitted on.
+            labels: (N,) int64.
+
+        Returns:
+            A share in [0, 1].
+
+        Raises:
+            ValueError: If it has not been fitted, there are no images, or not one label for each.
+        """
+        if self._machine is None:
+            raise ValueError("the classifier knows no classes yet: call fit(images, labels) first.")
+        if len(images) == 0 or len(images) != len(labels):
+            raise ValueError(f"there must be one label per image and at least one, got {len(images)} and {len(labels)}.")
         predicted = torch.from_numpy(np.asarray(self._machine.predict(grey_pixels(images))))
         return float((predicted == labels.cpu()).double().mean())
 
