@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from metrics.manifold import PrecisionRecall, precision_recall
     from metrics.metric import Metric
     from metrics.resize import build_resizer
+    from metrics.scoring import score
     from metrics.sources import open_source
-    from metrics.statistics import FeatureStatistics, load_statistics, save_statistics
+    from metrics.statistics import FeatureEntry, ReferenceStatistics, load_statistics, save_statistics
     from metrics.suite import MetricSuite, score_images
 
 _EXPORTS = {
     "CMMD": "metrics.kernel",
     "FeatureExtractor": "metrics.extractors",
-    "FeatureStatistics": "metrics.statistics",
+    "FeatureEntry": "metrics.statistics",
+    "ReferenceStatistics": "metrics.statistics",
     "FrechetDistance": "metrics.frechet",
     "InceptionScore": "metrics.inception_score",
     "KernelDistance": "metrics.kernel",
@@ -47,13 +49,15 @@ _EXPORTS = {
     "polynomial_mmd2": "metrics.kernel",
     "precision_recall": "metrics.manifold",
     "save_statistics": "metrics.statistics",
+    "score": "metrics.scoring",
     "score_images": "metrics.suite",
 }
 
 __all__ = [
     "CMMD",
     "FeatureExtractor",
-    "FeatureStatistics",
+    "FeatureEntry",
+    "ReferenceStatistics",
     "FrechetDistance",
     "InceptionScore",
     "KernelDistance",
@@ -71,6 +75,7 @@ __all__ = [
     "polynomial_mmd2",
     "precision_recall",
     "save_statistics",
+    "score",
     "score_images",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from metrics import registry
@@ -15,26 +16,40 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it.
 _DESCRIPTION = """\
 Score generated images B against reference images A, and print the number with its protocol.
 
-A and B are image folders (searched recursively), .zip, .parquet or .npz files of images (arr_0, uint8
-(N, H, W, 3)), or .npz statistics (mu, sigma) as pytorch-fid writes them. The Frechet distance is symmetric;
-precision, recall and the Inception Score are not: A is the reference, B the samples."""
+A and B are image folders (searched recursively, mixed sizes), .zip, .tar (WebDataset), .parquet or .npz files of
+images (arr_0, uint8 (N, H, W, 3)), saved pipelines (B is sampled while it is scored), or statistics: .npz of ours,
+pytorch-fid, clean-fid, EDM or ADM, .pkl of EDM2, .npy embeddings. More paths are more sample sets: they share the
+reference, and make one table. A distance is symmetric; precision, recall and the Inception Score are not: A is the
+reference, B the samples."""
 
-_EPILOG = """\
+_EXAMPLES = """\
 examples:
   fid-score real/ samples/                            FID under the protocol of clean-fid
   fid-score real/ samples/ --protocol pytorch-fid     the number that `python -m pytorch_fid` gives
-  fid-score real/ samples/ --metrics fid,is,kid,cmmd  several at once, one pass per network
-  fid-score --save-stats real/ real.npz               keep the reference ...
-  fid-score real.npz samples/                         ... and use it
-  fid-score real/ samples/ --json=scores.json         machine-readable, with the protocol
+  fid-score VIRTUAL_imagenet256_labeled.npz samples.npz --protocol adm
+                                                      IS, FID, sFID, precision, recall as ADM's evaluator
+  fid-score real/ samples/ --metrics fid,fd-dinov2,cmmd   each image decoded once, one pass per network
+  fid-score --save-stats real/ real.npz --metrics fid,kid  keep the reference ...
+  fid-score real.npz samples/ --metrics fid,kid       ... and use it
+  fid-score real.npz runs/x/step-* --csv s.csv --plot s.png   a curve over checkpoints
+  fid-score real/ runs/digits-dit --num-samples 50000     sample and score, nothing written
+  fid-score samples/ --metrics is                     a score that needs no reference
   fid-score real/ samples/ --extractor efficientnet-lite0 --input-size 96
                                                       a Frechet distance (not FID) without any download
+  fid-score --input1 samples/ --input2 real/ --fid --isc  as torch-fidelity's `fidelity` (its protocol, too)
+  torchrun --nproc-per-node 8 -m metrics.cli real/ samples/  on eight GPUs, the same number"""
 
-weights: Inception-v3 (91 MB) and CLIP (891 MB) are downloaded once, verified, and kept in $TRIPTYCH_CACHE
+_NOTES = """\
+weights: Inception-v3 (91 MB), CLIP, DINOv2 and others are downloaded once, verified, and kept in $TRIPTYCH_CACHE
 (default ~/.cache/triptych). Offline, name the file: --weights PATH, or --weights clip-vit-l-14-336=PATH for
-the second network.
+another network of the run.
 
-Statistics written by --save-stats record their protocol; scoring against those of another is an error."""
+features are kept there too (the least recently used go beyond 20 GB), so that a run that was interrupted goes on
+where it stopped; --no-cache keeps none.
+
+statistics written by --save-stats record their protocol; scoring against those of another is an error.
+
+exit codes: 0 a score, 2 wrong input (one sentence says what), 130 interrupted."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,78 +74,196 @@ def _non_negative(text: str) -> int:
     return value
 
 
+def _extractor(text: str) -> str:
+    """Accept a name of ours, torch-fidelity's name of the same network, or FILE.py:CLASS."""
+    name = {"inception-v3-compat": "inception-v3"}.get(text, text)
+    if name not in registry.EXTRACTORS and ".py:" not in name:
+        choices = ", ".join(registry.EXTRACTORS)
+        raise argparse.ArgumentTypeError(f"{text!r} is not known: choose from {choices}, or name your own as FILE.py:CLASS")
+    return name
+
+
+def _epilog() -> str:
+    width = max(len(name) for name in registry.SCORES)
+    scores = "\n".join(f"  {name:<{width}}  {score.help}" for name, score in registry.SCORES.items())
+    width = max(len(name) for name in registry.PROTOCOLS)
+    protocols = "\n".join(
+        f"  {name:<{width}}  {protocol.origin}; resize {protocol.resizer}; {', '.join(protocol.scores)}"
+        for name, protocol in registry.PROTOCOLS.items()
+    )
+    return f"metrics:\n{scores}\n\nprotocols:\n{protocols}\n\n{_EXAMPLES}\n\n{_NOTES}"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `fid-score`."""
     parser = _Parser(
         prog="fid-score",
+        usage="fid-score A B [B ...] [options]",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("path", nargs=2, metavar="PATH", help="reference A and samples B (with --save-stats: images, output)")
-    what = parser.add_argument_group("what to score")
-    what.add_argument(
-        "--metrics",
-        metavar="LIST",
-        default="fid",
-        help=f"comma-separated: {', '.join([*registry.METRIC_ALIASES, *registry.METRICS])} (default: fid)",
+    parser.add_argument(
+        "path", nargs="*", metavar="PATH", help="reference A, then sample sets B ... (with --save-stats: images, then output)"
     )
-    what.add_argument(
+    _add_what(parser.add_argument_group("what to score"))
+    _add_how_metrics(parser.add_argument_group("settings of metrics"))
+    _add_analyses(parser.add_argument_group("analyses"))
+    _add_output(parser.add_argument_group("output"))
+    _add_how(parser.add_argument_group("how to run"))
+    _add_spellings(parser.add_argument_group("other tools' spellings"))
+    return parser
+
+
+def _add_what(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--metrics", metavar="LIST", help="comma-separated, from the list below (default: fid, or what the protocol names)"
+    )
+    group.add_argument(
         "--protocol",
         choices=list(registry.PROTOCOLS),
-        default="clean",
-        help="whose resize and normalisation (default: clean)",
+        help="whose resize, normalisation and rules (default: clean; tensorflow with --input1)",
     )
-    what.add_argument(
+    group.add_argument(
         "--extractor",
-        choices=list(registry.EXTRACTORS),
+        "--feature-extractor",
+        type=_extractor,
         default="inception-v3",
-        help="feature network (default: inception-v3)",
+        metavar="NAME",
+        help=f"feature network: {', '.join(registry.EXTRACTORS)}, or your own as FILE.py:CLASS (default: inception-v3)",
     )
-    what.add_argument(
-        "--input-size",
-        type=_positive,
-        metavar="PX",
-        help="side that images are brought to, if the network lets you",
+    group.add_argument(
+        "--input-size", type=_positive, metavar="PX", help="side that images are brought to, if the network lets you"
     )
-    what.add_argument(
-        "--dims",
-        type=int,
-        choices=list(registry.FEATURE_BY_DIMS),
-        help="Inception-v3 feature by its dimension (default: 2048)",
+    group.add_argument(
+        "--dims", type=int, choices=list(registry.FEATURE_BY_DIMS), help="Inception-v3 feature by its dimension (default: 2048)"
     )
-    what.add_argument(
+    group.add_argument(
         "--weights",
+        "--feature-extractor-weights-path",
         action="append",
         default=[],
         metavar="[NAME=]PATH",
         help="weight file of the network (NAME: of that network)",
     )
-    what.add_argument(
-        "--save-stats",
-        action="store_true",
-        help="write the statistics of the first path to the second, an .npz",
+    group.add_argument("--save-stats", action="store_true", help="write the statistics of the first path to the second, an .npz")
+    group.add_argument(
+        "--num-samples", "--num", type=_positive, metavar="N", help="images to sample, where a path is a saved pipeline"
     )
-    what.add_argument(
-        "--num-samples",
-        type=_positive,
-        metavar="N",
-        help="images to sample, where a path is a saved pipeline",
+    group.add_argument("--seed", type=_non_negative, help="seed of those samples")
+
+
+def _add_how_metrics(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--isc-splits", type=_positive, metavar="N", help="splits of the Inception Score (default: 10)")
+    group.add_argument("--no-samples-shuffle", action="store_true", help="Inception Score in file order, as the official script")
+    group.add_argument("--kid-subsets", type=_positive, metavar="N", help="subsets of KID (default: 100)")
+    group.add_argument("--kid-subset-size", type=_positive, metavar="N", help="images per subset (default: 1000)")
+    group.add_argument(
+        "--prc-neighborhood", "--nearest-k", type=_positive, metavar="K", help="neighbour that sets a ball's radius (default: 3)"
     )
-    what.add_argument("--seed", type=_non_negative, help="seed of those samples")
-    how = parser.add_argument_group("how to run")
-    how.add_argument("--batch-size", type=_positive, default=50, metavar="N", help="images per forward pass (default: 50)")
-    how.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:0, mps (default: cuda if there is one, else cpu)")
-    how.add_argument("--num-workers", type=_non_negative, metavar="N", help="decoding threads (default: min(8, CPUs))")
-    how.add_argument(
+    group.add_argument(
+        "--rng-seed", type=_non_negative, metavar="SEED", help="seed of KID's subsets, the IS shuffle, class matching"
+    )
+
+
+def _add_analyses(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--match-classes",
+        choices=["top1", "top-n", "middle-n", "logits"],
+        help="draw samples so that their ImageNet classes are distributed as the reference's, and score those (arXiv:2203.06026)",
+    )
+    group.add_argument("--match-num", type=_positive, metavar="N", help="samples to draw (default: a fifth)")
+    group.add_argument("--sensitivity-map", metavar="FILE.png", help="draw what in the first samples FID reacts to")
+    group.add_argument(
+        "--cas", metavar="ARCH", help="train a torchvision classifier on the samples, test it on the reference (labels needed)"
+    )
+    group.add_argument("--cas-size", type=_positive, default=224, metavar="PX", help="its input size (default: 224)")
+    group.add_argument("--cas-epochs", type=_positive, default=90, metavar="N", help="passes over the samples (default: 90)")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-j",
         "--json",
         nargs="?",
         const="-",
-        metavar="FILE",
-        help="print JSON instead of the table, or write it to FILE beside the table (--json=FILE)",
+        metavar="FILE.json",
+        help="print JSON instead of the table, or write it to FILE.json beside the table",
     )
-    how.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser
+    group.add_argument("--csv", metavar="FILE.csv", help="also write one row per sample set")
+    group.add_argument("--plot", metavar="FILE.png", help="also draw the scores against the step that the paths name")
+    group.add_argument("--quiet", "--silent", action="store_true", help="no progress bar")
+
+
+def _add_how(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-b", "--batch-size", type=_positive, default=50, metavar="N", help="images per forward pass (default: 50)"
+    )
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:0, mps (default: cuda if there is one, else cpu)")
+    group.add_argument("--num-workers", type=_non_negative, metavar="N", help="decoding threads (default: min(8, CPUs))")
+    group.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of the network; less than float32 is faster on some hardware, moves the score, and says by how much",
+    )
+    group.add_argument("--skip-corrupt", action="store_true", help="leave unreadable images out and say which")
+    group.add_argument("--no-cache", action="store_true", help="keep no features")
+    group.add_argument("--cache-root", metavar="DIR", help="where to keep features (default: features in $TRIPTYCH_CACHE)")
+
+
+def _add_spellings(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--input1", "--images", metavar="PATH", help="samples (torch-fidelity; EDM's fid.py)")
+    group.add_argument("--input2", "--ref", metavar="PATH", help="reference")
+    for short, flag, text in (
+        ("-i", "--isc", "Inception Score"),
+        ("-f", "--fid", "FID"),
+        ("-k", "--kid", "KID"),
+        ("-r", "--prc", "precision and recall"),
+        ("-m", "--mind", "MIND"),
+    ):
+        group.add_argument(short, flag, action="store_true", help=text)
+    group.add_argument("-g", "--gpu", metavar="ID", help="as --device cuda:ID")
+    group.add_argument("-c", "--cpu", action="store_true", help="as --device cpu")
+    group.add_argument("--samples-find-deep", action="store_true", help="folders are always searched recursively")
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse, and bring other tools' spellings to ours.
+
+    Raises:
+        SystemExit: After --help, or after one sentence on stderr.
+    """
+    parser = build_parser()
+    args = parser.parse_intermixed_args(_with_explicit_json(argv))
+    if args.input1 is not None or args.input2 is not None:
+        if args.path:
+            parser.error("--input1 and --input2 replace the two paths: give either")
+        if args.input1 is None:
+            parser.error("--input2 is the reference: give the samples as --input1")
+        args.path = [args.input1] if args.input2 is None else [args.input2, args.input1]
+        args.protocol = args.protocol or "tensorflow"
+    if args.cpu or args.gpu is not None:
+        if args.device is not None or (args.cpu and args.gpu is not None):
+            parser.error("--device, --gpu and --cpu name the device: give one of them")
+        args.device = "cpu" if args.cpu else f"cuda:{args.gpu}"
+    if not args.path:
+        parser.error("the following arguments are required: PATH, a reference and at least one sample set")
+    if args.save_stats and len(args.path) != 2:
+        parser.error(f"--save-stats takes two paths, images and the .npz to write, got {len(args.path)}")
+    return args
+
+
+def _with_explicit_json(argv: Sequence[str]) -> list[str]:
+    """Let `--json A B` print: only what ends with .json right behind the flag is its file."""
+    result = []
+    for position, word in enumerate(argv):
+        following = argv[position + 1] if position + 1 < len(argv) else ""
+        result.append(
+            f"{'--json' if word == '-j' else word}=-" if word in ("-j", "--json") and not following.endswith(".json") else word
+        )
+    return result
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -143,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         0 for a score, 2 for a mistake in the input (told in one sentence on stderr), 130 when interrupted.
     """
     try:
-        args = build_parser().parse_args(argv)
+        args = parse_arguments(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:  # argparse exits for --help and for errors.
         return int(stop.code or 0)
     from metrics.scoring import run
@@ -156,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {' '.join(text.split())}\n")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        sys.stderr.write("interrupted: run the same command again and it goes on from the features kept so far\n")
         return EXIT_INTERRUPTED
     return EXIT_OK
 

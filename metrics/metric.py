@@ -11,8 +11,10 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from metrics.extractors.base import FeatureExtractor
-    from metrics.statistics import FeatureStatistics
+    from metrics.statistics import FeatureEntry
 
+#: Name under which a batch's class labels (B,) int64 stand beside its features, where the images have any.
+CLASS_LABELS = "class_labels"
 SIDES = ("real", "fake")
 
 
@@ -39,6 +41,8 @@ class Metric(ABC):
     name: ClassVar[str]
     #: Whether the metric looks at real images at all (the Inception Score does not).
     needs_real: ClassVar[bool] = True
+    #: Whether it reads class labels, `features["class_labels"]`.
+    needs_labels: ClassVar[bool] = False
 
     def __init__(self, feature: str | None = None) -> None:
         self.feature = feature
@@ -94,9 +98,17 @@ class Metric(ABC):
                 order.
         """
 
-    def load_reference(self, statistics: FeatureStatistics) -> None:
-        """Take the real side from stored statistics instead of images."""
-        raise ValueError(f"metric {self.name} needs reference images: statistics hold only the features' mean and covariance.")
+    def load_statistics(self, entry: FeatureEntry, real: bool) -> bool:
+        """Take one side from a statistics file instead of images.
+
+        Args:
+            entry: What the file stores of this metric's feature: moments, features, or both.
+            real: Which side.
+
+        Returns:
+            Whether that is enough for this metric; if not, nothing has changed.
+        """
+        return False
 
 
 class FeatureBank:
@@ -165,3 +177,21 @@ class FeatureMetric(Metric):
     def load_states(self, real: bool, states: Sequence[Any], order: Tensor | None) -> None:
         """Concatenate several processes' chunks."""
         self.banks[side_name(real)].load(states, order)
+
+    def load_statistics(self, entry: FeatureEntry, real: bool) -> bool:
+        """Take one side from stored features; moments are not enough."""
+        if entry.features is None:
+            return False
+        self.reset(real)
+        self.banks[side_name(real)].append(entry.features)
+        return True
+
+
+class FeatureCollector(FeatureMetric):
+    """Keeps features for whoever asks afterwards; it computes nothing."""
+
+    name = "features"
+
+    def compute(self) -> dict[str, float]:
+        """Return no number."""
+        return {}

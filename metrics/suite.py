@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from metrics import registry
+from metrics.extraction import Extraction, Images, check_finite, map_on_cores, microbatch_size, num_cores
 from metrics.extractors.base import FeatureExtractor
-from metrics.metric import SIDES, Metric, side_name
-from metrics.resize import build_resizer, check_images
-from metrics.statistics import FeatureStatistics, check_protocol
+from metrics.metric import CLASS_LABELS, SIDES, Metric, side_name
+from metrics.resize import check_images
 
-__all__ = ["Metric", "MetricSuite", "score_images"]
+if TYPE_CHECKING:
+    from metrics.statistics import ReferenceStatistics
+
+__all__ = ["Metric", "MetricSuite", "build_metric", "score_images"]
 
 _DEFAULT_BATCH_SIZE = 64
-Images = Tensor | list[Tensor]
 
 
-def build_metric(metric: Metric | str) -> Metric:
-    """Return a metric given by name ("frechet", "kid", ...), or the one given.
+def build_metric(metric: Metric | str, **options: Any) -> Metric:
+    """Return a metric given by name ("fid", "kid", ...), or the one given.
+
+    Args:
+        metric: Name or metric.
+        **options: Constructor arguments that take precedence over the name's own.
 
     Raises:
-        ValueError: If no metric has that name.
+        ValueError: If no metric has that name, or an option has a wrong value.
     """
     if isinstance(metric, Metric):
         return metric
-    built: Metric = registry.resolve("metric", registry.METRICS, registry.canonical_metric(metric))()
+    score = registry.SCORES[registry.canonical_metric(metric)]
+    built: Metric = registry.load(score.metric)(**{"feature": score.feature, **score.options, **options})
     return built
 
 
@@ -40,12 +47,12 @@ class MetricSuite:
     One reference scores many sample sets: feed it once, then `reset_fake()` between sets.
 
     Args:
-        metrics: Names ("frechet", "kid", "precision_recall", "inception_score", "cmmd") or `Metric` objects.
+        metrics: Names ("fid", "kid", "prc", "is", "cmmd", ...) or `Metric` objects.
         extractor: The frozen network.
-        resizer: Name of the resizer; None takes the extractor's own ("cmmd" for CLIP, "clean" for the
-            others).
-        batch_size: Images per forward pass; it changes speed and memory, not results.
+        resizer: Name of the resizer; None takes the extractor's own ("cmmd" for CLIP, "clean" for most).
+        batch_size: Images per forward pass on a GPU; it changes speed and memory, not results.
         progress: Whether to show a bar for updates of more than one batch.
+        precision: "float32"; "bfloat16" and "float16" are faster on some hardware and give another score.
     """
 
     def __init__(
@@ -55,26 +62,32 @@ class MetricSuite:
         resizer: str | None = None,
         batch_size: int = _DEFAULT_BATCH_SIZE,
         progress: bool = False,
+        precision: str = "float32",
     ) -> None:
         if isinstance(metrics, str) or not metrics:
             raise ValueError(f"metrics must be a list of at least one metric, got {metrics!r}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.metrics = [build_metric(metric) for metric in metrics]
-        names = [metric.name for metric in self.metrics]
-        if len({(metric.name, metric.feature) for metric in self.metrics}) < len(names):
-            raise ValueError(f"metrics name one of them twice: {', '.join(names)}.")
         self.extractor = extractor
-        self.resizer = build_resizer(resizer or extractor.default_resizer)
+        self.extraction = Extraction(extractor, resizer, precision)
         self.batch_size = batch_size
         self.progress = progress
         for metric in self.metrics:
             metric.bind(extractor)
-        self.reference: dict[str, Any] | None = None
+        names = [metric.name for metric in self.metrics]
+        if len({(metric.name, repr(metric.parameters)) for metric in self.metrics}) < len(names):
+            raise ValueError(f"metrics name one of them twice: {', '.join(names)}.")
+        self._stored: dict[str, dict[str, Any]] = {}
         self._indices: dict[str, list[Tensor]] = {side: [] for side in SIDES}
         self._is_gathered = {side: False for side in SIDES}
 
-    def update(self, images: Images, real: bool, indices: Tensor | None = None) -> None:
+    @property
+    def features(self) -> list[str]:
+        """Names of the features that the metrics read."""
+        return sorted({str(metric.feature) for metric in self.metrics})
+
+    def update(self, images: Images, real: bool, indices: Tensor | None = None, labels: Tensor | None = None) -> None:
         """Score a batch of any length.
 
         Args:
@@ -84,46 +97,60 @@ class MetricSuite:
                 must give them if metrics that depend on the order (KID's subsets, the Inception Score's
                 splits) are to equal those of one process; they also reveal an image counted twice. None
                 numbers the images as they come.
+            labels: (B,) int64 classes, for metrics that need them.
 
         Raises:
             TypeError: If images are not uint8.
             ValueError: If a shape is wrong or a feature is not finite.
         """
-        side = side_name(real)
-        if self._is_gathered[side]:
-            raise RuntimeError(f"the {side} side has been gathered over processes: reset it before adding images.")
         if isinstance(images, Tensor):
             check_images(images)
         if indices is not None and len(indices) != len(images):
             raise ValueError(f"indices must have one entry per image ({len(images)}), got {len(indices)}.")
         first = self.count(real)
-        if not real or any(metric.needs_real for metric in self.metrics):
-            starts = range(0, len(images), self.batch_size)
-            is_shown = self.progress and len(starts) > 1
-            for start in tqdm(starts, desc=f"{side} features", disable=not is_shown, leave=False):
-                features = self._extract(images[start : start + self.batch_size], side, first + start)
-                for metric in self.metrics:
-                    metric.update(features, real)
-        self._indices[side].append(torch.arange(first, first + len(images)) if indices is None else indices.cpu().long())
+        places = torch.arange(first, first + len(images)) if indices is None else indices.cpu().long()
+        features: dict[str, Tensor] = {}
+        if len(images) and (not real or any(metric.needs_real for metric in self.metrics)):
+            features = self._extract(images, side_name(real), first)
+        self.add(features, real, places, labels)
 
     def _extract(self, images: Images, side: str, first: int) -> dict[str, Tensor]:
-        device = self.extractor.device
-        batch = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
-        with torch.inference_mode():
-            pixels = self.resizer(batch, self.extractor.input_size)  # (B, 3, h, w)
-            output = self.extractor(self.extractor.match_protocol(pixels, self.resizer.name))
-            needed = {str(metric.feature) for metric in self.metrics}
-            features = {name: output[name].float().cpu() for name in needed}  # (B, D) each
-        for name, values in features.items():
-            is_bad = ~torch.isfinite(values).all(1)
-            if bool(is_bad.any()):
-                raise ValueError(
-                    f"feature {name} of {side} image {first + int(is_bad.nonzero()[0])} is NaN or infinite: "
-                    "the weights of "
-                    f"{self.extractor.name} are damaged or overflow in this precision."
-                )
-        # Tensors made in inference mode can't be saved for a gradient or changed in place; copies can.
-        return {name: values.clone() for name, values in features.items()}
+        size = microbatch_size([self.extractor], self.batch_size)
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        is_shown = self.progress and len(images) > self.batch_size
+        results = map_on_cores(lambda part: self.extraction(part, self.features), parts, num_cores([self.extractor]))
+        shown = list(tqdm(results, desc=f"{side} features", total=len(parts), disable=not is_shown, leave=False))
+        features = {name: torch.cat([result[name] for result in shown]) for name in self.features}
+        check_finite(features, range(first, first + len(images)), side, self.extractor)
+        return features
+
+    def add(
+        self,
+        features: Mapping[str, Tensor],
+        real: bool,
+        indices: Tensor,
+        labels: Tensor | None = None,
+        metrics: Sequence[Metric] | None = None,
+    ) -> None:
+        """Take features that were extracted already.
+
+        Args:
+            features: Feature name -> float32 (B, D); empty where no metric looks at this side.
+            real: Whether they belong to the reference.
+            indices: (B,) int64 place of each image in the whole set.
+            labels: (B,) int64 classes, for metrics that need them.
+            metrics: Those of the suite's metrics that take them; None for all.
+        """
+        side = side_name(real)
+        if self._is_gathered[side]:
+            raise RuntimeError(f"the {side} side has been gathered over processes: reset it before adding images.")
+        if features:
+            given = dict(features) if labels is None else {**features, CLASS_LABELS: labels}
+            for metric in self.metrics if metrics is None else metrics:
+                if metric.needs_labels and labels is None:
+                    raise ValueError(f"metric {metric.name} needs class labels, and the {side} images have none.")
+                metric.update(given, real)
+        self._indices[side].append(indices)
 
     def count(self, real: bool) -> int:
         """Return how many images one side has had (after `gather`, over all processes)."""
@@ -150,71 +177,66 @@ class MetricSuite:
         """Forget both sides."""
         self._reset(real=False)
         self._reset(real=True)
-        self.reference = None
 
     def _reset(self, real: bool) -> None:
         for metric in self.metrics:
             metric.reset(real)
         self._indices[side_name(real)] = []
         self._is_gathered[side_name(real)] = False
+        self._stored.pop(side_name(real), None)
 
-    def load_reference(self, statistics: FeatureStatistics) -> None:
-        """Take the reference from stored statistics instead of images.
+    def load_statistics(self, stored: ReferenceStatistics, real: bool = True) -> list[Metric]:
+        """Take one side from a statistics file instead of images.
+
+        Returns:
+            The metrics for which the file does not hold enough: they need that side's images.
 
         Raises:
-            ValueError: If they were made under another protocol or dimension, or a metric needs the images
-                themselves.
+            ValueError: If the file was made under another protocol or dimension.
         """
-        for metric in self.metrics:
-            if not metric.needs_real:
-                continue
-            dimension = self.extractor.feature_dims[str(metric.feature)]
-            if len(statistics.mu) != dimension:
-                raise ValueError(
-                    f"{statistics.path} holds {len(statistics.mu)}-d statistics, but {metric.feature} of "
-                    f"{self.extractor.name} is "
-                    f"{dimension}-d: use the matching extractor and --dims."
-                )
-            check_protocol(statistics, self.feature_protocol(str(metric.feature)), "this run")
-            metric.load_reference(statistics)
-        self.reference = {"path": statistics.path, "provenance": statistics.provenance}
+        from metrics.statistics import check_protocol
 
-    def feature_protocol(self, feature: str) -> dict[str, Any]:
-        """Return what decides a feature's values: the `metrics.statistics.PROTOCOL_FIELDS`."""
-        return {
-            "extractor": self.extractor.name,
-            "weights_sha256": self.extractor.weights_sha256,
-            "feature": feature,
-            "input_size": self.extractor.input_size,
-            "resizer": self.resizer.name,
-            "normalization": self.extractor.normalization(self.resizer.name),
-        }
+        lacking = []
+        for metric in self.metrics:
+            if real and not metric.needs_real:
+                continue
+            feature = str(metric.feature)
+            entry = stored.find(self.extractor.name, feature, self.extractor.feature_dims[feature])
+            if entry is not None:
+                check_protocol(entry, self.extraction.protocol(feature), stored.path, "this run")
+            if entry is None or not metric.load_statistics(entry, real):
+                lacking.append(metric)
+        self._stored[side_name(real)] = {"path": str(stored.path), "num_images": stored.num_images}
+        return lacking
 
     @property
     def protocol(self) -> dict[str, Any]:
         """Everything that the numbers depend on, JSON-able."""
-        protocol = self.feature_protocol("")
+        protocol = self.extraction.protocol("")
         del protocol["feature"]
         return {
             **protocol,
-            "num_real": self._num_real(),
-            "num_fake": self.count(False),
-            "reference": self.reference,
+            "num_real": self._num_images(True),
+            "num_fake": self._num_images(False),
+            "reference": self._stored.get("real"),
             "metrics": {name: metric.parameters for name, metric in zip(self._metric_names(), self.metrics, strict=True)},
         }
 
-    def _num_real(self) -> int | None:
-        """Return the size of the reference; None for a statistics file that does not tell."""
-        if self.reference is None:
-            return self.count(True)
-        return (self.reference["provenance"] or {}).get("num_images")
+    def _num_images(self, real: bool) -> int | None:
+        """Return the size of a side; None for a statistics file that does not tell."""
+        if self.count(real) or side_name(real) not in self._stored:
+            return self.count(real)
+        number: int | None = self._stored[side_name(real)]["num_images"]
+        return number
 
     def _metric_names(self) -> list[str]:
-        names = [metric.name for metric in self.metrics]
-        return [
-            name if names.count(name) == 1 else f"{name}_{metric.feature}"
-            for name, metric in zip(names, self.metrics, strict=True)
-        ]
+        """Return the metrics' names, told apart by feature where two share one, else by number."""
+        names: list[str] = []
+        for metric in self.metrics:
+            is_shared = sum(other.name == metric.name for other in self.metrics) > 1
+            name = f"{metric.name}_{metric.feature}" if is_shared else metric.name
+            names.append(name if name not in names else f"{name}_{len(names)}")
+        return names
 
     def gather(self, gather_object: Callable[[Any], list[Any]]) -> None:
         """Merge the states of all processes, so that each holds the whole; call it on every process before
@@ -230,20 +252,20 @@ class MetricSuite:
             ValueError: If given `indices` show that an image was counted twice, as padded samplers do.
         """
         for real in (True, False):
-            side = side_name(real)
-            if self._is_gathered[side]:
-                continue
-            local = {
-                "indices": self._indices[side],
-                "states": [metric.state(real) for metric in self.metrics],
-            }
-            everyone = gather_object(local)
-            indices = [torch.cat(part["indices"]) for part in everyone if part["indices"]]
-            order = _global_order(indices, side)
-            for position, metric in enumerate(self.metrics):
-                metric.load_states(real, [part["states"][position] for part in everyone], order)
-            self._indices[side] = [torch.cat(indices)] if indices else []
-            self._is_gathered[side] = True
+            if not self._is_gathered[side_name(real)]:
+                self.gather_side(real, gather_object)
+
+    def gather_side(self, real: bool, gather_object: Callable[[Any], list[Any]], metrics: Sequence[Metric] | None = None) -> None:
+        """Merge one side over all processes; `metrics` are those that were fed images (None: all)."""
+        side = side_name(real)
+        merged = self.metrics if metrics is None else metrics
+        everyone = gather_object({"indices": self._indices[side], "states": [metric.state(real) for metric in merged]})
+        indices = [torch.cat(part["indices"]) for part in everyone if part["indices"]]
+        order = _global_order(indices, side)
+        for position, metric in enumerate(merged):
+            metric.load_states(real, [part["states"][position] for part in everyone], order)
+        self._indices[side] = [torch.cat(indices)] if indices else []
+        self._is_gathered[side] = True
 
 
 def _global_order(indices: list[Tensor], side: str) -> Tensor | None:

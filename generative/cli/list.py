@@ -87,7 +87,7 @@ def list_metrics() -> list[tuple[str, str]]:
     """Metrics."""
     from metrics import registry
 
-    return [(name, first_line(registry.resolve("metric", registry.METRICS, name))) for name in registry.METRICS]
+    return [(name, score.help) for name, score in registry.SCORES.items()]
 
 
 def list_extractors() -> list[tuple[str, str]]:

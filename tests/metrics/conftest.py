@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar, Self
 
 import pytest
@@ -11,7 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from metrics import registry
 from metrics.extractors.base import FeatureExtractor
+
+_BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +26,12 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(min(before, 2))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep weights and features of a test away from the user's."""
+    monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def _smooth_images(count: int, height: int, width: int, seed: int, contrast: float = 60.0) -> Tensor:
@@ -84,23 +96,43 @@ def tiny_extractor() -> FeatureExtractor:
     return TinyExtractor().freeze()
 
 
-@pytest.fixture(scope="session")
-def inception_state() -> dict[str, Tensor]:
-    """A seeded state dict in the published file's layout (He-scaled convolutions, mild batch norms)."""
-    from torchvision.models import inception_v3
+@pytest.fixture
+def tiny_options(tiny_extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of `fid-score` that score with the tiny network, which they may call "tiny"."""
+    module = ModuleType("tiny_network")
+    module.Tiny = type(tiny_extractor)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tiny_network", module)
+    monkeypatch.setitem(registry.EXTRACTORS, "tiny", "tiny_network:Tiny")
+    return ["--extractor", "tiny", "--device", "cpu", "--quiet"]
 
-    with torch.device("meta"):
-        network = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for key, value in network.state_dict().items():
-        if key.endswith("num_batches_tracked"):
-            state[key] = torch.tensor(0)
-        elif key.endswith(("bn.weight", "running_var")):
-            state[key] = 0.75 + 0.5 * torch.rand(value.shape, generator=generator)
-        elif value.ndim >= 2:
-            fan_in = value[0].numel()
-            state[key] = torch.randn(value.shape, generator=generator) * (2.0 / fan_in) ** 0.5
-        else:
-            state[key] = 0.1 * torch.randn(value.shape, generator=generator)
+
+@pytest.fixture(scope="session")
+def benchmark_module() -> Callable[[str], ModuleType]:
+    """The function that imports a script of tests/benchmarks by its name."""
+
+    def load(name: str) -> ModuleType:
+        full_name = f"benchmarks_{name}"
+        if full_name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(full_name, _BENCHMARKS / f"{name}.py")
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[full_name] = module  # Before it runs: dataclasses look their module up.
+            spec.loader.exec_module(module)
+        return sys.modules[full_name]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def inception_state(benchmark_module: Callable[[str], ModuleType]) -> dict[str, Tensor]:
+    """A seeded state dict in the published file's layout (He-scaled convolutions, mild batch norms)."""
+    state: dict[str, Tensor] = benchmark_module("seeded_weights").seeded_inception_state()
     return state
+
+
+@pytest.fixture(scope="session")
+def inception_file(inception_state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`inception_state` as a .pth file."""
+    path = tmp_path_factory.mktemp("weights") / "seeded-inception.pth"
+    torch.save(inception_state, path)
+    return path

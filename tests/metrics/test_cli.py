@@ -117,7 +117,7 @@ def test_statistics_files(folders, tiny, capsys, tmp_path: Path) -> None:
     assert main(["--save-stats", fake, str(tmp_path / "tf.npz"), *tiny, "--protocol", "tensorflow"]) == 0
     capsys.readouterr()
     assert "made with resizer" in _refused(capsys, [real_npz, str(tmp_path / "tf.npz"), *tiny])
-    assert "kid needs reference images" in _refused(capsys, [real_npz, fake, *tiny, "--metrics", "fid,kid"])
+    assert "needs reference images, or 12-d projection of tiny" in _refused(capsys, [real_npz, fake, *tiny, "--metrics", "fid,kid"])
     assert "kid needs sample images" in _refused(capsys, [real, fake_npz, *tiny, "--metrics", "kid"])
 
 
@@ -129,7 +129,7 @@ def test_statistics_without_provenance_are_taken_with_a_note(folders, tiny, caps
     result = _json(capsys, [str(tmp_path / "foreign.npz")] * 2)
     assert result["scores"] == {"frechet_distance": 0.0}
     np.savez(tmp_path / "narrow.npz", mu=np.zeros(3), sigma=np.eye(3))
-    assert "3-d statistics" in _refused(capsys, [str(tmp_path / "narrow.npz"), folders[1], *tiny])
+    assert "holds 3-d moments" in _refused(capsys, [str(tmp_path / "narrow.npz"), folders[1], *tiny])
     assert "dimensions differ" in _refused(capsys, [str(tmp_path / "narrow.npz"), str(tmp_path / "foreign.npz")])
 
 
@@ -192,11 +192,11 @@ def test_offline_without_weights(folders, capsys, tmp_path: Path, monkeypatch: p
 def test_fid_on_inception_from_a_weight_file(
     inception_state: dict[str, Tensor], capsys, tmp_path: Path, smooth_images, write_folder, monkeypatch
 ) -> None:
-    from metrics import scoring
+    from metrics.scoring import plan
 
-    built = functools.cache(lambda *args, weights, **kwargs: scoring_build(*args, weights=weights, **kwargs))
-    scoring_build = scoring.build_extractor
-    monkeypatch.setattr(scoring, "build_extractor", built)  # Read the file for the first run only.
+    built = functools.cache(lambda *args, weights, **kwargs: plan_build(*args, weights=weights, **kwargs))
+    plan_build = plan.build_extractor
+    monkeypatch.setattr(plan, "build_extractor", built)  # Read the file for the first run only.
     torch.save(inception_state, tmp_path / "random.pth")
     sets = [smooth_images(2, 20, 20, seed=seed) for seed in (0, 1)]
     folders = [str(write_folder(tmp_path / str(seed), images)) for seed, images in enumerate(sets)]
@@ -226,8 +226,12 @@ def test_scores_offline_with_efficientnet(folders, capsys) -> None:
 
 def test_parser_knows_every_registered_name() -> None:
     help_text = build_parser().format_help()
-    for name in [*registry.METRICS, *registry.EXTRACTORS]:
+    for name in [*registry.SCORES, *registry.EXTRACTORS, *registry.PROTOCOLS]:
         assert name in help_text
-    for table in (registry.METRICS, registry.EXTRACTORS, registry.RESIZERS):
+    for table in (registry.EXTRACTORS, registry.RESIZERS):
         for name in table:
-            assert registry.resolve("entry", table, name).name == name if table is not registry.EXTRACTORS else True
+            assert registry.resolve("entry", table, name).name == name
+    for score in registry.SCORES.values():
+        assert registry.load(score.metric)(feature=score.feature, **score.options).name
+    for protocol in registry.PROTOCOLS.values():
+        assert protocol.resizer in registry.RESIZERS and set(protocol.scores) <= set(registry.SCORES)

@@ -14,7 +14,7 @@ from metrics.inception_score import InceptionScore
 from metrics.kernel import KernelDistance
 from metrics.metric import FeatureMetric, SmallSampleWarning
 from metrics.moments import MomentAccumulator
-from metrics.statistics import FeatureStatistics
+from metrics.statistics import FeatureEntry, ReferenceStatistics
 from metrics.suite import MetricSuite, score_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::metrics.metric.SmallSampleWarning")
@@ -220,24 +220,48 @@ def test_reference_from_statistics(tiny_extractor, sets) -> None:
     suite.update(sets[0], real=True)
     suite.update(sets[1], real=False)
     expected = suite.compute()
-    features = tiny_extractor(suite.resizer(sets[0], 8))["projection"].detach()
+    stored = _statistics(suite, sets[0])
+    other = MetricSuite(["frechet", "inception_score"], tiny_extractor)
+    assert other.load_statistics(stored) == []
+    other.update(sets[1], real=False)
+    assert other.compute()["frechet_distance"] == pytest.approx(expected["frechet_distance"], rel=1e-6)
+    assert other.protocol["reference"] == {"path": "ref.npz", "num_images": 60}
+    assert other.protocol["num_real"] == 60
+    with pytest.raises(ValueError, match="made with resizer 'clean', but this run has 'tensorflow'"):
+        MetricSuite(["frechet"], tiny_extractor, resizer="tensorflow").load_statistics(stored)
+    narrow = ReferenceStatistics("narrow.npz", (FeatureEntry(None, None, torch.zeros(3), torch.eye(3)),))
+    (lacking,) = other.load_statistics(narrow)
+    assert lacking.name == "frechet"
+    (lacking,) = MetricSuite(["kid"], tiny_extractor).load_statistics(stored)
+    assert lacking.name == "kid", "moments are not enough for a kernel"
+
+
+def test_both_sides_from_stored_features(tiny_extractor, sets) -> None:
+    suite = _scored(tiny_extractor, sets)
+    expected = suite.compute()
+    stored = MetricSuite(_metrics(), tiny_extractor)
+    for real, images in ((True, sets[0]), (False, sets[1])):
+        found = _statistics(suite, images, with_features=True)
+        assert {metric.name for metric in stored.load_statistics(found, real)} <= {"inception_score"}
+    stored.add({"logits": suite.extraction(sets[1], ["logits"])["logits"]}, False, torch.arange(45), metrics=stored.metrics[3:4])
+    assert stored.compute() == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def _statistics(suite: MetricSuite, images: Tensor, with_features: bool = False) -> ReferenceStatistics:
+    features = suite.extraction(images, ["projection"])["projection"]
     accumulator = MomentAccumulator()
     accumulator.append(features)
     fit = accumulator.gaussian()
-    provenance = {**suite.feature_protocol("projection"), "num_images": 60}
-    other = MetricSuite(["frechet", "inception_score"], tiny_extractor)
-    other.load_reference(FeatureStatistics(fit.mu, fit.covariance(), provenance, "ref.npz"))
-    other.update(sets[1], real=False)
-    assert other.compute()["frechet_distance"] == pytest.approx(expected["frechet_distance"], rel=1e-6)
-    assert other.protocol["reference"]["path"] == "ref.npz"
-    with pytest.raises(ValueError, match="made with resizer 'clean', but this run has 'tensorflow'"):
-        MetricSuite(["frechet"], tiny_extractor, resizer="tensorflow").load_reference(
-            FeatureStatistics(fit.mu, fit.covariance(), provenance, "ref.npz")
-        )
-    with pytest.raises(ValueError, match="3-d statistics, but projection of tiny is 12-d"):
-        other.load_reference(FeatureStatistics(torch.zeros(3), torch.eye(3)))
-    with pytest.raises(ValueError, match="kid needs reference images"):
-        MetricSuite(["kid"], tiny_extractor).load_reference(FeatureStatistics(fit.mu, fit.covariance()))
+    entry = FeatureEntry(
+        "tiny",
+        "projection",
+        fit.mu,
+        fit.covariance(),
+        features if with_features else None,
+        suite.extraction.protocol("projection"),
+        num_images=len(images),
+    )
+    return ReferenceStatistics("ref.npz", (entry,), num_images=len(images), has_provenance=True)
 
 
 def test_only_metrics_that_look_at_real_images_cost_them(tiny_extractor, sets) -> None:
@@ -256,12 +280,12 @@ def test_a_new_metric_is_one_class_and_one_line(tiny_extractor, sets, monkeypatc
             return {"mean_gap": float((self.features(True).mean(0) - self.features(False).mean(0)).norm())}
 
     monkeypatch.setattr("metrics.kernel.MeanGap", MeanGap, raising=False)
-    monkeypatch.setitem(registry.METRICS, "mean_gap", "metrics.kernel:MeanGap")
+    monkeypatch.setitem(registry.SCORES, "mean_gap", registry.Score("metrics.kernel:MeanGap", "a test's"))
     assert score_images([sets[0]], [sets[1]], ["mean_gap"], tiny_extractor)["mean_gap"] > 0
 
 
 def test_bad_input_is_told(tiny_extractor, sets) -> None:
-    with pytest.raises(ValueError, match="metric 'sharpness' is not known: choose from frechet"):
+    with pytest.raises(ValueError, match="metric 'sharpness' is not known: choose from fid"):
         MetricSuite(["sharpness"], tiny_extractor)
     with pytest.raises(ValueError, match="list of at least one metric"):
         MetricSuite("frechet", tiny_extractor)

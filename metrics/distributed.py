@@ -1,0 +1,91 @@
+"""Several processes that score one image set together: `torchrun --nproc-per-node 8 -m metrics.cli A B`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+#: Processes meet only when each has done its share, and the slowest may sample for hours after the fastest.
+_TIMEOUT = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run and this one's place among them.
+
+    Args:
+        rank: This process, from 0.
+        count: All of them.
+        local_rank: This process among those of its machine; it names the GPU.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def share(self, total: int) -> range:
+        """Return this process's part of `total` items: consecutive, none twice, none left out."""
+        return range(self.rank * total // self.count, (self.rank + 1) * total // self.count)
+
+    def gather(self, local: Any) -> list[Any]:
+        """Return every process's object, by rank, on all of them."""
+        if self.count == 1:
+            return [local]
+        everyone: list[Any] = [None] * self.count
+        dist.all_gather_object(everyone, local)
+        return everyone
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise on all processes if one of them failed, so that none waits for it forever.
+
+        Raises:
+            ValueError: With the message of the first process that failed.
+        """
+        messages = self.gather(None if error is None else str(error))
+        if error is not None:
+            raise error
+        failed = [message for message in messages if message is not None]
+        if failed:
+            raise ValueError(failed[0])
+
+
+@contextmanager
+def join_processes() -> Iterator[Processes]:
+    """Join the processes that torchrun or `accelerate launch` started; without them this one is alone."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or dist.is_initialized():
+        yield Processes(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Processes()
+        return
+    # Gathered states lie in main memory, so gloo serves machines with GPUs as well.
+    dist.init_process_group("gloo", timeout=_TIMEOUT)
+    try:
+        yield Processes(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(name: str | None, processes: Processes) -> str:
+    """Return the device to run on: the one named, else this process's GPU, else the CPU.
+
+    Raises:
+        ValueError: If the named device is not available.
+    """
+    if name is None:
+        return f"cuda:{processes.local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not available here: leave --device out or name another.") from error
+    return name

@@ -1,0 +1,5 @@
+"""What `fid-score` does once its arguments are parsed: plan the networks, read both sides, compute, report."""
+
+from metrics.scoring.run import run, score
+
+__all__ = ["run", "score"]

@@ -1,0 +1,164 @@
+"""What can be asked beyond scores: class matching, maps of what FID sees, classification accuracy, the cost of a precision."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from metrics.extraction import Extraction
+from metrics.frechet import FrechetDistance, frechet_distance_from_features
+from metrics.metric import FeatureCollector
+from metrics.scoring.feed import Feeder
+from metrics.scoring.report import Report, Result
+from metrics.scoring.sides import Side
+from metrics.suite import MetricSuite
+
+_PAPER_POOL_SHARE = 5  # arXiv:2203.06026 draws 50,000 of a pool of 250,000.
+_MAP_IMAGES = 8
+_PRECISION_IMAGES = 128  # Of each side: enough to see a percent, seconds on a CPU.
+_READ_IMAGES = 16
+
+
+def run_all(
+    suites: Sequence[MetricSuite],
+    reference: Side | None,
+    samples: Sequence[Side],
+    args: argparse.Namespace,
+    feeder: Feeder,
+    report: Report,
+) -> None:
+    """Run the analyses that the arguments ask for; they need one sample set and its reference.
+
+    Raises:
+        ValueError: If they do not have what they need.
+    """
+    wanted = [flag for flag in ("match_classes", "sensitivity_map", "cas") if getattr(args, flag) is not None]
+    if wanted and (reference is None or len(samples) != 1):
+        raise ValueError(f"--{wanted[0].replace('_', '-')} needs a reference and one sample set: fid-score A B.")
+    if reference is None:
+        return
+    if args.match_classes is not None:
+        _match_classes(suites, args, report.results[0])
+    if args.sensitivity_map is not None:
+        _draw_sensitivity(suites, samples[0], Path(args.sensitivity_map), report.results[0])
+    if args.cas is not None:
+        _classification_accuracy(reference, samples[0], args, report.results[0])
+    if args.precision != "float32":
+        for side, result in zip(samples, report.results, strict=True):
+            _precision_effect(suites, reference, side, result)
+
+
+def _match_classes(suites: Sequence[MetricSuite], args: argparse.Namespace, result: Result) -> None:
+    """Draw samples whose classes are distributed as the reference's and score those."""
+    from metrics.class_matching import match_classes
+
+    classifier = next((suite for suite in suites if suite.extractor.class_logits is not None), None)
+    if classifier is None:
+        raise ValueError("--match-classes needs a network that is a classifier: score fid (Inception-v3) as well.")
+    logits = _collected(classifier, str(classifier.extractor.class_logits))
+    real, fake = {}, {}
+    for suite in suites:
+        for metric in suite.metrics:
+            if isinstance(metric, FrechetDistance):
+                pair = _collected(suite, str(metric.feature))
+                real[metric.key], fake[metric.key] = pair
+    num = args.match_num or max(2, len(logits[1]) // _PAPER_POOL_SHARE)
+    found = match_classes(
+        logits[0], logits[1], real, fake, num, args.match_classes, seed=args.rng_seed or 0, progress=not args.quiet
+    )
+    for key in found.after:
+        result.scores[f"{key}_drawn"] = found.before[key]
+        result.scores[f"{key}_matched"] = found.after[key]
+    result.notes.append(
+        f"class matching: {num} samples drawn of {len(logits[1])} at random (_drawn) and so that {args.match_classes} classes of "
+        f"{classifier.extractor.name} are distributed as the reference's (_matched; {found.num_distinct} distinct): "
+        "what a distance loses thereby was class proportions, not image quality."
+    )
+
+
+def _collected(suite: MetricSuite, feature: str) -> tuple[torch.Tensor, torch.Tensor]:
+    for metric in suite.metrics:
+        if isinstance(metric, FeatureCollector) and metric.feature == feature:
+            return metric.features(True), metric.features(False)
+    raise ValueError(f"--match-classes needs the images of both sides; features {feature} of one are not at hand.")
+
+
+def _draw_sensitivity(suites: Sequence[MetricSuite], side: Side, path: Path, result: Result) -> None:
+    from metrics.resize import build_resizer
+    from metrics.sensitivity import fid_sensitivity, save_overlays
+
+    found = [
+        (suite, metric)
+        for suite in suites
+        for metric in suite.metrics
+        if isinstance(metric, FrechetDistance) and suite.extractor.name == "inception-v3" and metric.feature == "pool3"
+    ]
+    if not found or side.images is None:
+        raise ValueError("--sensitivity-map needs FID and sample images: score fid on a set of images.")
+    suite, metric = found[0]
+    images = _first_images(side, _MAP_IMAGES)
+    # The figure shows images side by side, so they are brought to one size first; that is the size the network sees.
+    resizer = suite.extraction.resizer.name
+    batch = build_resizer(resizer)(images, suite.extractor.input_size).round().clamp(0, 255).to(torch.uint8)
+    maps = fid_sensitivity(suite.extractor, batch, metric.gaussian(True), metric.gaussian(False), resizer)
+    save_overlays(path, batch, maps)
+    result.notes.append(f"{path} shows what FID looks at in the first {len(images)} samples (arXiv:2203.06026, section 3).")
+
+
+def _classification_accuracy(reference: Side, samples: Side, args: argparse.Namespace, result: Result) -> None:
+    from metrics.classification_accuracy import classification_accuracy_score
+
+    for side in (samples, reference):
+        if side.images is None or not side.images.has_labels:
+            raise ValueError(f"--cas needs labelled images, and {side.path} has none: put images into one folder per class.")
+    assert samples.images is not None and reference.images is not None
+    scores = classification_accuracy_score(
+        samples.images,
+        reference.images,
+        architecture=args.cas,
+        image_size=args.cas_size,
+        epochs=args.cas_epochs,
+        seed=args.rng_seed or 0,
+        device=args.device,
+        progress=not args.quiet,
+    )
+    result.scores.update(scores)
+    result.notes.append(
+        f"classification accuracy: {args.cas} at {args.cas_size} px trained {args.cas_epochs} epochs on the samples, tested on "
+        "the reference (arXiv:1905.10887)."
+    )
+
+
+def _precision_effect(suites: Sequence[MetricSuite], reference: Side, side: Side, result: Result) -> None:
+    """Say how far the lower precision moves the distance, on the first images of both sides."""
+    if reference.images is None or side.images is None:
+        return
+    pairs = [_first_images(each, _PRECISION_IMAGES) for each in (reference, side)]
+    for suite in suites:
+        for metric in suite.metrics:
+            if isinstance(metric, FrechetDistance):
+                feature = str(metric.feature)
+                values = []
+                for precision in ("float32", suite.extraction.precision):
+                    extraction = Extraction(suite.extractor, suite.extraction.resizer.name, precision)
+                    sets = [_features(extraction, images, feature) for images in pairs]
+                    values.append(frechet_distance_from_features(*sets))
+                result.notes.append(
+                    f"{suite.extraction.precision} moved {metric.key} by {100 * (values[1] / values[0] - 1):+.2f} % on the first "
+                    f"{len(pairs[0])} + {len(pairs[1])} images ({values[0]:.4f} in float32)."
+                )
+
+
+def _features(extraction: Extraction, images: list[torch.Tensor], feature: str) -> torch.Tensor:
+    parts = [images[start : start + _READ_IMAGES] for start in range(0, len(images), _READ_IMAGES)]
+    return torch.cat([extraction(part, [feature])[feature] for part in parts])
+
+
+def _first_images(side: Side, count: int) -> list[torch.Tensor]:
+    assert side.images is not None
+    batches = side.images.batches(_READ_IMAGES, 0, 0, min(count, len(side.images)))
+    return [image for batch in islice(batches, count) for image in batch.images]

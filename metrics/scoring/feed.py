@@ -1,0 +1,283 @@
+"""Run a set of images through every network of a run: decoded once, cached by tile, shared over processes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from metrics.distributed import Processes
+from metrics.extraction import check_finite, map_on_cores, microbatch_size, num_cores
+from metrics.feature_cache import TILE_IMAGES, FeatureCache, Tile
+from metrics.metric import Metric, side_name
+from metrics.sources import ImageBatch, ImageSource
+from metrics.suite import MetricSuite
+
+_COSTLY_TILE_IMAGES = 32  # What a generator samples may take seconds an image: lose less of it.
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A suite and those of its metrics that want this side's images (the others have it from a file)."""
+
+    suite: MetricSuite
+    metrics: Sequence[Metric]
+
+
+@dataclass
+class Fed:
+    """What is known of an image set once it has been run.
+
+    Args:
+        num_images: Images that could be read, over all processes.
+        num_skipped: Images that could not.
+        skipped: Names of those met in this run (a cached tile does not know them).
+        pixels_sha256: Fingerprint of the pixels, whatever file they came in.
+    """
+
+    num_images: int
+    num_skipped: int
+    skipped: list[str]
+    pixels_sha256: str
+
+
+@dataclass
+class Feeder:
+    """How images are read and run.
+
+    Args:
+        batch_size: Images per forward pass on a GPU.
+        num_workers: Threads that decode.
+        processes: Who else works on it.
+        cache: Where features are kept; None to keep none.
+        same_size_for: Name of the protocol that needs images of one size, or None.
+        progress: Whether to show a bar; None shows it on a terminal only.
+    """
+
+    batch_size: int
+    num_workers: int
+    processes: Processes = field(default_factory=Processes)
+    cache: FeatureCache | None = None
+    same_size_for: str | None = None
+    progress: bool | None = None
+    #: Class name -> number, shared by all sides so that a class is the same on each.
+    vocabulary: dict[str, int] = field(default_factory=dict)
+
+    def feed(self, consumers: Sequence[Consumer], source: ImageSource, real: bool) -> Fed:
+        """Run every image of `source` through the networks and give the features to the metrics, on all processes.
+
+        Raises:
+            ValueError: If an image can't be read, has a size that the protocol forbids, or makes a feature infinite; on
+                every process if on one.
+        """
+        error: Exception | None = None
+        found: tuple[int, int, list[str]] = (0, 0, [])
+        try:
+            found = self._feed_share(consumers, source, real)
+        except (ValueError, TypeError, OSError) as caught:
+            error = caught
+        self.processes.agree(error)
+        if self.processes.count > 1:
+            for consumer in consumers:
+                consumer.suite.gather_side(real, self.processes.gather, consumer.metrics)
+        return self._agree(*found, source)
+
+    def _feed_share(self, consumers: Sequence[Consumer], source: ImageSource, real: bool) -> tuple[int, int, list[str]]:
+        """Feed this process's share; return how many images were read, how many there are, and their fingerprints."""
+        most = _COSTLY_TILE_IMAGES if source.is_costly else TILE_IMAGES
+        tile_images = max(1, min(most, -(-len(source) // self.processes.count)))
+        num_tiles = -(-len(source) // tile_images)
+        mine = self.processes.share(num_tiles)
+        first, last = mine.start * tile_images, min(mine.stop * tile_images, len(source))
+        run = _Run(self, consumers, source, tile_images, side_name(real))
+        num_read = 0
+        digests: list[str] = []
+        bar = tqdm(
+            total=max(last - first, 0), desc=str(source.path), unit="img", disable=_is_hidden(self.progress, self.processes)
+        )
+        with bar:
+            for number, tiles in run.tiles(mine):
+                for consumer, tile in zip(consumers, tiles, strict=True):
+                    places = torch.tensor(tile.indices, dtype=torch.int64)
+                    labels = self._label_numbers(tile.labels)
+                    consumer.suite.add(tile.features, real, places, labels, consumer.metrics)
+                num_read += len(tiles[0].indices)
+                digests += tiles[0].digests
+                bar.update(min((number + 1) * tile_images, len(source)) - number * tile_images)
+        return num_read, max(last - first, 0), digests
+
+    def _label_numbers(self, labels: list[str] | None) -> Tensor | None:
+        if labels is None:
+            return None
+        return torch.tensor([self.vocabulary.setdefault(name, len(self.vocabulary)) for name in labels], dtype=torch.int64)
+
+    def _agree(self, num_read: int, num_expected: int, digests: list[str], source: ImageSource) -> Fed:
+        everyone = self.processes.gather((num_read, num_expected - num_read, source.skipped, digests))
+        whole = hashlib.sha256()
+        for _, _, _, part in everyone:
+            for digest in part:
+                whole.update(digest.encode())
+        return Fed(
+            num_images=sum(part[0] for part in everyone),
+            num_skipped=sum(part[1] for part in everyone),
+            skipped=[name for part in everyone for name in part[2]],
+            pixels_sha256=whole.hexdigest(),
+        )
+
+
+class _Run:
+    """One pass over one image set: tiles that are cached are read, the others computed and written."""
+
+    def __init__(self, feeder: Feeder, consumers: Sequence[Consumer], source: ImageSource, tile_images: int, side: str) -> None:
+        self.feeder = feeder
+        self.consumers = consumers
+        self.source = source
+        self.tile_images = tile_images
+        self.side = side
+        self.size: torch.Size | None = None
+        self.folders: list[dict[str, Path]] = []
+        if feeder.cache is not None:
+            identity = source.identity()
+            for consumer in consumers:
+                protocol = consumer.suite.extraction.protocol
+                names = _features(consumer)
+                self.folders.append({name: feeder.cache.folder(identity, protocol(name), tile_images) for name in names})
+
+    def tiles(self, mine: range) -> Iterator[tuple[int, list[Tile]]]:
+        """Yield this process's tiles in order, one `Tile` per consumer."""
+        number = mine.start
+        while number < mine.stop:
+            stored = self._read(number)
+            complete = [tile for tile in stored if tile is not None]
+            if len(complete) == len(self.consumers):
+                yield number, complete
+                number += 1
+                continue
+            # Neighbours that lack something are read in one go: decoding need not stop at every tile.
+            stop = number + 1
+            while stop < mine.stop and not self._exists(stop):
+                stop += 1
+            yield from self._compute(range(number, stop))
+            number = stop
+
+    def _read(self, number: int) -> list[Tile | None]:
+        cache = self.feeder.cache
+        return [None] * len(self.consumers) if cache is None else [cache.read(folders, number) for folders in self.folders]
+
+    def _exists(self, number: int) -> bool:
+        cache = self.feeder.cache
+        return cache is not None and all(cache.has(folders, number) for folders in self.folders)
+
+    def _compute(self, numbers: range) -> Iterator[tuple[int, list[Tile]]]:
+        """Run the images of consecutive tiles through every network that lacks them."""
+        extractors = [consumer.suite.extractor for consumer in self.consumers]
+        stored = {numbers.start: self._read(numbers.start)}
+        size = microbatch_size(extractors, self.feeder.batch_size)
+        stop = min(numbers.stop * self.tile_images, len(self.source))
+        batches = self.source.batches(self.feeder.batch_size, self.feeder.num_workers, numbers.start * self.tile_images, stop)
+
+        def pieces() -> Iterator[tuple[ImageBatch, list[Tile | None]]]:
+            for piece in self._split(batches, size):
+                number = piece.indices[0] // self.tile_images
+                if number not in stored:
+                    stored[number] = self._read(number)
+                yield piece, stored[number]
+
+        number, done = numbers.start, list[_Piece]()
+        for piece in map_on_cores(self._extract, pieces(), num_cores(extractors)):
+            while piece.batch.indices[0] // self.tile_images > number:
+                yield number, self._finish(number, done, stored.pop(number, None))
+                number, done = number + 1, []
+            done.append(piece)
+        for rest in range(number, numbers.stop):  # The last, and those behind it of which no image could be read.
+            yield rest, self._finish(rest, done if rest == number else [], stored.pop(rest, None))
+
+    def _split(self, batches: Iterator[ImageBatch], size: int) -> Iterator[ImageBatch]:
+        """Cut batches into pieces of at most `size` images that lie in one tile."""
+        for batch in batches:
+            self._check_sizes(batch)
+            start = 0
+            while start < len(batch):
+                tile = batch.indices[start] // self.tile_images
+                stop = start + 1
+                while stop < min(start + size, len(batch)) and batch.indices[stop] // self.tile_images == tile:
+                    stop += 1
+                labels = None if batch.labels is None else batch.labels[start:stop]
+                yield ImageBatch(batch.indices[start:stop], batch.images[start:stop], labels)
+                start = stop
+
+    def _check_sizes(self, batch: ImageBatch) -> None:
+        if self.feeder.same_size_for is None:
+            return
+        for index, image in zip(batch.indices, batch.images, strict=True):
+            self.size = self.size or image.shape
+            if image.shape != self.size:
+                raise ValueError(
+                    f"protocol {self.feeder.same_size_for} scores images of one size, and image {index} of {self.source.path} is "
+                    f"{image.shape[2]}x{image.shape[1]} where the first is {self.size[2]}x{self.size[1]}: "
+                    "crop and resize them first, or choose --protocol clean."
+                )
+
+    def _extract(self, work: tuple[ImageBatch, list[Tile | None]]) -> _Piece:
+        batch, stored = work
+        features: list[dict[str, Tensor] | None] = []
+        for consumer, tile in zip(self.consumers, stored, strict=True):
+            if tile is not None:
+                features.append(None)
+                continue
+            found = consumer.suite.extraction(batch.images, _features(consumer))
+            check_finite(found, batch.indices, self.side, consumer.suite.extractor)
+            features.append(found)
+        return _Piece(batch, features, [_pixel_digest(image) for image in batch.images])
+
+    def _finish(self, number: int, pieces: Sequence[_Piece], stored: list[Tile | None] | None) -> list[Tile]:
+        """Join the pieces of a tile and keep it."""
+        indices = [index for piece in pieces for index in piece.batch.indices]
+        labels = [name for piece in pieces for name in piece.batch.labels or []] if self.source.has_labels else None
+        digests = [digest for piece in pieces for digest in piece.digests]
+        tiles = []
+        for position, consumer in enumerate(self.consumers):
+            tile = stored[position] if stored is not None else None
+            if tile is None:
+                dims = consumer.suite.extractor.feature_dims
+                parts = [found for piece in pieces if (found := piece.features[position]) is not None]
+                features = {
+                    name: torch.cat([part[name] for part in parts]) if parts else torch.empty(0, dims[name])
+                    for name in _features(consumer)
+                }
+                tile = Tile(indices, features, labels, digests)
+                if self.feeder.cache is not None:
+                    self.feeder.cache.write(self.folders[position], number, tile)
+            tiles.append(tile)
+        return tiles
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A few images of one tile after every network that needed them."""
+
+    batch: ImageBatch
+    features: list[dict[str, Tensor] | None]
+    digests: list[str]
+
+
+def _pixel_digest(image: Tensor) -> str:
+    digest = hashlib.sha256(str(tuple(image.shape)).encode())
+    digest.update(image.numpy().data)
+    return digest.hexdigest()
+
+
+def _features(consumer: Consumer) -> list[str]:
+    return sorted({str(metric.feature) for metric in consumer.metrics})
+
+
+def _is_hidden(progress: bool | None, processes: Processes) -> bool | None:
+    """Return tqdm's `disable`: None lets it show on a terminal only."""
+    if not processes.is_main:
+        return True
+    return None if progress is None else not progress

@@ -1,0 +1,147 @@
+"""Which networks a run needs, and which metrics read each: from the names and options that a user gave."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metrics import registry
+from metrics.extractors import FeatureExtractor, build_extractor
+from metrics.extractors.inception import WEIGHTS as INCEPTION_WEIGHTS
+from metrics.metric import FeatureCollector, Metric
+from metrics.suite import MetricSuite, build_metric
+
+DEFAULT_EXTRACTOR = "inception-v3"
+DEFAULT_PROTOCOL = "clean"
+#: Flag -> (score, constructor argument).
+_OPTION_FLAGS = {
+    "isc_splits": ("is", "splits"),
+    "kid_subsets": ("kid", "subsets"),
+    "kid_subset_size": ("kid", "subset_size"),
+    "prc_neighborhood": ("prc", "k"),
+}
+_SEEDED = {"is": "shuffle_seed", "kid": "seed"}
+
+
+def score_names(args: argparse.Namespace) -> list[str]:
+    """Return the scores to compute, by our names, each once.
+
+    Raises:
+        ValueError: If none is named or one is not known.
+    """
+    flags = {"isc": "is", "fid": "fid", "kid": "kid", "prc": "prc", "mind": "mind"}
+    flagged = [name for flag, name in flags.items() if getattr(args, flag)]
+    listed = [name.strip() for name in (args.metrics or "").split(",") if name.strip()]
+    if args.metrics is not None and not listed:
+        raise ValueError(f"--metrics names no metric, got {args.metrics!r}: try --metrics fid.")
+    names = listed + flagged or list(protocol(args).scores)
+    return list(dict.fromkeys(registry.canonical_metric(name) for name in names))
+
+
+def protocol(args: argparse.Namespace) -> registry.Protocol:
+    """Return the run's protocol: the one named; `clean` without a name."""
+    return registry.PROTOCOLS[args.protocol or DEFAULT_PROTOCOL]
+
+
+def extractor_of(name: str, args: argparse.Namespace) -> str:
+    """Return the network that a score reads: its definition's, or the run's."""
+    return registry.SCORES[name].extractor or str(args.extractor)
+
+
+def plan_metric(name: str, args: argparse.Namespace) -> Metric:
+    """Build a metric with its definition's options, then the protocol's, then the user's."""
+    score = registry.SCORES[name]
+    options: dict[str, Any] = {**score.options, **protocol(args).options.get(name, {})}
+    for flag, (owner, argument) in _OPTION_FLAGS.items():
+        if owner == name and getattr(args, flag) is not None:
+            options[argument] = getattr(args, flag)
+    if args.isc_splits is not None and name == "is":
+        options["split_size"] = None  # The user's count of splits, not the protocol's size of them.
+    if args.rng_seed is not None and name in _SEEDED and options.get(_SEEDED[name], 0) is not None:
+        options[_SEEDED[name]] = args.rng_seed
+    if args.no_samples_shuffle and name == "is":
+        options["shuffle_seed"] = None
+    reads_logits = name in ("is", "am")
+    if args.dims is not None and score.extractor is None and not reads_logits:
+        options["feature"] = registry.FEATURE_BY_DIMS[args.dims]
+    return build_metric(name, **options)
+
+
+def plan_suites(names: Sequence[str], args: argparse.Namespace, collect: bool = False) -> list[MetricSuite]:
+    """Build one suite per network and resizer, in the order of the names.
+
+    Args:
+        names: From `score_names`.
+        args: The parsed arguments.
+        collect: Whether each suite also keeps the features themselves.
+    """
+    groups: dict[tuple[str, str | None], list[str]] = {}
+    for name in names:
+        groups.setdefault((extractor_of(name, args), _resizer(name, args)), []).append(name)
+    weights = parse_weights(args.weights, [extractor for extractor, _ in groups])
+    built: dict[str, FeatureExtractor] = {}
+    suites = []
+    for (extractor, resizer), group in groups.items():
+        if extractor not in built:
+            built[extractor] = build_extractor(
+                extractor,
+                weights=weights.get(extractor),
+                input_size=args.input_size if extractor == args.extractor else None,
+                device=args.device,
+            )
+        metrics: list[Metric] = [plan_metric(name, args) for name in group]
+        if collect:
+            metrics += _collectors(metrics, built[extractor])
+        suites.append(MetricSuite(metrics, built[extractor], resizer, args.batch_size, precision=args.precision))
+    return suites
+
+
+def _resizer(name: str, args: argparse.Namespace) -> str | None:
+    """Return the resizer of a score: its definition's, else the named protocol's, else (None) the network's own."""
+    score = registry.SCORES[name]
+    if score.resizer is not None:
+        return score.resizer
+    is_inception = extractor_of(name, args) == DEFAULT_EXTRACTOR
+    return protocol(args).resizer if args.protocol is not None or is_inception else None
+
+
+def _collectors(metrics: Sequence[Metric], extractor: FeatureExtractor) -> list[Metric]:
+    for metric in metrics:
+        metric.bind(extractor)
+    wanted = {str(metric.feature) for metric in metrics}
+    if extractor.class_logits is not None:
+        wanted.add(extractor.class_logits)
+    return [FeatureCollector(feature) for feature in sorted(wanted)]
+
+
+def parse_weights(given: Sequence[str], extractors: Sequence[str]) -> dict[str, Path]:
+    """Return extractor -> weight file; a file without a name goes to the run's first network."""
+    result: dict[str, Path] = {}
+    for text in given:
+        name, separator, path = text.partition("=")
+        if not separator or (name not in registry.EXTRACTORS and name not in extractors):
+            name, path = extractors[0], text
+        if name not in extractors:
+            raise ValueError(f"--weights names {name}, which this run does not use: it uses {', '.join(extractors)}.")
+        if name in result:
+            raise ValueError(f"--weights gives two files for {name}: give one, or name the network as NAME=PATH.")
+        result[name] = Path(path)
+    return result
+
+
+def network_notes(suite: MetricSuite) -> list[str]:
+    """Return what a reader must know about a suite's network before comparing its numbers."""
+    extractor = suite.extractor
+    notes = []
+    if extractor.name == DEFAULT_EXTRACTOR and not extractor.weights_sha256.startswith(INCEPTION_WEIGHTS.sha256):
+        notes.append(
+            "these Inception-v3 weights are not the published file of 2015-12-05: the score is not comparable to any FID."
+        )
+    is_named = any(str(metric.feature) in extractor.frechet_names for metric in suite.metrics)
+    if any(metric.name == "frechet" for metric in suite.metrics) and not is_named:
+        notes.append(f"a Frechet distance on {extractor.name} is not FID and compares only with others on it.")
+    if suite.extraction.precision != "float32":
+        notes.append(f"{extractor.name} ran in {suite.extraction.precision}: compare only with scores at the same precision.")
+    return notes

@@ -1,0 +1,194 @@
+"""What a run found, as a table, JSON, CSV, and a plot of score against step."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_SHOWN_HASH_DIGITS = 8
+_NUMBER_WIDTH = 14
+_PLOT_INCHES = (4.2, 3.0)  # One panel.
+_PLOT_COLUMNS = 3
+
+
+@dataclass
+class Result:
+    """The scores of one sample set."""
+
+    path: Path
+    samples: str
+    scores: dict[str, float] = field(default_factory=dict)
+    protocols: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def step(self) -> int | None:
+        """The training step that the path names: the last number in it ("runs/x/checkpoint-5000" -> 5000)."""
+        numbers = [number for part in self.path.parts for number in re.findall(r"\d+", part)]
+        return int(numbers[-1]) if numbers else None
+
+
+@dataclass
+class Report:
+    """What a run found.
+
+    Args:
+        reference: What the samples were compared with.
+        protocol: Name and origin of the protocol.
+        results: One per sample set.
+        notes: What holds for all of them.
+    """
+
+    reference: str
+    protocol: str
+    results: list[Result] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """Return everything, JSON-able. With one sample set its scores stand at the top as well."""
+        results = [
+            {
+                "path": str(result.path),
+                "samples": result.samples,
+                "step": result.step,
+                "scores": result.scores,
+                "protocols": result.protocols,
+                "notes": result.notes,
+            }
+            for result in self.results
+        ]
+        record: dict[str, Any] = {"reference": self.reference, "protocol": self.protocol, "results": results}
+        notes = list(self.notes)
+        if len(self.results) == 1:
+            only = self.results[0]
+            record.update(samples=only.samples, scores=only.scores, protocols=only.protocols)
+            notes += only.notes
+        return {**record, "notes": notes}
+
+
+def format_table(report: Report) -> str:
+    """Return the table: inputs, protocol of each network, notes, numbers last."""
+    lines = [("reference", report.reference)]
+    if len(report.results) == 1:
+        lines.append(("samples", report.results[0].samples))
+    lines.append(("protocol", report.protocol))
+    lines += _protocol_lines(report.results[0].protocols)
+    lines += [("note", note) for note in report.notes]
+    for result in report.results:
+        lines += [("note", note if len(report.results) == 1 else f"{result.path}: {note}") for note in result.notes]
+    width = max(len(name) for name, _ in [*lines, *((key, "") for result in report.results for key in result.scores)])
+    table = [f"{name:<{width}}  {text}" for name, text in lines]
+    if len(report.results) == 1:
+        table.append("-" * (width + 2 + _NUMBER_WIDTH))
+        table += [f"{key:<{width}}  {value:{_NUMBER_WIDTH}.6f}" for key, value in report.results[0].scores.items()]
+    else:
+        table += _columns(report.results)
+    return "\n".join(table) + "\n"
+
+
+def _protocol_lines(protocols: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    lines = []
+    for protocol in protocols:
+        digest = str(protocol["weights_sha256"])[:_SHOWN_HASH_DIGITS] if protocol.get("weights_sha256") else "unknown"
+        lines.append(("network", f"{protocol.get('extractor') or 'unknown'} (weights sha256 {digest})"))
+        lines.append(
+            (
+                "input",
+                f"resize {protocol.get('resizer') or 'unknown'} to {protocol.get('input_size') or '?'} px, "
+                f"{protocol.get('normalization') or 'unknown normalisation'}",
+            )
+        )
+        for name, parameters in protocol.get("metrics", {}).items():
+            lines.append((name, ", ".join(f"{key} {value}" for key, value in parameters.items())))
+    return lines
+
+
+def _columns(results: Sequence[Result]) -> list[str]:
+    """Return rows of sample sets and columns of scores."""
+    keys = list(dict.fromkeys(key for result in results for key in result.scores))
+    widths = [max(_NUMBER_WIDTH, len(key)) for key in keys]
+    first = max(len(str(result.path)) for result in results)
+    header = " " * first + "".join(f"  {key:>{width}}" for key, width in zip(keys, widths, strict=True))
+    rows = [header, "-" * len(header)]
+    for result in results:
+        cells = [
+            f"  {result.scores[key]:{width}.6f}" if key in result.scores else " " * (width + 2)
+            for key, width in zip(keys, widths, strict=True)
+        ]
+        rows.append(f"{result.path!s:<{first}}" + "".join(cells))
+    return rows
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write the record to a file, whole or not at all."""
+    _write_whole(path, (json.dumps(report.record(), indent=2) + "\n").encode())
+
+
+def write_csv(report: Report, path: Path) -> None:
+    """Write one row per sample set: path, step, counts, networks, and every score."""
+    keys = list(dict.fromkeys(key for result in report.results for key in result.scores))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["samples", "step", "reference", "protocol", "networks", "resizers", "num_real", "num_fake", *keys])
+    for result in report.results:
+        networks = "+".join(f"{p.get('extractor')}@{str(p.get('weights_sha256'))[:_SHOWN_HASH_DIGITS]}" for p in result.protocols)
+        resizers = "+".join(str(p.get("resizer")) for p in result.protocols)
+        counts = [result.protocols[0].get(key) for key in ("num_real", "num_fake")] if result.protocols else [None, None]
+        numbers = [repr(result.scores[key]) if key in result.scores else "" for key in keys]
+        row = [result.path, result.step, report.reference, report.protocol, networks, resizers, *counts, *numbers]
+        writer.writerow(["" if cell is None else cell for cell in row])
+    _write_whole(path, text.getvalue().encode())
+
+
+def write_plot(report: Report, path: Path) -> None:
+    """Draw every score against the step that the sample sets' paths name (or their order where one names none)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    keys = list(dict.fromkeys(key for result in report.results for key in result.scores if not key.endswith(("_std", "_stderr"))))
+    steps = [result.step for result in report.results]
+    is_stepped = None not in steps and len(set(steps)) == len(steps)
+    order = sorted(range(len(steps)), key=lambda i: steps[i] or 0) if is_stepped else list(range(len(steps)))
+    columns = min(_PLOT_COLUMNS, len(keys))
+    rows = -(-len(keys) // columns)
+    figure = Figure(figsize=(_PLOT_INCHES[0] * columns, _PLOT_INCHES[1] * rows), layout="constrained")
+    for position, key in enumerate(keys):
+        axes = figure.add_subplot(rows, columns, position + 1)
+        shown = [i for i in order if key in report.results[i].scores]
+        x = [steps[i] or 0 for i in shown] if is_stepped else shown
+        axes.plot(x, [report.results[i].scores[key] for i in shown], marker="o", color="#1f5fa8", linewidth=1.5, markersize=4)
+        axes.set_title(key, fontsize=10)
+        axes.set_xlabel("step" if is_stepped else "sample set")
+        if not is_stepped:
+            axes.set_xticks(shown, [report.results[i].path.name for i in shown], rotation=30, ha="right", fontsize=7)
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{report.protocol}; reference {report.reference}", fontsize=8)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(buffer, format=path.suffix.lstrip(".") or "png", dpi=150)
+    _write_whole(path, buffer.getvalue())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.chmod(partial, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read.
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,247 @@
+"""A run of `fid-score` from parsed arguments to the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from metrics import registry
+from metrics.distributed import Processes, choose_device, join_processes
+from metrics.feature_cache import FeatureCache, default_cache_root
+from metrics.inception_score import ClassSortedWarning
+from metrics.metric import Metric, SmallSampleWarning
+from metrics.scoring import analyses, stored
+from metrics.scoring.feed import Consumer, Feeder
+from metrics.scoring.plan import DEFAULT_EXTRACTOR, DEFAULT_PROTOCOL, network_notes, plan_suites, protocol, score_names
+from metrics.scoring.report import Report, Result, format_table, write_csv, write_json, write_plot
+from metrics.scoring.save import save_reference
+from metrics.scoring.sides import OpenOptions, Side, open_side
+from metrics.sources import is_generator
+from metrics.suite import MetricSuite, build_metric
+
+_MAX_WORKERS = 8
+_SHOWN_NAMES = 5
+_JSON_TO_STDOUT = "-"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score, or save statistics, as parsed by `metrics.cli.build_parser`; print and write what was asked for."""
+    with join_processes() as processes:
+        _complete(args, processes)
+        names = score_names(args)
+        if args.save_stats:
+            message = save_reference(Path(args.path[0]), Path(args.path[1]), names, args, _feeder(args, processes))
+            if processes.is_main:
+                sys.stdout.write(message + "\n")
+            return
+        report = _score(names, args, processes)
+        if processes.is_main:
+            _publish(report, args)
+
+
+def score(samples: str | Path | Sequence[str | Path], reference: str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """Score from Python as `fid-score` does.
+
+    Args:
+        samples: Folder, archive, npz, statistics file or saved pipeline; or several of them.
+        reference: What to compare with; None for scores that need none (the Inception Score).
+        **options: Flags of `fid-score` by their long names: `metrics="fid,kid"`, `protocol="pytorch-fid"`,
+            `extractor=...`, `weights=[...]`, `num_samples=...`, `no_cache=True`.
+
+    Returns:
+        The record that `fid-score --json` prints: `scores`, `protocols`, `notes`, `results`.
+
+    Raises:
+        TypeError: If an option is not a flag of `fid-score`.
+        ValueError: If the input is wrong, like FileNotFoundError.
+    """
+    from metrics.cli import parse_arguments
+
+    sets = [samples] if isinstance(samples, str | Path) else list(samples)
+    args = parse_arguments([str(path) for path in ([] if reference is None else [reference]) + sets])
+    for name, value in {"quiet": True, **options}.items():
+        if not hasattr(args, name):
+            raise TypeError(f"score() has no option {name!r}: its options are the long flags of fid-score.")
+        setattr(args, name, value)
+    with join_processes() as processes:
+        _complete(args, processes)
+        return _score(score_names(args), args, processes).record()
+
+
+def _complete(args: argparse.Namespace, processes: Processes) -> None:
+    """Fill in what depends on the machine, and check what depends on several flags."""
+    if args.dims is not None and args.extractor != DEFAULT_EXTRACTOR:
+        raise ValueError(f"--dims chooses a feature of inception-v3; {args.extractor} has no such choice: leave it out.")
+    args.device = choose_device(args.device, processes)
+    if args.num_workers is None:
+        args.num_workers = min(_MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if args.json not in (None, _JSON_TO_STDOUT):
+        _check_writable(Path(args.json), "--json")
+    for flag in ("csv", "plot", "sensitivity_map"):
+        if getattr(args, flag) is not None:
+            _check_writable(Path(getattr(args, flag)), f"--{flag.replace('_', '-')}")
+
+
+def _check_writable(path: Path, flag: str) -> None:
+    if path.is_dir() or not path.suffix:
+        raise ValueError(f"{flag} {path} must be a file name with an extension.")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{flag} {path} lies in a folder that does not exist: make it first.")
+
+
+def _feeder(args: argparse.Namespace, processes: Processes) -> Feeder:
+    cache = None if args.no_cache else FeatureCache(Path(args.cache_root) if args.cache_root else default_cache_root())
+    return Feeder(
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        processes=processes,
+        cache=cache,
+        same_size_for=args.protocol if protocol(args).same_size else None,
+        progress=False if args.quiet else None,
+    )
+
+
+def _score(names: Sequence[str], args: argparse.Namespace, processes: Processes) -> Report:
+    options = OpenOptions(args.num_samples, args.seed, args.batch_size, args.device, args.skip_corrupt)
+    reference, sample_sides = _open_all(names, args, options)
+    chosen = args.protocol or DEFAULT_PROTOCOL
+    report = Report(
+        reference="none" if reference is None else reference.describe(),
+        protocol=f"{chosen}, as {registry.PROTOCOLS[chosen].origin}",
+    )
+    _note_trust([side for side in (reference, *sample_sides) if side is not None], report)
+    if reference is not None and reference.images is None and all(side.images is None for side in sample_sides):
+        stored.score_files(reference, sample_sides, names, args, report)
+        return report
+    collects = args.match_classes is not None
+    suites = plan_suites(names, args, collect=collects)
+    for suite in suites:
+        report.notes += network_notes(suite)
+    feeder = _feeder(args, processes)
+    with _notes_of_warnings(report.notes):
+        if reference is not None:
+            _load(suites, reference, True, feeder, report.notes)
+            report.reference = reference.describe()
+        for side in sample_sides:
+            _score_samples(suites, side, args, feeder, report)
+        analyses.run_all(suites, reference, sample_sides, args, feeder, report)
+    if feeder.cache is not None:
+        feeder.cache.prune()
+        if feeder.cache.failure is not None:
+            report.notes.append(feeder.cache.failure)
+    return report
+
+
+def _open_all(names: Sequence[str], args: argparse.Namespace, options: OpenOptions) -> tuple[Side | None, list[Side]]:
+    """Open the reference (the first path) and the sample sets (the others)."""
+    paths = [Path(path) for path in args.path]
+    needs_reference = any(build_metric(name).needs_real for name in names)
+    if len(paths) == 1 and needs_reference:
+        first = next(name for name in names if build_metric(name).needs_real)
+        raise ValueError(f"metric {first} compares samples with a reference, and only {paths[0]} is given: fid-score A B.")
+    if (args.num_samples is not None or args.seed is not None) and not any(is_generator(path) for path in paths):
+        raise ValueError("--num-samples and --seed apply to saved pipelines only, and no path is one.")
+    sides = [open_side(path, options) for path in paths]
+    return (None, sides) if len(sides) == 1 else (sides[0], sides[1:])
+
+
+def _note_trust(sides: Sequence[Side], report: Report) -> None:
+    for side in sides:
+        if side.statistics is not None and not side.statistics.has_provenance:
+            report.notes.append(f"{side.path} does not say how it was made; that its protocol is this one is taken on trust.")
+
+
+def _score_samples(suites: Sequence[MetricSuite], side: Side, args: argparse.Namespace, feeder: Feeder, report: Report) -> None:
+    for suite in suites:
+        suite.reset_fake()
+    result = Result(side.path, side.describe())
+    report.results.append(result)
+    with _notes_of_warnings(result.notes):
+        _load(suites, side, False, feeder, result.notes)
+        result.samples = side.describe()
+        for suite in suites:
+            for key, value in suite.compute().items():
+                result.scores[key if key not in result.scores else f"{key}_{suite.extractor.name}"] = value
+            result.protocols.append(suite.protocol)
+    count = result.protocols[0]["num_fake"] if result.protocols else 0
+    wanted = protocol(args).num_samples
+    if args.protocol in ("adm", "edm") and count and count < wanted:
+        result.notes.append(f"published {args.protocol} figures use {wanted:,} samples, here {count:,}: not comparable to them.")
+
+
+def _load(suites: Sequence[MetricSuite], side: Side, real: bool, feeder: Feeder, notes: list[str]) -> None:
+    """Give one side to every suite: from its statistics as far as they go, from its images for the rest."""
+    consumers = []
+    for suite in suites:
+        wanting = [metric for metric in suite.metrics if metric.needs_real or not real]
+        if side.statistics is not None:
+            wanting = suite.load_statistics(side.statistics, real)
+        if wanting and side.images is None:
+            raise ValueError(_lacks(wanting[0], suite, side, real))
+        if wanting:
+            consumers.append(Consumer(suite, wanting))
+    if not consumers or side.images is None:
+        return
+    _check_countable(side, consumers)
+    fed = feeder.feed(consumers, side.images, real)
+    if fed.num_skipped:
+        side.num_skipped = fed.num_skipped
+        names = ", ".join(fed.skipped[:_SHOWN_NAMES]) + (", ..." if len(fed.skipped) > _SHOWN_NAMES else "")
+        notes.append(f"{fed.num_skipped} images of {side.path} could not be read and were skipped{': ' if names else ''}{names}.")
+
+
+def _lacks(metric: Metric, suite: MetricSuite, side: Side, real: bool) -> str:
+    """Return the sentence for a file that does not hold what a metric needs."""
+    assert side.statistics is not None
+    feature = str(metric.feature)
+    return (
+        f"metric {metric.name} needs {'reference' if real else 'sample'} images, or {suite.extractor.feature_dims[feature]}-d "
+        f"{feature} of {suite.extractor.name} that --save-stats stored for it, and {side.path} holds {side.statistics.describe()}."
+    )
+
+
+def _check_countable(side: Side, consumers: Sequence[Consumer]) -> None:
+    assert side.images is not None
+    if len(side.images) < 2:
+        raise ValueError(f"{side.path} holds one image: a score needs at least two on each side.")
+    for consumer in consumers:
+        for metric in consumer.metrics:
+            if metric.needs_labels and not side.images.has_labels:
+                raise ValueError(
+                    f"metric {metric.name} needs class labels, and {side.path} has none: put images into one folder per class, "
+                    "or give a parquet or npz file with labels."
+                )
+
+
+@contextmanager
+def _notes_of_warnings(notes: list[str]) -> Iterator[None]:
+    """Turn what metrics warn of into notes, each said once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SmallSampleWarning)
+        warnings.simplefilter("always", ClassSortedWarning)
+        yield
+    for warning in caught:
+        if not issubclass(warning.category, SmallSampleWarning | ClassSortedWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        elif str(warning.message) not in notes:
+            notes.append(str(warning.message))
+
+
+def _publish(report: Report, args: argparse.Namespace) -> None:
+    if args.csv is not None:
+        write_csv(report, Path(args.csv))
+    if args.plot is not None:
+        write_plot(report, Path(args.plot))
+    if args.json == _JSON_TO_STDOUT:
+        sys.stdout.write(json.dumps(report.record(), indent=2) + "\n")
+        return
+    if args.json is not None:
+        write_json(report, Path(args.json))
+    sys.stdout.write(format_table(report))

@@ -1,0 +1,88 @@
+"""`fid-score --save-stats IMAGES OUT.npz`: keep what a later run needs of a reference."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from metrics.frechet import FrechetDistance
+from metrics.metric import FeatureCollector, FeatureMetric, Metric
+from metrics.scoring.feed import Consumer, Feeder
+from metrics.scoring.plan import plan_suites
+from metrics.scoring.sides import OpenOptions, open_images
+from metrics.statistics import FeatureEntry, save_statistics
+from metrics.suite import MetricSuite
+
+
+def save_reference(source: Path, output: Path, names: Sequence[str], args: argparse.Namespace, feeder: Feeder) -> str:
+    """Extract, and write moments (for Frechet distances) and features (for metrics that need them).
+
+    Args:
+        source: The images.
+        output: The npz to write; must not exist.
+        names: Scores that the file shall serve.
+        args: The parsed arguments.
+        feeder: How images are read and run.
+
+    Returns:
+        A line that says what was written.
+
+    Raises:
+        FileExistsError: If the output exists.
+        ValueError: If its name is no .npz or a score needs no reference.
+    """
+    if output.suffix.lower() != ".npz":
+        raise ValueError(f"--save-stats writes an .npz file, got the output {output}: name it {output}.npz.")
+    if output.exists():
+        raise FileExistsError(f"output file {output} exists: remove it or choose another name.")
+    images = open_images(source, OpenOptions(args.num_samples, args.seed, args.batch_size, args.device, args.skip_corrupt))
+    suites = [_storing(suite, args) for suite in plan_suites(names, args)]
+    fed = feeder.feed([Consumer(suite, suite.metrics) for suite in suites], images, real=True)
+    entries = [entry for suite in suites for entry in _entries(suite)]
+    if feeder.processes.is_main:
+        save_statistics(output, entries, num_images=fed.num_images, source=source.name, source_sha256=fed.pixels_sha256)
+    what = ", ".join(
+        f"{len(entry.mu)}-d statistics of {entry.extractor} {entry.feature}"
+        + (" with features" if entry.features is not None else "")
+        for entry in entries
+        if entry.mu is not None
+    )
+    return f"wrote {output}: {what}, {fed.num_images} images of {source}"
+
+
+def _storing(suite: MetricSuite, args: argparse.Namespace) -> MetricSuite:
+    """Return a suite that collects what the given one's metrics would read of a reference."""
+    wanted: dict[str, Metric] = {}
+    for metric in suite.metrics:
+        if not metric.needs_real:
+            raise ValueError(f"metric {metric.name} looks at samples only: leave it out of --save-stats.")
+        if metric.needs_labels:
+            raise ValueError(f"metric {metric.name} needs the reference's images by class: a statistics file cannot hold them.")
+        feature = str(metric.feature)
+        wanted.setdefault(f"moments {feature}", FrechetDistance(feature))
+        if isinstance(metric, FeatureMetric):
+            wanted.setdefault(f"features {feature}", FeatureCollector(feature))
+    extraction = suite.extraction
+    return MetricSuite(
+        list(wanted.values()), suite.extractor, extraction.resizer.name, suite.batch_size, precision=extraction.precision
+    )
+
+
+def _entries(suite: MetricSuite) -> list[FeatureEntry]:
+    features = {str(metric.feature): metric.features(True) for metric in suite.metrics if isinstance(metric, FeatureCollector)}
+    entries = []
+    for metric in suite.metrics:
+        if isinstance(metric, FrechetDistance):
+            name, fitted = str(metric.feature), metric.gaussian(True)
+            entries.append(
+                FeatureEntry(
+                    extractor=suite.extractor.name,
+                    feature=name,
+                    mu=fitted.mu,
+                    sigma=fitted.covariance(),
+                    features=features.get(name),
+                    provenance=suite.extraction.protocol(name),
+                )
+            )
+    return entries

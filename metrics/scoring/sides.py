@@ -1,0 +1,73 @@
+"""The inputs of a run: images, a statistics file, or a file that holds both."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from metrics.sources import ImageSource, is_generator, open_source
+from metrics.statistics import ReferenceStatistics, holds_images, is_statistics, load_statistics
+
+
+@dataclass
+class Side:
+    """One of the inputs.
+
+    Args:
+        path: What the user named.
+        images: Its images, if it has any.
+        statistics: Its stored statistics, if it has any (ADM's reference files have both).
+        num_skipped: Images left out as unreadable.
+    """
+
+    path: Path
+    images: ImageSource | None = None
+    statistics: ReferenceStatistics | None = None
+    num_skipped: int = 0
+
+    def describe(self) -> str:
+        """Return a line for the table."""
+        if self.images is not None:
+            return f"{self.path} ({self.images.kind}, {len(self.images) - self.num_skipped} images)"
+        count = None if self.statistics is None else self.statistics.num_images
+        return f"{self.path} (statistics of {count if count is not None else 'an unknown number of'} images)"
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How sides are opened.
+
+    Args:
+        num_samples: Images to draw from a saved pipeline; None takes its default.
+        seed: Seed of that draw.
+        batch_size: Batch size of that draw.
+        device: Device of that draw.
+        skip_corrupt: Whether unreadable images are left out instead of ending the run.
+    """
+
+    num_samples: int | None = None
+    seed: int | None = None
+    batch_size: int = 50
+    device: str = "cpu"
+    skip_corrupt: bool = False
+
+
+def open_side(path: Path, options: OpenOptions) -> Side:
+    """Open a path as what it is.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it holds neither images nor statistics.
+    """
+    if os.path.isfile(path) and is_statistics(path):  # Unlike Path.is_file it is silent where a parent is unreadable.
+        images = open_source(path, skip_corrupt=options.skip_corrupt) if holds_images(path) else None
+        return Side(path, images, load_statistics(path))
+    return Side(path, open_images(path, options))
+
+
+def open_images(path: Path, options: OpenOptions) -> ImageSource:
+    """Open a path as images; the options of a draw apply to saved pipelines only."""
+    if is_generator(path):
+        return open_source(path, options.num_samples, options.seed, options.batch_size, options.device)
+    return open_source(path, skip_corrupt=options.skip_corrupt)

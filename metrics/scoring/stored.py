@@ -1,0 +1,85 @@
+"""Scores of statistics files against one another: no image is read and no network built."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from metrics import registry
+from metrics.extractors import FeatureExtractor
+from metrics.metric import Metric
+from metrics.scoring.plan import extractor_of, plan_metric
+from metrics.scoring.report import Report, Result
+from metrics.scoring.sides import Side
+from metrics.statistics import PROTOCOL_FIELDS, FeatureEntry, ReferenceStatistics, check_protocol
+
+
+@dataclass
+class NetworkFacts:
+    """What a metric asks of an extractor before it names its result, without the extractor."""
+
+    name: str
+    embedding: str
+    class_logits: str | None
+    frechet_names: Mapping[str, str] = field(default_factory=dict)
+    feature_dims: Mapping[str, int] = field(default_factory=dict)
+
+
+def score_files(reference: Side, samples: Sequence[Side], names: Sequence[str], args: argparse.Namespace, report: Report) -> None:
+    """Fill the report from files alone.
+
+    Raises:
+        ValueError: If a file lacks what a score needs, or two files were made under different protocols.
+    """
+    assert reference.statistics is not None
+    is_known = reference.statistics.has_provenance or any(side.statistics and side.statistics.has_provenance for side in samples)
+    if not is_known:
+        report.notes.append("no file names its network, so the distance is not called FID.")
+    for side in samples:
+        assert side.statistics is not None
+        result = Result(side.path, side.describe())
+        report.results.append(result)
+        protocols: dict[str, dict[str, Any]] = {}
+        for name in names:
+            metric, entries = _loaded(name, reference.statistics, side.statistics, args, is_known)
+            for key, value in metric.compute().items():
+                result.scores[key if key not in result.scores else f"{key}_{metric.feature}"] = value
+            known = entries[0].provenance or entries[1].provenance or {}
+            protocol = protocols.setdefault(extractor_of(name, args), {key: known.get(key) for key in PROTOCOL_FIELDS})
+            protocol.setdefault("metrics", {})[metric.name] = metric.parameters
+            protocol["num_real"], protocol["num_fake"] = reference.statistics.num_images, side.statistics.num_images
+        result.protocols = list(protocols.values())
+
+
+def _loaded(
+    name: str, first: ReferenceStatistics, second: ReferenceStatistics, args: argparse.Namespace, is_known: bool
+) -> tuple[Metric, tuple[FeatureEntry, FeatureEntry]]:
+    """Return a metric that holds both files' sides, and what they hold of its feature."""
+    metric = plan_metric(name, args)
+    network = extractor_of(name, args)
+    cls: type[FeatureExtractor] = registry.resolve("extractor", registry.EXTRACTORS, network)
+    feature = metric.feature or cls.embedding
+    found = [stored.find(network, feature, None) for stored in (first, second)]
+    for stored, entry in zip((first, second), found, strict=True):
+        if entry is None:
+            raise ValueError(f"{stored.path} holds no {feature} features of {network}, which metric {name} compares.")
+    ours, theirs = cast(FeatureEntry, found[0]), cast(FeatureEntry, found[1])
+    if ours.provenance is not None and theirs.provenance is not None:
+        check_protocol(ours, theirs.provenance, first.path, str(second.path))
+    facts = NetworkFacts(
+        name=network if is_known else "unknown",
+        embedding=cls.embedding,
+        class_logits=cls.class_logits,
+        frechet_names=cls.frechet_names if is_known else {},
+        feature_dims={feature: ours.dimension},
+    )
+    metric.bind(cast(FeatureExtractor, facts))
+    for stored, entry, real in ((first, ours, True), (second, theirs, False)):
+        if not metric.load_statistics(entry, real):
+            raise ValueError(
+                f"metric {name} needs {'reference' if real else 'sample'} images, or features that --save-stats stored for it, "
+                f"and {stored.path} holds neither."
+            )
+    return metric, (ours, theirs)
