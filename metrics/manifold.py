@@ -3,8 +3,8 @@ balls.
 
 The radius of a sample's ball is the distance to its k-th nearest neighbour in its own set, itself excluded.
 Precision and recall: Kynkaanniemi et al., arXiv:1904.06991, equations 1-2. Density and coverage: Naeem et
-al., arXiv:2002.09797, equations 2-3. Distances are taken block by block in float64, so no N x M matrix is
-held.
+al., arXiv:2002.09797, equations 2-3. `metrics.neighbours` takes the distances tile by tile, so no N x M matrix
+is held, and its answers are those of float64 arithmetic.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from metrics.metric import FeatureMetric
+from metrics.neighbours import BLOCK_ROWS, Balls, ball_radii, clouds, count_in_balls
 
 _DEFAULT_K = 3  # arXiv:1904.06991, the ADM suite and torch-fidelity; dgm-eval and StudioGAN take 5.
-_BLOCK_ROWS = 2048
-#: Squared distance over squared norms below which two float32 feature vectors are the same (their rounding is 6e-8).
-_EQUAL_RELATIVE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -40,18 +37,25 @@ class ManifoldScores:
     coverage: float
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = _DEFAULT_K, block_rows: int = _BLOCK_ROWS) -> ManifoldScores:
+def precision_recall(real: Tensor, fake: Tensor, k: int = _DEFAULT_K, block_rows: int = BLOCK_ROWS) -> ManifoldScores:
     """Precision, recall, density and coverage of fake against real features.
 
+    The counts are those of distances in float64. Two features whose squared distance is below 1e-12 of the sum
+    of their squared lengths (about the mean of the reals) count as one: that is the rounding of one image
+    scored twice.
+
     Args:
-        real: (N, D) features.
-        fake: (M, D) features.
+        real: (N, D) features, finite.
+        fake: (M, D) features, finite.
         k: Which nearest neighbour sets a ball's radius, 1 to min(N, M) - 1.
-        block_rows: Rows per block of distances; memory is block_rows * max(N, M) numbers, the result does not
-            change.
+        block_rows: Side of a tile of distances: memory is some ten times its square, plus its product with D;
+            the result does not change.
+
+    Returns:
+        The four shares.
 
     Raises:
-        ValueError: If shapes disagree or a set has too few samples for k.
+        ValueError: If shapes disagree, a value is not finite, or a set has too few samples for k.
     """
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(f"features must be (N, D) and (M, D), got {tuple(real.shape)} and {tuple(fake.shape)}.")
@@ -59,44 +63,18 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = _DEFAULT_K, block_rows
         raise ValueError(
             f"k must lie between 1 and the smaller set minus one ({min(len(real), len(fake)) - 1}), got {k}: give more images."
         )
-    # Centring changes no distance and keeps digits in |x|^2 + |y|^2 - 2 x.y.
-    center = real.double().mean(0)
-    real, fake = real.double() - center, fake.double() - center
-    real_radius, fake_radius = _radii(real, k, block_rows), _radii(fake, k, block_rows)
-
-    num_balls_of_fake = torch.zeros(len(fake), dtype=torch.float64)
-    is_real_covered = []
-    is_real_recalled = []
-    for start in range(0, len(real), block_rows):
-        distances = _squared_distances(real[start : start + block_rows], fake)  # (b, M)
-        inside_real = distances <= real_radius[start : start + block_rows, None]
-        num_balls_of_fake += inside_real.sum(0)
-        is_real_covered.append(inside_real.any(1))
-        is_real_recalled.append((distances <= fake_radius).any(1))
+    if block_rows < 1:
+        raise ValueError(f"block_rows must be at least 1, got {block_rows}.")
+    real_cloud, fake_cloud = clouds(real, fake, block_rows)
+    real_balls = Balls(real_cloud, ball_radii(real_cloud, k))
+    fake_balls = Balls(fake_cloud, ball_radii(fake_cloud, k))
+    counts = count_in_balls(real_balls, fake_balls)
     return ManifoldScores(
-        precision=float((num_balls_of_fake > 0).double().mean()),
-        recall=float(torch.cat(is_real_recalled).double().mean()),
-        density=float(num_balls_of_fake.mean() / k),
-        coverage=float(torch.cat(is_real_covered).double().mean()),
+        precision=float((counts.num_real_balls > 0).mean()),
+        recall=float(counts.is_real_recalled.mean()),
+        density=float(counts.num_real_balls.mean() / k),
+        coverage=float(counts.is_real_covered.mean()),
     )
-
-
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """(N, D), (M, D) -> (N, M); pairs that are equal to float32 rounding have distance 0."""
-    norms = x.square().sum(1)[:, None] + y.square().sum(1)
-    distances = norms - 2.0 * (x @ y.T)
-    return distances.masked_fill_(distances < _EQUAL_RELATIVE * norms, 0.0)
-
-
-def _radii(x: Tensor, k: int, block_rows: int) -> Tensor:
-    """Squared distance of each sample to its k-th neighbour, itself excluded by index (a duplicate counts): (N,)."""
-    radii = []
-    for start in range(0, len(x), block_rows):
-        distances = _squared_distances(x[start : start + block_rows], x)
-        rows = torch.arange(len(distances))
-        distances[rows, start + rows] = torch.inf
-        radii.append(distances.kthvalue(k, dim=1).values)
-    return torch.cat(radii)
 
 
 class PrecisionRecall(FeatureMetric):

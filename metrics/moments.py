@@ -66,7 +66,8 @@ def pivoted_cholesky(sigma: Tensor) -> Tensor:
         raise ValueError(f"sigma has a negative variance ({float(diagonal.min()):g} on its diagonal): it is not a covariance.")
     if float(diagonal.max()) == 0.0:
         return sigma.new_zeros(len(sigma), 0)
-    packed, pivots, rank, _ = lapack.dpstrf(sigma.numpy(), lower=1)
+    # LAPACK reads columns: the transpose of the symmetric matrix spares a copy.
+    packed, pivots, rank, _ = lapack.dpstrf(sigma.numpy().T, lower=1)
     factor = torch.from_numpy(packed).tril()[:, :rank]
     result = torch.empty_like(factor)
     result[torch.from_numpy(pivots).long() - 1] = factor
@@ -161,8 +162,9 @@ class MomentAccumulator:
         rows = torch.cat(self.pending).double()
         self.pending, self.num_pending = [], 0
         mean = rows.mean(0)
-        centred = rows - mean
-        self._merge(len(rows), mean, centred.T @ centred)
+        centred = rows.sub_(mean).numpy()
+        # numpy sees that both factors are one array and computes half of the symmetric product (BLAS syrk).
+        self._merge(len(rows), mean, torch.from_numpy(centred.T @ centred))
 
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         """Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm" (1979), equation 2.1, in D dimensions."""

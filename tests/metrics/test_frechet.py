@@ -8,6 +8,7 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
+import metrics.frechet as frechet_module
 from metrics.frechet import FrechetDistance, frechet_distance, frechet_distance_from_features, gaussian_distance
 from metrics.metric import SmallSampleWarning
 from metrics.moments import Gaussian, MomentAccumulator, centred_factor, pivoted_cholesky
@@ -17,6 +18,12 @@ def _features(count: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(dim, dim, generator=generator) / dim**0.5
     return torch.randn(count, dim, generator=generator) @ mixing + shift
+
+
+def _fit(features: Tensor) -> Gaussian:
+    accumulator = MomentAccumulator()
+    accumulator.append(features)
+    return accumulator.gaussian()
 
 
 def test_equal_covariances_leave_the_mean_distance() -> None:
@@ -54,18 +61,98 @@ def test_low_rank_factors_equal_the_full_formula(n: int, m: int) -> None:
     assert frechet_distance_from_features(a, b) == pytest.approx(expected.item(), rel=1e-10)
 
 
-def test_agrees_with_50_digit_arithmetic() -> None:
+def _exact_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """The formula in 50-digit arithmetic, on two feature sets."""
     mpmath = pytest.importorskip("mpmath")
-    rng = np.random.RandomState(0)
-    scale = 10.0 ** np.arange(0, -5, -1)
-    first, second = rng.randn(30, 5) * scale, rng.randn(30, 5) * scale[::-1]
-    s1, s2 = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
     with mpmath.workdps(50):
-        eigenvalues, _ = mpmath.eig(mpmath.matrix(s1.tolist()) * mpmath.matrix(s2.tolist()))
-        trace = sum(mpmath.sqrt(mpmath.re(value)) for value in eigenvalues)
-        terms = [mpmath.mpf(x) for x in np.concatenate([np.diag(s1), np.diag(s2)]).tolist()]
-        expected = float(sum(terms) - 2 * trace)
-    assert frechet_distance(np.zeros(5), s1, np.zeros(5), s2) == pytest.approx(expected, rel=1e-13)
+
+        def fit(features: np.ndarray) -> tuple[object, object]:
+            rows = mpmath.matrix(features.tolist())
+            mean = mpmath.matrix([mpmath.fsum(rows[:, j]) / rows.rows for j in range(rows.cols)])
+            centred = mpmath.matrix(rows.rows, rows.cols)
+            for i in range(rows.rows):
+                for j in range(rows.cols):
+                    centred[i, j] = rows[i, j] - mean[j]
+            return mean, centred.T * centred / (rows.rows - 1)
+
+        (mean1, s1), (mean2, s2) = fit(first), fit(second)
+        eigenvalues = mpmath.eig(s1 * s2, left=False, right=False)
+        overlap = mpmath.fsum(mpmath.sqrt(max(mpmath.re(value), mpmath.mpf(0))) for value in eigenvalues)
+        gap = mean1 - mean2
+        traces = mpmath.fsum(s1[j, j] + s2[j, j] for j in range(s1.rows))
+        return float((gap.T * gap)[0] + traces - 2 * overlap)
+
+
+_MIXING = np.random.RandomState(1).randn(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "tolerance"),
+    [
+        pytest.param((60, np.ones(8), None), (50, np.ones(8), None), 1e-13, id="well conditioned"),
+        pytest.param((30, 10.0 ** -np.arange(8), None), (30, 10.0 ** -np.arange(7, -1, -1), None), 1e-13, id="opposite"),
+        pytest.param((60, 10.0 ** -np.arange(8), None), (50, 10.0 ** -np.arange(8), None), 1e-12, id="ill conditioned"),
+        pytest.param((60, 10.0 ** -np.arange(8), _MIXING), (50, 10.0 ** -np.arange(8), _MIXING.T), 1e-12, id="ill, mixed"),
+        pytest.param((5, np.ones(8), None), (50, np.ones(8), None), 1e-12, id="one without full rank"),
+        pytest.param((4, np.ones(8), None), (6, 10.0 ** -np.arange(8), _MIXING), 1e-12, id="both without full rank"),
+    ],
+)
+def test_agrees_with_50_digit_arithmetic(first: tuple, second: tuple, tolerance: float) -> None:
+    sets = []
+    for seed, (count, scale, mixing) in enumerate((first, second)):
+        features = np.random.RandomState(seed).randn(count, 8) * scale
+        sets.append(features @ mixing if mixing is not None else features)
+    distance = frechet_distance_from_features(*map(torch.from_numpy, sets))
+    assert distance == pytest.approx(_exact_distance(*sets), rel=tolerance)
+
+
+def test_rank_deficient_covariances_without_their_features() -> None:
+    # Whole numbers and 2^k + 1 rows: the covariance is exact in float64, so its rank is what it seems.
+    sets = [np.random.RandomState(seed).randint(-8, 9, (5, 8)).astype(float) for seed in (0, 1)]
+    sets = [np.concatenate([rows, -rows.sum(0, keepdims=True), 0 * rows[:3]]) for rows in sets]  # 9 rows of mean zero
+    fits = [(rows.mean(0), rows.T @ rows / 8) for rows in sets]
+    assert np.linalg.matrix_rank(fits[0][1]) == 5
+    assert frechet_distance(*fits[0], *fits[1]) == pytest.approx(_exact_distance(*sets), rel=1e-7)
+
+
+def _never(*args: object) -> float:
+    raise AssertionError("the other route was to be taken")
+
+
+def test_full_rank_takes_eigenvalues_and_ill_condition_takes_singular_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = _features(400, 48, 1).double(), _features(300, 48, 2, shift=0.2).double()
+    exact = frechet_module._overlap_from_singular_values(*map(_fit, (a, b)))
+    separate = _fit(a).trace() + _fit(b).trace()
+    assert frechet_module._overlap_from_eigenvalues(_fit(a), _fit(b), separate) == pytest.approx(exact, rel=1e-13)
+    monkeypatch.setattr(frechet_module, "_overlap_from_singular_values", _never)
+    for first, second in ((a, b), (a[:20], b), (a[:30], b[:25])):
+        frechet_distance_from_features(first, second)
+    # Rows in a thin sheet: eigenvalues of the product below the rounding of the largest one.
+    thin = a * torch.logspace(0, -9, 48, dtype=torch.float64)
+    thin = thin @ torch.linalg.qr(_features(48, 48, 3).double()).Q
+    with pytest.raises(AssertionError, match="other route"):
+        frechet_distance_from_features(thin, thin.flip(1))
+
+
+def test_eigenvalues_are_refused_where_they_would_be_wrong() -> None:
+    # S1 S2 has eigenvalues 1e-12 to 1e-14 only, while |S1| |S2| = 1: all digits of the roots are lost at 1e-16.
+    rotation = torch.linalg.qr(_features(6, 6, 4).double()).Q
+    big, small = torch.eye(6, dtype=torch.float64)[:3], torch.eye(6, dtype=torch.float64)[3:]
+    first = rotation.T @ (big.T @ big + 1e-12 * small.T @ small) @ rotation
+    second = rotation.T @ (1e-14 * big.T @ big + small.T @ small) @ rotation
+    zero = torch.zeros(6, dtype=torch.float64)
+    pair = Gaussian(mu=zero, sigma=(first + first.T) / 2), Gaussian(mu=zero, sigma=(second + second.T) / 2)
+    assert frechet_module._overlap_from_eigenvalues(*pair, separate=1e-6) is None
+    # Beside a distance of 60 the same error does not show: the overlap is 3 (1e-7 + 1e-6).
+    assert frechet_module._overlap_from_eigenvalues(*pair, separate=60.0) == pytest.approx(3.3e-6, abs=1e-7)
+    assert gaussian_distance(*pair) == pytest.approx(6.0 - 6.6e-6, abs=1e-7)
+
+
+def test_symmetric_product_of_the_accumulator_is_symmetric() -> None:
+    accumulator = MomentAccumulator()
+    accumulator.append(_features(700, 33, 12))
+    covariance = accumulator.gaussian().covariance()
+    assert torch.equal(covariance, covariance.T)
 
 
 def test_identical_sets_are_at_zero_distance() -> None:
@@ -160,6 +247,8 @@ def test_refuses_what_is_no_gaussian() -> None:
         frechet_distance(np.zeros(2), np.array([[1.0, 5.0], [5.0, 1.0]]), np.zeros(2), np.eye(2))
     with pytest.raises(ValueError, match="finite"):
         frechet_distance_from_features(torch.full((3, 2), torch.nan), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        gaussian_distance(_fit(torch.full((3, 2), torch.nan)), _fit(torch.zeros(3, 2)))
     with pytest.raises(ValueError, match="at least two samples"):
         frechet_distance_from_features(torch.zeros(1, 2), torch.zeros(3, 2))
 
