@@ -74,7 +74,8 @@ class ClassFrechetDistance(Metric):
         for side, own, other in (("real", real, fake), ("fake", fake, real)):
             few = sorted(label for label in own | other if label not in own or len(own[label]) < 2)
             if few or not own:
-                named = ", ".join(map(str, few[:_NUM_NAMED])) + (f" and {len(few) - _NUM_NAMED} more" if few[_NUM_NAMED:] else "")
+                shown = [self.class_names.get(label, str(label)) for label in few[:_NUM_NAMED]]
+                named = ", ".join(shown) + (f" and {len(few) - _NUM_NAMED} more" if few[_NUM_NAMED:] else "")
                 raise ValueError(
                     f"class-wise distances need at least 2 {side} images of every class, and these classes have fewer: "
                     f"{named or 'all'}."

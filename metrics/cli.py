@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from metrics import registry
 
@@ -53,9 +54,13 @@ exit codes: 0 a score, 2 wrong input (one sentence says what), 130 interrupted."
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence."""
+    """A parser whose errors are one sentence, printed, or raised for a caller in Python."""
+
+    raises = False
 
     def error(self, message: str) -> NoReturn:
+        if self.raises:
+            raise ValueError(f"{message}.")
         sys.stderr.write(f"error: {message} (fid-score --help shows how)\n")
         raise SystemExit(EXIT_USER_ERROR)
 
@@ -94,7 +99,7 @@ def _epilog() -> str:
     return f"metrics:\n{scores}\n\nprotocols:\n{protocols}\n\n{_EXAMPLES}\n\n{_NOTES}"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     """Return the parser of `fid-score`."""
     parser = _Parser(
         prog="fid-score",
@@ -229,13 +234,13 @@ def _add_spellings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--samples-find-deep", action="store_true", help="folders are always searched recursively")
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str], parser: _Parser | None = None) -> argparse.Namespace:
     """Parse, and bring other tools' spellings to ours.
 
     Raises:
         SystemExit: After --help, or after one sentence on stderr.
     """
-    parser = build_parser()
+    parser = parser or build_parser()
     args = parser.parse_intermixed_args(_with_explicit_json(argv))
     if args.input1 is not None or args.input2 is not None:
         if args.path:
@@ -253,6 +258,37 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if args.save_stats and len(args.path) != 2:
         parser.error(f"--save-stats takes two paths, images and the .npz to write, got {len(args.path)}")
     return args
+
+
+def parse_options(paths: Sequence[str], options: Mapping[str, Any]) -> argparse.Namespace:
+    """Parse options given from Python as the command line's are, with the same defaults, conversions and refusals.
+
+    Args:
+        paths: Reference, if any, then sample sets.
+        options: Value by the flag's long name with underscores; lists for --metrics and --weights may be lists.
+
+    Raises:
+        TypeError: If an option is no flag.
+        ValueError: If a value is refused.
+    """
+    parser = build_parser()
+    flags = {action.dest: action for action in parser._actions if action.option_strings}
+    argv = list(paths)
+    for name, value in options.items():
+        if name not in flags:
+            raise TypeError(f"score() has no option {name!r}: its options are the long flags of fid-score.")
+        flag = max(flags[name].option_strings, key=len)
+        if value is None or value is False:
+            continue
+        if value is True:
+            argv.append(flag)
+        elif isinstance(value, list | tuple):
+            joined = [",".join(map(str, value))] if name == "metrics" else map(str, value)
+            argv += [f"{flag}={item}" for item in joined]
+        else:
+            argv.append(f"{flag}={value}")
+    parser.raises = True
+    return parse_arguments(argv, parser)
 
 
 def _with_explicit_json(argv: Sequence[str]) -> list[str]:
@@ -279,14 +315,15 @@ def main(argv: list[str] | None = None) -> int:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:  # argparse exits for --help and for errors.
         return int(stop.code or 0)
+    from metrics.allocator import keep_freed_memory
+
+    keep_freed_memory()
     from metrics.scoring import run
 
     try:
         run(args)
     except (ValueError, TypeError, OSError) as error:
-        # OSError texts of Python carry "[Errno 28]"; ours are sentences already.
-        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
-        sys.stderr.write(f"error: {' '.join(text.split())}\n")
+        _say(error)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: run the same command again and it goes on from the features kept so far\n")
@@ -294,5 +331,24 @@ def main(argv: list[str] | None = None) -> int:
     return EXIT_OK
 
 
+def _say(error: Exception) -> None:
+    """Print an error as one sentence; one that all processes know of is the main one's to print."""
+    from metrics.distributed import SharedError, describe_error
+
+    if not isinstance(error, SharedError) or os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"error: {describe_error(error)}\n")
+
+
+def entry() -> NoReturn:
+    """Run as a program: leave at once when done, instead of unloading torch for half a second."""
+    code = main()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        pass  # Whoever read the table has closed it, as `head` does.
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

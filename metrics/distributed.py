@@ -16,6 +16,10 @@ import torch.distributed as dist
 _TIMEOUT = timedelta(hours=24)
 
 
+class SharedError(ValueError):
+    """An error that every process of the run has been told of: the main one says it."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """The processes of a run and this one's place among them.
@@ -51,14 +55,21 @@ class Processes:
         """Raise on all processes if one of them failed, so that none waits for it forever.
 
         Raises:
-            ValueError: With the message of the first process that failed.
+            SharedError: With the message of the first process that failed; alone, a process raises its own error.
         """
-        messages = self.gather(None if error is None else str(error))
-        if error is not None:
-            raise error
-        failed = [message for message in messages if message is not None]
+        if self.count == 1:
+            if error is not None:
+                raise error
+            return
+        failed = [message for message in self.gather(None if error is None else describe_error(error)) if message is not None]
         if failed:
-            raise ValueError(failed[0])
+            raise SharedError(failed[0]) from error
+
+
+def describe_error(error: Exception) -> str:
+    """Return an error as one sentence; texts of the operating system carry "[Errno 28]", ours are sentences already."""
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class Extraction:
             "precision": self.precision,
         }
 
-    def __call__(self, images: Images, features: Iterable[str]) -> dict[str, Tensor]:
+    def __call__(self, images: Images, features: Sequence[str]) -> dict[str, Tensor]:
         """Compute features of a batch.
 
         Args:
@@ -73,7 +73,7 @@ class Extraction:
         batch = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
         with torch.inference_mode(), _full_float32(), self._autocast(device):
             pixels = self.resizer(batch, self.extractor.input_size)  # (B, 3, h, w)
-            output = self.extractor(self.extractor.match_protocol(pixels, self.resizer.name))
+            output = self.extractor.compute(self.extractor.match_protocol(pixels, self.resizer.name), features)
             found = {name: output[name].float().cpu() for name in features}  # (B, D) each
         # Tensors made in inference mode can't be changed in place later; copies can.
         return {name: values.clone() for name, values in found.items()}

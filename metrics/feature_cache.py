@@ -25,7 +25,7 @@ from torch import Tensor
 from metrics.cache import cache_dir
 
 TILE_IMAGES = 256  # A few seconds of work on a CPU: what an interruption costs at most.
-_FORMAT = "1"
+_FORMAT = "2"
 _KEY_DIGITS = 32
 _LIMIT_BYTES = 20 * 2**30  # 50,000 images of one 2048-d feature take 0.4 GB.
 
@@ -39,12 +39,14 @@ class Tile:
         features: Feature name -> (n, D) float32, rows as `indices`.
         labels: Class name of each, or None.
         digests: sha256 of each image's size and pixels.
+        sizes: Each size that occurs ("256x256", width first) -> place of the first image that has it.
     """
 
     indices: list[int]
     features: dict[str, Tensor]
     labels: list[str] | None
     digests: list[str]
+    sizes: dict[str, int]
 
 
 def default_cache_root() -> Path:
@@ -91,7 +93,7 @@ class FeatureCache:
                     indices = stored.get_tensor("indices")
                     record = json.loads(stored.metadata()["record"])
                 os.utime(folder)  # The time of last use, for `prune`.
-            return Tile(indices.tolist(), features, record["labels"], record["digests"])
+            return Tile(indices.tolist(), features, record["labels"], record["digests"], record["sizes"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None  # Absent, or damaged: it is computed again and overwritten.
 
@@ -99,7 +101,7 @@ class FeatureCache:
         """Store a tile; a disk that refuses ends caching, not the run."""
         if self.failure is not None:
             return
-        record = {"labels": tile.labels, "digests": tile.digests}
+        record = {"labels": tile.labels, "digests": tile.digests, "sizes": tile.sizes}
         try:
             for name, folder in folders.items():
                 tensors = {"features": tile.features[name].contiguous(), "indices": torch.tensor(tile.indices, dtype=torch.int64)}
@@ -113,9 +115,11 @@ class FeatureCache:
             return
         found = []
         for folder in self.root.iterdir():
-            if folder.is_dir():
+            try:
                 size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
                 found.append((folder.stat().st_mtime, size, folder))
+            except OSError:
+                continue  # Another run prunes as well.
         excess = sum(size for _, size, _ in found) - self.limit_bytes
         for _, size, folder in sorted(found):
             if excess <= 0:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
 from torch import Tensor
 
 from metrics.metric import SIDES, Metric, SmallSampleWarning, side_name
@@ -120,6 +119,8 @@ def _overlap_from_eigenvalues(first: Gaussian, second: Gaussian, separate: float
 
 def _coupling_eigenvalues(first: Gaussian, second: Gaussian) -> np.ndarray | None:
     """Eigenvalues of S1 S2 other than those that are 0 for lack of rank; None if no covariance is positive definite."""
+    from scipy.linalg import lapack  # A tenth of a second to import, which fewer samples than dimensions never need.
+
     if first.factor is not None and second.factor is not None:
         coupling = first.factor.numpy().T @ second.factor.numpy()
         if coupling.shape[0] > coupling.shape[1]:

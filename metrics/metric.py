@@ -46,6 +46,8 @@ class Metric(ABC):
 
     def __init__(self, feature: str | None = None) -> None:
         self.feature = feature
+        #: Class number -> name, for messages; filled where classes have names.
+        self.class_names: dict[int, str] = {}
 
     def bind(self, extractor: FeatureExtractor) -> None:
         """Choose the feature to read, and with it the names of the results."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.linalg import lapack
 from torch import Tensor
 
 _MIN_FLUSH_ROWS = 512  # Rows per matrix product: enough that it, not the update of the (D, D) sum, takes the time.
@@ -61,6 +60,8 @@ def pivoted_cholesky(sigma: Tensor) -> Tensor:
     Raises:
         ValueError: If a diagonal entry is negative or the matrix is clearly not positive semidefinite.
     """
+    from scipy.linalg import lapack
+
     diagonal = sigma.diagonal()
     if bool((diagonal < 0).any()):
         raise ValueError(f"sigma has a negative variance ({float(diagonal.min()):g} on its diagonal): it is not a covariance.")

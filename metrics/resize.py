@@ -57,6 +57,8 @@ class Resizer(ABC):
         for index, image in enumerate(images):
             check_images(image[None])
             groups.setdefault((image.shape[1], image.shape[2]), []).append(index)
+        if len(groups) == 1:
+            return self.resize(torch.stack(images), size)
         # Images of one size are resized together; the filter never sees more than one image, so grouping changes nothing.
         result = torch.empty((len(images), 3, size, size), dtype=torch.float32, device=images[0].device)
         for indices in groups.values():

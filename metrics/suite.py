@@ -13,7 +13,7 @@ from tqdm import tqdm
 from metrics import registry
 from metrics.extraction import Extraction, Images, check_finite, map_on_cores, microbatch_size, num_cores
 from metrics.extractors.base import FeatureExtractor
-from metrics.metric import CLASS_LABELS, SIDES, Metric, side_name
+from metrics.metric import CLASS_LABELS, SIDES, FeatureCollector, Metric, side_name
 from metrics.resize import check_images
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class MetricSuite:
             "num_real": self._num_images(True),
             "num_fake": self._num_images(False),
             "reference": self._stored.get("real"),
-            "metrics": {name: metric.parameters for name, metric in zip(self._metric_names(), self.metrics, strict=True)},
+            "metrics": self._parameters(),
         }
 
     def _num_images(self, real: bool) -> int | None:
@@ -229,14 +229,15 @@ class MetricSuite:
         number: int | None = self._stored[side_name(real)]["num_images"]
         return number
 
-    def _metric_names(self) -> list[str]:
-        """Return the metrics' names, told apart by feature where two share one, else by number."""
-        names: list[str] = []
-        for metric in self.metrics:
-            is_shared = sum(other.name == metric.name for other in self.metrics) > 1
+    def _parameters(self) -> dict[str, dict[str, Any]]:
+        """Return each metric's parameters by its name, told apart by feature where two share one, else by number."""
+        scoring = [metric for metric in self.metrics if not isinstance(metric, FeatureCollector)]
+        found: dict[str, dict[str, Any]] = {}
+        for metric in scoring:
+            is_shared = sum(other.name == metric.name for other in scoring) > 1
             name = f"{metric.name}_{metric.feature}" if is_shared else metric.name
-            names.append(name if name not in names else f"{name}_{len(names)}")
-        return names
+            found[name if name not in found else f"{name}_{len(found)}"] = metric.parameters
+        return found
 
     def gather(self, gather_object: Callable[[Any], list[Any]]) -> None:
         """Merge the states of all processes, so that each holds the whole; call it on every process before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -67,6 +68,10 @@ class FeatureExtractor(nn.Module, ABC):
         Returns:
             Feature name -> float32 (B, D).
         """
+
+    def compute(self, images: Tensor, features: Iterable[str]) -> dict[str, Tensor]:
+        """Compute at least the features named; a network that can leave the others out overrides this."""
+        return self.forward(images)
 
     def match_protocol(self, images: Tensor, resizer: str) -> Tensor:
         """Return the images as `forward` must get them under a resizer's protocol; most networks know only one way."""

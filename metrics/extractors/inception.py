@@ -9,7 +9,7 @@ distribute them; each batch norm is folded into its convolution when a file is l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -102,8 +102,7 @@ class MixedBlock(nn.Module):
             return self.branch_pool(F.max_pool2d(images, 3, stride=1, padding=1))
         # The published order is mean, then 1x1 convolution. Both are linear and the mean leaves padding out, so the
         # convolution may go first: the mean then runs over 32 to 192 channels instead of 192 to 1280.
-        projected = F.conv2d(images, self.branch_pool.weight, self.branch_pool.bias)
-        return F.avg_pool2d(projected, 3, stride=1, padding=1, count_include_pad=False).relu_()
+        return F.avg_pool2d(self.branch_pool.project(images), 3, stride=1, padding=1, count_include_pad=False).relu_()
 
 
 def _block_a(in_channels: int, pool_channels: int) -> MixedBlock:
@@ -184,9 +183,6 @@ class InceptionV3(FeatureExtractor):
     embedding = "pool3"
     class_logits = "logits_unbiased"
     frechet_names: ClassVar[dict[str, str]] = {"pool3": "fid", "spatial": "sfid"}
-    # The first maps take 5.5 MB an image. Blocks of more than a few of them are mapped anew by malloc at each layer, and a
-    # twentieth of the time goes into page faults.
-    microbatch: ClassVar[int] = 2
 
     def __init__(self, state: Mapping[str, Tensor], weights_sha256: str) -> None:
         super().__init__()
@@ -268,23 +264,33 @@ class InceptionV3(FeatureExtractor):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute all features of images, float32 (B, 3, 299, 299) in [0, 255]."""
-        features: dict[str, Tensor] = {}
+        return self.compute(images, self.feature_dims)
+
+    def compute(self, images: Tensor, features: Iterable[str]) -> dict[str, Tensor]:
+        """Compute the features named of images, float32 (B, 3, 299, 299) in [0, 255]."""
+        wanted = set(features)
+        found: dict[str, Tensor] = {}
         x = ((images - _TF_CENTER) / _TF_CENTER).contiguous(memory_format=torch.channels_last)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # (B, 64, 147, 147)
         x = F.max_pool2d(x, 3, stride=2)  # (B, 64, 73, 73)
-        features["64"] = x.mean((2, 3))  # (B, 64)
+        if "64" in wanted:
+            found["64"] = x.mean((2, 3))  # (B, 64)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))  # (B, 192, 71, 71)
         x = F.max_pool2d(x, 3, stride=2)  # (B, 192, 35, 35)
-        features["192"] = x.mean((2, 3))  # (B, 192)
+        if "192" in wanted:
+            found["192"] = x.mean((2, 3))  # (B, 192)
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))  # (B, 288, 35, 35)
         x = self.Mixed_6a(x)  # (B, 768, 17, 17)
         x = self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(x)))  # (B, 768, 17, 17)
-        # Mixed_6d is TF's mixed_6, and its first channels are those of its 1x1 branch, TF's mixed_6/conv.
-        features["spatial"] = x[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B, 2023), TF's order
+        if "spatial" in wanted:
+            # Mixed_6d is TF's mixed_6, and its first channels are those of its 1x1 branch, TF's mixed_6/conv.
+            found["spatial"] = x[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B, 2023), TF's order
         x = self.Mixed_6e(x)  # (B, 768, 17, 17)
-        features["768"] = x.mean((2, 3))  # (B, 768)
+        if "768" in wanted:
+            found["768"] = x.mean((2, 3))  # (B, 768)
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (B, 2048, 8, 8)
-        features["pool3"] = x.mean((2, 3))  # (B, 2048)
-        features["logits_unbiased"] = features["pool3"] @ self.fc.weight.T  # (B, 1008)
-        features["logits"] = features["logits_unbiased"] + self.fc.bias  # (B, 1008)
-        return features
+        found["pool3"] = x.mean((2, 3))  # (B, 2048)
+        if wanted & {"logits", "logits_unbiased"}:
+            found["logits_unbiased"] = found["pool3"] @ self.fc.weight.T  # (B, 1008)
+            found["logits"] = found["logits_unbiased"] + self.fc.bias  # (B, 1008)
+        return found

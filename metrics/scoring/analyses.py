@@ -12,7 +12,6 @@ import torch
 from metrics.extraction import Extraction
 from metrics.frechet import FrechetDistance, frechet_distance_from_features
 from metrics.metric import FeatureCollector
-from metrics.scoring.feed import Feeder
 from metrics.scoring.report import Report, Result
 from metrics.scoring.sides import Side
 from metrics.suite import MetricSuite
@@ -23,22 +22,39 @@ _PRECISION_IMAGES = 128  # Of each side: enough to see a percent, seconds on a C
 _READ_IMAGES = 16
 
 
-def run_all(
-    suites: Sequence[MetricSuite],
-    reference: Side | None,
-    samples: Sequence[Side],
-    args: argparse.Namespace,
-    feeder: Feeder,
-    report: Report,
-) -> None:
-    """Run the analyses that the arguments ask for; they need one sample set and its reference.
+def check(suites: Sequence[MetricSuite], reference: Side | None, samples: Sequence[Side], args: argparse.Namespace) -> None:
+    """Raise before any work if an analysis that the arguments ask for lacks what it needs.
 
     Raises:
-        ValueError: If they do not have what they need.
+        ValueError: If it does.
     """
     wanted = [flag for flag in ("match_classes", "sensitivity_map", "cas") if getattr(args, flag) is not None]
-    if wanted and (reference is None or len(samples) != 1):
+    if not wanted:
+        return
+    if reference is None or len(samples) != 1:
         raise ValueError(f"--{wanted[0].replace('_', '-')} needs a reference and one sample set: fid-score A B.")
+    if args.match_classes is not None:
+        if all(suite.extractor.class_logits is None for suite in suites):
+            raise ValueError("--match-classes needs a network that is a classifier: score fid (Inception-v3) as well.")
+        if not any(isinstance(metric, FrechetDistance) for suite in suites for metric in suite.metrics):
+            raise ValueError("--match-classes shows what matching does to Frechet distances: score fid or another as well.")
+        for side in (reference, *samples):
+            if side.images is None:
+                raise ValueError(f"--match-classes needs the images of both sides, and {side.path} holds statistics.")
+        if args.match_num is not None and args.match_num > len(samples[0].images or ()):
+            raise ValueError(f"--match-num must not exceed the samples ({len(samples[0].images or ())}), got {args.match_num}.")
+    if args.sensitivity_map is not None and (samples[0].images is None or _fid_of(suites) is None):
+        raise ValueError("--sensitivity-map needs FID and sample images: score fid on a set of images.")
+    if args.cas is not None:
+        for side in (samples[0], reference):
+            if side.images is None or not side.images.has_labels:
+                raise ValueError(f"--cas needs labelled images, and {side.path} has none: put images into one folder per class.")
+
+
+def run_all(
+    suites: Sequence[MetricSuite], reference: Side | None, samples: Sequence[Side], args: argparse.Namespace, report: Report
+) -> None:
+    """Run the analyses that the arguments ask for, after `check` has passed them."""
     if reference is None:
         return
     if args.match_classes is not None:
@@ -52,13 +68,19 @@ def run_all(
             _precision_effect(suites, reference, side, result)
 
 
+def _fid_of(suites: Sequence[MetricSuite]) -> tuple[MetricSuite, FrechetDistance] | None:
+    for suite in suites:
+        for metric in suite.metrics:
+            if isinstance(metric, FrechetDistance) and (suite.extractor.name, metric.feature) == ("inception-v3", "pool3"):
+                return suite, metric
+    return None
+
+
 def _match_classes(suites: Sequence[MetricSuite], args: argparse.Namespace, result: Result) -> None:
     """Draw samples whose classes are distributed as the reference's and score those."""
     from metrics.class_matching import match_classes
 
-    classifier = next((suite for suite in suites if suite.extractor.class_logits is not None), None)
-    if classifier is None:
-        raise ValueError("--match-classes needs a network that is a classifier: score fid (Inception-v3) as well.")
+    classifier = next(suite for suite in suites if suite.extractor.class_logits is not None)
     logits = _collected(classifier, str(classifier.extractor.class_logits))
     real, fake = {}, {}
     for suite in suites:
@@ -84,22 +106,16 @@ def _collected(suite: MetricSuite, feature: str) -> tuple[torch.Tensor, torch.Te
     for metric in suite.metrics:
         if isinstance(metric, FeatureCollector) and metric.feature == feature:
             return metric.features(True), metric.features(False)
-    raise ValueError(f"--match-classes needs the images of both sides; features {feature} of one are not at hand.")
+    raise AssertionError(f"no features {feature} were collected of {suite.extractor.name}")
 
 
 def _draw_sensitivity(suites: Sequence[MetricSuite], side: Side, path: Path, result: Result) -> None:
     from metrics.resize import build_resizer
     from metrics.sensitivity import fid_sensitivity, save_overlays
 
-    found = [
-        (suite, metric)
-        for suite in suites
-        for metric in suite.metrics
-        if isinstance(metric, FrechetDistance) and suite.extractor.name == "inception-v3" and metric.feature == "pool3"
-    ]
-    if not found or side.images is None:
-        raise ValueError("--sensitivity-map needs FID and sample images: score fid on a set of images.")
-    suite, metric = found[0]
+    found = _fid_of(suites)
+    assert found is not None, "checked before"
+    suite, metric = found
     images = _first_images(side, _MAP_IMAGES)
     # The figure shows images side by side, so they are brought to one size first; that is the size the network sees.
     resizer = suite.extraction.resizer.name
@@ -112,9 +128,6 @@ def _draw_sensitivity(suites: Sequence[MetricSuite], side: Side, path: Path, res
 def _classification_accuracy(reference: Side, samples: Side, args: argparse.Namespace, result: Result) -> None:
     from metrics.classification_accuracy import classification_accuracy_score
 
-    for side in (samples, reference):
-        if side.images is None or not side.images.has_labels:
-            raise ValueError(f"--cas needs labelled images, and {side.path} has none: put images into one folder per class.")
     assert samples.images is not None and reference.images is not None
     scores = classification_accuracy_score(
         samples.images,
@@ -136,6 +149,7 @@ def _classification_accuracy(reference: Side, samples: Side, args: argparse.Name
 def _precision_effect(suites: Sequence[MetricSuite], reference: Side, side: Side, result: Result) -> None:
     """Say how far the lower precision moves the distance, on the first images of both sides."""
     if reference.images is None or side.images is None:
+        result.notes.append("what the precision costs is not known: it is measured on the images of both sides.")
         return
     pairs = [_first_images(each, _PRECISION_IMAGES) for each in (reference, side)]
     for suite in suites:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from metrics.metric import Metric, side_name
 from metrics.sources import ImageBatch, ImageSource
 from metrics.suite import MetricSuite
 
+_MAX_CLASS_DIGITS = 18  # 10^18 < 2^62, where the numbers of names start.
 _COSTLY_TILE_IMAGES = 32  # What a generator samples may take seconds an image: lose less of it.
 
 
@@ -65,8 +66,6 @@ class Feeder:
     cache: FeatureCache | None = None
     same_size_for: str | None = None
     progress: bool | None = None
-    #: Class name -> number, shared by all sides so that a class is the same on each.
-    vocabulary: dict[str, int] = field(default_factory=dict)
 
     def feed(self, consumers: Sequence[Consumer], source: ImageSource, real: bool) -> Fed:
         """Run every image of `source` through the networks and give the features to the metrics, on all processes.
@@ -75,59 +74,80 @@ class Feeder:
             ValueError: If an image can't be read, has a size that the protocol forbids, or makes a feature infinite; on
                 every process if on one.
         """
+        share = _Share()
         error: Exception | None = None
-        found: tuple[int, int, list[str]] = (0, 0, [])
         try:
-            found = self._feed_share(consumers, source, real)
+            self._feed_share(consumers, source, real, share)
         except (ValueError, TypeError, OSError) as caught:
             error = caught
         self.processes.agree(error)
+        everyone = self.processes.gather(share)
+        sizes = [pair for part in everyone for pair in part.sizes.items()]
+        self._check_sizes(dict(reversed(sizes)), source)
         if self.processes.count > 1:
             for consumer in consumers:
                 consumer.suite.gather_side(real, self.processes.gather, consumer.metrics)
-        return self._agree(*found, source)
+        for consumer in consumers:
+            for metric in consumer.metrics:
+                for part in everyone:
+                    metric.class_names.update(part.class_names)
+        return Fed(
+            num_images=sum(part.num_read for part in everyone),
+            num_skipped=sum(part.num_expected - part.num_read for part in everyone),
+            skipped=[name for part in everyone for name in part.skipped],
+            pixels_sha256=hashlib.sha256(b"".join(part.digests for part in everyone)).hexdigest(),
+        )
 
-    def _feed_share(self, consumers: Sequence[Consumer], source: ImageSource, real: bool) -> tuple[int, int, list[str]]:
-        """Feed this process's share; return how many images were read, how many there are, and their fingerprints."""
+    def _feed_share(self, consumers: Sequence[Consumer], source: ImageSource, real: bool, share: _Share) -> None:
+        """Feed this process's share of the images, and note in `share` what was met."""
         most = _COSTLY_TILE_IMAGES if source.is_costly else TILE_IMAGES
         tile_images = max(1, min(most, -(-len(source) // self.processes.count)))
         num_tiles = -(-len(source) // tile_images)
         mine = self.processes.share(num_tiles)
-        first, last = mine.start * tile_images, min(mine.stop * tile_images, len(source))
+        share.num_expected = max(0, min(mine.stop * tile_images, len(source)) - mine.start * tile_images)
         run = _Run(self, consumers, source, tile_images, side_name(real))
-        num_read = 0
-        digests: list[str] = []
-        bar = tqdm(
-            total=max(last - first, 0), desc=str(source.path), unit="img", disable=_is_hidden(self.progress, self.processes)
-        )
-        with bar:
+        is_hidden = _is_hidden(self.progress, self.processes)
+        with tqdm(total=share.num_expected, desc=str(source.path), unit="img", disable=is_hidden) as bar:
             for number, tiles in run.tiles(mine):
                 for consumer, tile in zip(consumers, tiles, strict=True):
                     places = torch.tensor(tile.indices, dtype=torch.int64)
-                    labels = self._label_numbers(tile.labels)
-                    consumer.suite.add(tile.features, real, places, labels, consumer.metrics)
-                num_read += len(tiles[0].indices)
-                digests += tiles[0].digests
+                    consumer.suite.add(tile.features, real, places, share.class_numbers(tile.labels), consumer.metrics)
+                share.num_read += len(tiles[0].indices)
+                share.digests += bytes.fromhex("".join(tiles[0].digests))
+                share.sizes = {**tiles[0].sizes, **share.sizes}
+                self._check_sizes(share.sizes, source)
                 bar.update(min((number + 1) * tile_images, len(source)) - number * tile_images)
-        return num_read, max(last - first, 0), digests
+        share.skipped = source.skipped
 
-    def _label_numbers(self, labels: list[str] | None) -> Tensor | None:
-        if labels is None:
-            return None
-        return torch.tensor([self.vocabulary.setdefault(name, len(self.vocabulary)) for name in labels], dtype=torch.int64)
-
-    def _agree(self, num_read: int, num_expected: int, digests: list[str], source: ImageSource) -> Fed:
-        everyone = self.processes.gather((num_read, num_expected - num_read, source.skipped, digests))
-        whole = hashlib.sha256()
-        for _, _, _, part in everyone:
-            for digest in part:
-                whole.update(digest.encode())
-        return Fed(
-            num_images=sum(part[0] for part in everyone),
-            num_skipped=sum(part[1] for part in everyone),
-            skipped=[name for part in everyone for name in part[2]],
-            pixels_sha256=whole.hexdigest(),
+    def _check_sizes(self, sizes: Mapping[str, int], source: ImageSource) -> None:
+        """Raise if the protocol needs images of one size and there are others; `sizes` is size -> first place."""
+        if self.same_size_for is None or len(sizes) < 2:
+            return
+        (first, _), (other, place) = sorted(sizes.items(), key=lambda pair: pair[1])[:2]
+        raise ValueError(
+            f"protocol {self.same_size_for} scores images of one size, and image {place} of {source.path} is {other} where the "
+            f"first is {first}: crop and resize them first, or choose --protocol clean."
         )
+
+
+@dataclass
+class _Share:
+    """What one process met in its part of an image set."""
+
+    num_expected: int = 0
+    num_read: int = 0
+    digests: bytearray = field(default_factory=bytearray)  # 32 bytes an image: of millions it must stay small.
+    sizes: dict[str, int] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    class_names: dict[int, str] = field(default_factory=dict)
+
+    def class_numbers(self, names: list[str] | None) -> Tensor | None:
+        """Return the classes' numbers (B,) int64, and remember which name each stands for."""
+        if names is None:
+            return None
+        numbers = [class_number(name) for name in names]
+        self.class_names.update(zip(numbers, names, strict=True))
+        return torch.tensor(numbers, dtype=torch.int64)
 
 
 class _Run:
@@ -139,7 +159,6 @@ class _Run:
         self.source = source
         self.tile_images = tile_images
         self.side = side
-        self.size: torch.Size | None = None
         self.folders: list[dict[str, Path]] = []
         if feeder.cache is not None:
             identity = source.identity()
@@ -167,7 +186,14 @@ class _Run:
 
     def _read(self, number: int) -> list[Tile | None]:
         cache = self.feeder.cache
-        return [None] * len(self.consumers) if cache is None else [cache.read(folders, number) for folders in self.folders]
+        if cache is None:
+            return [None] * len(self.consumers)
+        tiles = [cache.read(folders, number) for folders in self.folders]
+        if self.source.skip_corrupt:
+            return tiles
+        # A run that skipped damaged images left gaps; this one has to meet them and say so.
+        whole = min((number + 1) * self.tile_images, len(self.source)) - number * self.tile_images
+        return [tile if tile is not None and len(tile.indices) == whole else None for tile in tiles]
 
     def _exists(self, number: int) -> bool:
         cache = self.feeder.cache
@@ -200,7 +226,6 @@ class _Run:
     def _split(self, batches: Iterator[ImageBatch], size: int) -> Iterator[ImageBatch]:
         """Cut batches into pieces of at most `size` images that lie in one tile."""
         for batch in batches:
-            self._check_sizes(batch)
             start = 0
             while start < len(batch):
                 tile = batch.indices[start] // self.tile_images
@@ -210,18 +235,6 @@ class _Run:
                 labels = None if batch.labels is None else batch.labels[start:stop]
                 yield ImageBatch(batch.indices[start:stop], batch.images[start:stop], labels)
                 start = stop
-
-    def _check_sizes(self, batch: ImageBatch) -> None:
-        if self.feeder.same_size_for is None:
-            return
-        for index, image in zip(batch.indices, batch.images, strict=True):
-            self.size = self.size or image.shape
-            if image.shape != self.size:
-                raise ValueError(
-                    f"protocol {self.feeder.same_size_for} scores images of one size, and image {index} of {self.source.path} is "
-                    f"{image.shape[2]}x{image.shape[1]} where the first is {self.size[2]}x{self.size[1]}: "
-                    "crop and resize them first, or choose --protocol clean."
-                )
 
     def _extract(self, work: tuple[ImageBatch, list[Tile | None]]) -> _Piece:
         batch, stored = work
@@ -233,13 +246,18 @@ class _Run:
             found = consumer.suite.extraction(batch.images, _features(consumer))
             check_finite(found, batch.indices, self.side, consumer.suite.extractor)
             features.append(found)
-        return _Piece(batch, features, [_pixel_digest(image) for image in batch.images])
+        sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in batch.images]
+        return _Piece(batch, features, [_pixel_digest(image) for image in batch.images], sizes)
 
     def _finish(self, number: int, pieces: Sequence[_Piece], stored: list[Tile | None] | None) -> list[Tile]:
         """Join the pieces of a tile and keep it."""
         indices = [index for piece in pieces for index in piece.batch.indices]
         labels = [name for piece in pieces for name in piece.batch.labels or []] if self.source.has_labels else None
         digests = [digest for piece in pieces for digest in piece.digests]
+        sizes: dict[str, int] = {}
+        for piece in pieces:
+            for index, size in zip(piece.batch.indices, piece.sizes, strict=True):
+                sizes.setdefault(size, index)
         tiles = []
         for position, consumer in enumerate(self.consumers):
             tile = stored[position] if stored is not None else None
@@ -250,7 +268,7 @@ class _Run:
                     name: torch.cat([part[name] for part in parts]) if parts else torch.empty(0, dims[name])
                     for name in _features(consumer)
                 }
-                tile = Tile(indices, features, labels, digests)
+                tile = Tile(indices, features, labels, digests, sizes)
                 if self.feeder.cache is not None:
                     self.feeder.cache.write(self.folders[position], number, tile)
             tiles.append(tile)
@@ -264,6 +282,17 @@ class _Piece:
     batch: ImageBatch
     features: list[dict[str, Tensor] | None]
     digests: list[str]
+    sizes: list[str]
+
+
+def class_number(name: str) -> int:
+    """Return a number for a class that is the same on every side and in every process, whichever classes it meets.
+
+    A number stands for itself; of a name it is 62 bits of its sha256 above all such numbers.
+    """
+    if name.isascii() and name.isdigit() and len(name) <= _MAX_CLASS_DIGITS:
+        return int(name)
+    return 1 << 62 | int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 2
 
 
 def _pixel_digest(image: Tensor) -> str:

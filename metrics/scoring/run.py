@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metrics import registry
-from metrics.distributed import Processes, choose_device, join_processes
+from metrics.distributed import Processes, SharedError, choose_device, join_processes
 from metrics.feature_cache import FeatureCache, default_cache_root
 from metrics.inception_score import ClassSortedWarning
 from metrics.metric import Metric, SmallSampleWarning
@@ -29,11 +29,13 @@ from metrics.suite import MetricSuite, build_metric
 _MAX_WORKERS = 8
 _SHOWN_NAMES = 5
 _JSON_TO_STDOUT = "-"
+_FIGURES = ("--plot", "--sensitivity-map")
+_FIGURE_FORMATS = (".png", ".pdf", ".svg", ".jpg")
 
 
 def run(args: argparse.Namespace) -> None:
     """Score, or save statistics, as parsed by `metrics.cli.build_parser`; print and write what was asked for."""
-    with join_processes() as processes:
+    with join_processes() as processes, _told_to_all(processes):
         _complete(args, processes)
         names = score_names(args)
         if args.save_stats:
@@ -62,17 +64,26 @@ def score(samples: str | Path | Sequence[str | Path], reference: str | Path | No
         TypeError: If an option is not a flag of `fid-score`.
         ValueError: If the input is wrong, like FileNotFoundError.
     """
-    from metrics.cli import parse_arguments
+    from metrics.cli import parse_options
 
     sets = [samples] if isinstance(samples, str | Path) else list(samples)
-    args = parse_arguments([str(path) for path in ([] if reference is None else [reference]) + sets])
-    for name, value in {"quiet": True, **options}.items():
-        if not hasattr(args, name):
-            raise TypeError(f"score() has no option {name!r}: its options are the long flags of fid-score.")
-        setattr(args, name, value)
-    with join_processes() as processes:
+    args = parse_options([str(path) for path in ([] if reference is None else [reference]) + sets], {"quiet": True, **options})
+    with join_processes() as processes, _told_to_all(processes):
         _complete(args, processes)
         return _score(score_names(args), args, processes).record()
+
+
+@contextmanager
+def _told_to_all(processes: Processes) -> Iterator[None]:
+    """Let every process know of an error in one of them, so that all end and one speaks."""
+    error: Exception | None = None
+    try:
+        yield
+    except SharedError:
+        raise
+    except (ValueError, TypeError, OSError) as caught:
+        error = caught
+    processes.agree(error)
 
 
 def _complete(args: argparse.Namespace, processes: Processes) -> None:
@@ -92,6 +103,8 @@ def _complete(args: argparse.Namespace, processes: Processes) -> None:
 def _check_writable(path: Path, flag: str) -> None:
     if path.is_dir() or not path.suffix:
         raise ValueError(f"{flag} {path} must be a file name with an extension.")
+    if flag in _FIGURES and path.suffix.lower() not in _FIGURE_FORMATS:
+        raise ValueError(f"{flag} {path} must end with {', '.join(_FIGURE_FORMATS)}.")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{flag} {path} lies in a folder that does not exist: make it first.")
 
@@ -120,8 +133,8 @@ def _score(names: Sequence[str], args: argparse.Namespace, processes: Processes)
     if reference is not None and reference.images is None and all(side.images is None for side in sample_sides):
         stored.score_files(reference, sample_sides, names, args, report)
         return report
-    collects = args.match_classes is not None
-    suites = plan_suites(names, args, collect=collects)
+    suites = plan_suites(names, args, collect=args.match_classes is not None)
+    analyses.check(suites, reference, sample_sides, args)
     for suite in suites:
         report.notes += network_notes(suite)
     feeder = _feeder(args, processes)
@@ -131,9 +144,11 @@ def _score(names: Sequence[str], args: argparse.Namespace, processes: Processes)
             report.reference = reference.describe()
         for side in sample_sides:
             _score_samples(suites, side, args, feeder, report)
-        analyses.run_all(suites, reference, sample_sides, args, feeder, report)
+        if processes.is_main:
+            analyses.run_all(suites, reference, sample_sides, args, report)
     if feeder.cache is not None:
-        feeder.cache.prune()
+        if processes.is_main:
+            feeder.cache.prune()
         if feeder.cache.failure is not None:
             report.notes.append(feeder.cache.failure)
     return report
@@ -203,7 +218,8 @@ def _lacks(metric: Metric, suite: MetricSuite, side: Side, real: bool) -> str:
     feature = str(metric.feature)
     return (
         f"metric {metric.name} needs {'reference' if real else 'sample'} images, or {suite.extractor.feature_dims[feature]}-d "
-        f"{feature} of {suite.extractor.name} that --save-stats stored for it, and {side.path} holds {side.statistics.describe()}."
+        f"{feature} of {suite.extractor.name} that --save-stats stored for it, and {side.path} holds "
+        f"{side.statistics.describe()}."
     )
 
 
@@ -235,13 +251,14 @@ def _notes_of_warnings(notes: list[str]) -> Iterator[None]:
 
 
 def _publish(report: Report, args: argparse.Namespace) -> None:
+    """Print first: a file that can't be written must not cost the numbers."""
+    if args.json == _JSON_TO_STDOUT:
+        sys.stdout.write(json.dumps(report.record(), indent=2) + "\n")
+    else:
+        sys.stdout.write(format_table(report))
+        if args.json is not None:
+            write_json(report, Path(args.json))
     if args.csv is not None:
         write_csv(report, Path(args.csv))
     if args.plot is not None:
         write_plot(report, Path(args.plot))
-    if args.json == _JSON_TO_STDOUT:
-        sys.stdout.write(json.dumps(report.record(), indent=2) + "\n")
-        return
-    if args.json is not None:
-        write_json(report, Path(args.json))
-    sys.stdout.write(format_table(report))

@@ -34,6 +34,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True)
+def _own_modules() -> Iterator[None]:
+    """Forget the files of one's own extractors that a test has run."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("_extractor_"):
+            del sys.modules[name]
+
+
 def _smooth_images(count: int, height: int, width: int, seed: int, contrast: float = 60.0) -> Tensor:
     """uint8 (count, 3, height, width): a few random waves each, so that resizing matters but nothing aliases away."""
     generator = torch.Generator().manual_seed(seed)
@@ -104,6 +114,20 @@ def tiny_options(tiny_extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "tiny_network", module)
     monkeypatch.setitem(registry.EXTRACTORS, "tiny", "tiny_network:Tiny")
     return ["--extractor", "tiny", "--device", "cpu", "--quiet"]
+
+
+@pytest.fixture
+def images_run(tiny_extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of images that any tiny network of this process has been given, one entry a batch."""
+    counts: list[int] = []
+    forward = type(tiny_extractor).forward
+
+    def counted(network: FeatureExtractor, images: Tensor) -> dict[str, Tensor]:
+        counts.append(len(images))
+        return forward(network, images)
+
+    monkeypatch.setattr(type(tiny_extractor), "forward", counted)
+    return counts
 
 
 @pytest.fixture(scope="session")

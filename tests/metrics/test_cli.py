@@ -117,7 +117,8 @@ def test_statistics_files(folders, tiny, capsys, tmp_path: Path) -> None:
     assert main(["--save-stats", fake, str(tmp_path / "tf.npz"), *tiny, "--protocol", "tensorflow"]) == 0
     capsys.readouterr()
     assert "made with resizer" in _refused(capsys, [real_npz, str(tmp_path / "tf.npz"), *tiny])
-    assert "needs reference images, or 12-d projection of tiny" in _refused(capsys, [real_npz, fake, *tiny, "--metrics", "fid,kid"])
+    lacking = _refused(capsys, [real_npz, fake, *tiny, "--metrics", "fid,kid"])
+    assert "needs reference images, or 12-d projection of tiny" in lacking
     assert "kid needs sample images" in _refused(capsys, [real, fake_npz, *tiny, "--metrics", "kid"])
 
 
