@@ -72,19 +72,21 @@ class ConvReLU(nn.Conv2d):
         return self._run(images, "none")
 
     def _run(self, images: Tensor, activation: str) -> Tensor:
-        is_fused = images.device.type == "cpu" and images.dtype == torch.float32
-        if _OPERATORS is None or not is_fused or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        if _OPERATORS is None or images.device.type != "cpu" or torch.is_grad_enabled() or self.weight.dtype != torch.float32:
             mapped = F.conv2d(images, self.weight, self.bias, self.stride, self.padding)
             return mapped.relu_() if activation == "relu" else mapped
         pack, convolve = _OPERATORS
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
         size = (images.shape[2], images.shape[3])  # The best layout depends on it.
         packed = self._packed
-        if packed is None or packed.size != size or not packed.is_of(self.weight):
+        if packed is None or packed.size != size or packed.layout.dtype != dtype or not packed.is_of(self.weight):
             weight = self.weight.detach()
-            layout = pack(weight.contiguous().to_mkldnn(), self.padding, self.stride, _UNIT_DILATION, 1, list(images.shape))
+            blocked = weight.to(dtype).contiguous().to_mkldnn()
+            layout = pack(blocked, self.padding, self.stride, _UNIT_DILATION, 1, list(images.shape))
             packed = _PackedWeight(size, weight, _version(weight), layout)
             self._packed = packed
-        return convolve(images, packed.layout, self.bias, self.padding, self.stride, _UNIT_DILATION, 1, activation, [], "")
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return convolve(images.to(dtype), packed.layout, bias, self.padding, self.stride, _UNIT_DILATION, 1, activation, [], "")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the packed weight, which can't be copied or pickled, to be packed again."""

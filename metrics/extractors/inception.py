@@ -183,6 +183,8 @@ class InceptionV3(FeatureExtractor):
     embedding = "pool3"
     class_logits = "logits_unbiased"
     frechet_names: ClassVar[dict[str, str]] = {"pool3": "fid", "spatial": "sfid"}
+    #: Its maps are large and its convolutions choose oneDNN themselves (8 instead of 50: 1.45 times as fast).
+    microbatch: ClassVar[int] = 8
 
     def __init__(self, state: Mapping[str, Tensor], weights_sha256: str) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from metrics.extraction import Extraction
+from metrics.extraction import Extraction, map_on_cores, microbatch_size, num_cores
 from metrics.frechet import FrechetDistance, frechet_distance_from_features
 from metrics.metric import FeatureCollector
 from metrics.scoring.report import Report, Result
@@ -18,7 +18,7 @@ from metrics.suite import MetricSuite
 
 _PAPER_POOL_SHARE = 5  # arXiv:2203.06026 draws 50,000 of a pool of 250,000.
 _MAP_IMAGES = 8
-_PRECISION_IMAGES = 128  # Of each side: enough to see a percent, seconds on a CPU.
+_PRECISION_IMAGES = 64  # Of each side: enough to see a percent, seconds on a CPU.
 _READ_IMAGES = 16
 
 
@@ -168,8 +168,10 @@ def _precision_effect(suites: Sequence[MetricSuite], reference: Side, side: Side
 
 
 def _features(extraction: Extraction, images: list[torch.Tensor], feature: str) -> torch.Tensor:
-    parts = [images[start : start + _READ_IMAGES] for start in range(0, len(images), _READ_IMAGES)]
-    return torch.cat([extraction(part, [feature])[feature] for part in parts])
+    size = microbatch_size([extraction.extractor], _READ_IMAGES)
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
+    found = map_on_cores(lambda part: extraction(part, [feature])[feature], parts, num_cores([extraction.extractor]))
+    return torch.cat(list(found))
 
 
 def _first_images(side: Side, count: int) -> list[torch.Tensor]:

@@ -205,7 +205,8 @@ class _Run:
         stored = {numbers.start: self._read(numbers.start)}
         size = microbatch_size(extractors, self.feeder.batch_size)
         stop = min(numbers.stop * self.tile_images, len(self.source))
-        batches = self.source.batches(self.feeder.batch_size, self.feeder.num_workers, numbers.start * self.tile_images, stop)
+        at_once = self.feeder.batch_size // size * size  # Whole pieces: a remainder would cost as much as a piece.
+        batches = self.source.batches(at_once, self.feeder.num_workers, numbers.start * self.tile_images, stop)
 
         def pieces() -> Iterator[tuple[ImageBatch, list[Tile | None]]]:
             for piece in self._split(batches, size):

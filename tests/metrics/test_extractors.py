@@ -164,7 +164,7 @@ def test_unknown_extractor() -> None:
 def test_own_class_in_one_file(own_file: Path) -> None:
     network = build_extractor(f"{own_file}:ChannelMeans", input_size=4)
     images = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
-    assert (network.name, network.input_size, network.microbatch) == ("channel-means", 4, 8)
+    assert (network.name, network.input_size, network.microbatch) == ("channel-means", 4, 16)
     assert torch.equal(network(images)["means"], images.mean((2, 3)))
     assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
     assert build_extractor(f"{own_file}:ChannelMeans").input_size == 16
