@@ -165,19 +165,20 @@ def _plain(value: Any, depth: int, done: dict[int, Any]) -> Any:
     return result
 
 
-def loads(data: bytes, name: str) -> Any:
+def loads(data: bytes, name: str, encoding: str = "ASCII") -> Any:
     """Return what a pickle holds: None, bool, int, float, str, bytes, list, tuple, dict and read-only arrays of numbers.
 
     Args:
         data: The pickle, any protocol.
         name: What to call it in messages.
+        encoding: How strings written by Python 2 are read; "bytes" where they may be data.
 
     Raises:
         ValueError: If it is damaged, or asks for anything that data do not need.
     """
     try:
         _check_program(data)
-        return _plain(_ArrayUnpickler(io.BytesIO(data)).load(), 0, {})
+        return _plain(_ArrayUnpickler(io.BytesIO(data), encoding=encoding).load(), 0, {})
     except pickle.UnpicklingError as error:
         raise ValueError(f"pickle {name} is refused or damaged: {brief(error)}; use an unmodified copy.") from error
     except _ERRORS as error:

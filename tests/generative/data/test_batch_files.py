@@ -75,7 +75,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, pixels: 
     target = tmp_path / "executed"
     content = pickle.dumps({"data": pixels, "labels": [1, 2, RunsCommand(target)]}, protocol)
     (tmp_path / "batch").write_bytes(content)
-    with pytest.raises(UserError, match="batch' is refused"):
+    with pytest.raises(UserError, match="batch is refused"):
         read_batch(tmp_path / "batch")
     assert not target.exists()
     pickle.loads(content)
@@ -97,7 +97,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, pixels: 
 )
 def test_other_ways_to_call_something_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "batch").write_bytes(content)
-    with pytest.raises(UserError, match="batch' is (refused|truncated)"):
+    with pytest.raises(UserError, match="batch is (refused|truncated)"):
         read_batch(tmp_path / "batch")
 
 
