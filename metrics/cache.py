@@ -179,7 +179,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     runs).
 
     Raises:
-        ValueError: If the file is truncated, corrupt, or holds something other than named tensors.
+        ValueError: If the file is truncated, corrupt, or holds something other than named tensors, or a value that is not finite.
     """
     state: Any
     try:
@@ -190,6 +190,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights file {path} does not hold a state dict of tensors: give the file of the network's weights.")
+    for name, value in state.items():
+        # Told here, since features need not show it: oneDNN's fused ReLU makes 0 of NaN.
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"weights file {path} holds NaN or infinity in {name}: it is damaged, get it again.")
     return dict(state)
 
 

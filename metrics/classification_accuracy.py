@@ -113,16 +113,21 @@ def classification_accuracy_score(
             return _accuracy(network, held_out, image_size, batch_size, place)
 
 
+def check_architecture(architecture: str) -> None:
+    """Raise `ValueError` unless torchvision has a classifier of this name."""
+    from torchvision import models
+
+    if architecture not in models.list_models(module=models):
+        raise ValueError(f"architecture {architecture!r} is no torchvision classifier: try resnet50.")
+
+
 def _check_arguments(
     train: ImageSource, test: ImageSource, architecture: str, image_size: int, epochs: int, batch_size: int, lr: float
 ) -> None:
-    from torchvision import models
-
     for name, source in (("train", train), ("test", test)):
         if not source.has_labels:
             raise ValueError(f"{name} images at {source.path} have no labels: give a folder per class, or a labelled set.")
-    if architecture not in models.list_models(module=models):
-        raise ValueError(f"architecture {architecture!r} is no torchvision classifier: try resnet50.")
+    check_architecture(architecture)
     for name, value in (("image_size", image_size), ("epochs", epochs), ("batch_size", batch_size - 1)):
         if value < 1:
             least = 2 if name == "batch_size" else 1

@@ -168,7 +168,10 @@ def _add_how_metrics(group: argparse._ArgumentGroup) -> None:
         "--prc-neighborhood", "--nearest-k", type=_positive, metavar="K", help="neighbour that sets a ball's radius (default: 3)"
     )
     group.add_argument(
-        "--rng-seed", type=_non_negative, metavar="SEED", help="seed of KID's subsets, the IS shuffle, class matching"
+        "--rng-seed",
+        type=_non_negative,
+        metavar="SEED",
+        help="seed of KID's subsets, the IS shuffle, MIND, FID-infinity, class matching",
     )
 
 
@@ -232,6 +235,8 @@ def _add_spellings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-g", "--gpu", metavar="ID", help="as --device cuda:ID")
     group.add_argument("-c", "--cpu", action="store_true", help="as --device cpu")
     group.add_argument("--samples-find-deep", action="store_true", help="folders are always searched recursively")
+    group.add_argument("--save-cpu-ram", action="store_true", help="no N x N matrix is ever held")
+    group.add_argument("--prc-batch-size", type=_positive, metavar="N", help="tiles have a fixed size")
 
 
 def parse_arguments(argv: Sequence[str], parser: _Parser | None = None) -> argparse.Namespace:
@@ -315,12 +320,13 @@ def main(argv: list[str] | None = None) -> int:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:  # argparse exits for --help and for errors.
         return int(stop.code or 0)
-    from metrics.allocator import keep_freed_memory
-
-    keep_freed_memory()
-    from metrics.scoring import run
-
     try:
+        # Inside, so that an interruption while torch is being imported is told like any other.
+        from metrics.allocator import keep_freed_memory
+
+        keep_freed_memory()
+        from metrics.scoring import run
+
         run(args)
     except (ValueError, TypeError, OSError) as error:
         _say(error)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.metric import FeatureMetric, SmallSampleWarning
+from metrics.metric import FeatureMetric, SmallSampleWarning, side_name
 
 if TYPE_CHECKING:
     from metrics.extractors.base import FeatureExtractor
@@ -133,15 +133,19 @@ class InceptionScore(FeatureMetric):
     @property
     def parameters(self) -> dict[str, Any]:
         """Feature, splits and shuffle seed."""
-        rule = {"splits": self.splits} if self.split_size is None else {"split_size": self.split_size}
+        rule = {"splits": self._num_splits()} if self.split_size is None else {"split_size": self.split_size}
         return {"feature": self.feature, **rule, "shuffle_seed": self.shuffle_seed}
+
+    def _num_splits(self) -> int:
+        """Return the number of parts that are taken of the images met so far."""
+        count = len(self.banks[side_name(False)])
+        # A split of one image would score exactly 1, whatever the image.
+        return 1 if 0 < count < 2 * self.splits else self.splits
 
     def compute(self) -> dict[str, float]:
         """Return mean and standard deviation over splits."""
         logits = self.features(False)
-        splits = self.splits
-        if self.split_size is None and len(logits) < 2 * splits:
-            splits = 1  # A split of one image would score exactly 1, whatever the image.
+        splits = self._num_splits()
         self._warn_of_few(logits, splits)
         mean, std = inception_score(logits, splits, self.shuffle_seed, self.split_size)
         if self.shuffle_seed is None:

@@ -38,6 +38,8 @@ class FeatureExtractor(nn.Module, ABC):
     class_logits: str | None = None
     #: Feature name -> what the literature calls its Frechet distance ("fid"), where it has a name.
     frechet_names: ClassVar[dict[str, str]] = {}
+    #: sha256 of the file that defines one's own network, so that features are not taken from before it was edited; None for ours.
+    code_sha256: str | None = None
     #: Resizer that the network's published scores use.
     default_resizer: ClassVar[str] = "clean"
     #: Images per forward pass on one core: few, so that activations stay in its cache, but with fewer than 16 and a single

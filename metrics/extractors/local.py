@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from metrics.cache import sha256_of
 from metrics.extractors.base import FeatureExtractor
 
 #: What an extractor states about itself, on its class or in its constructor.
@@ -37,6 +38,7 @@ def build_local_extractor(spec: str, weights: Path | None, input_size: int | Non
             f"extractor {spec} names the embedding {extractor.embedding!r}, which is none of its features "
             f"({', '.join(extractor.feature_dims)}): add it to feature_dims."
         )
+    extractor.code_sha256 = sha256_of(Path(spec.rsplit(":", 1)[0]).expanduser())
     return extractor
 
 

@@ -46,6 +46,9 @@ def check(suites: Sequence[MetricSuite], reference: Side | None, samples: Sequen
     if args.sensitivity_map is not None and (samples[0].images is None or _fid_of(suites) is None):
         raise ValueError("--sensitivity-map needs FID and sample images: score fid on a set of images.")
     if args.cas is not None:
+        from metrics.classification_accuracy import check_architecture
+
+        check_architecture(args.cas)
         for side in (samples[0], reference):
             if side.images is None or not side.images.has_labels:
                 raise ValueError(f"--cas needs labelled images, and {side.path} has none: put images into one folder per class.")
@@ -161,8 +164,10 @@ def _precision_effect(suites: Sequence[MetricSuite], reference: Side, side: Side
                     extraction = Extraction(suite.extractor, suite.extraction.resizer.name, precision)
                     sets = [_features(extraction, images, feature) for images in pairs]
                     values.append(frechet_distance_from_features(*sets))
+                # Of one set scored against itself the distance in float32 is 0.
+                effect = f"{100 * (values[1] / values[0] - 1):+.2f} %" if values[0] > 0.0 else f"{values[1]:+.4f}"
                 result.notes.append(
-                    f"{suite.extraction.precision} moved {metric.key} by {100 * (values[1] / values[0] - 1):+.2f} % on the first "
+                    f"{suite.extraction.precision} moved {metric.key} by {effect} on the first "
                     f"{len(pairs[0])} + {len(pairs[1])} images ({values[0]:.4f} in float32)."
                 )
 

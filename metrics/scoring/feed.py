@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,9 +164,8 @@ class _Run:
         if feeder.cache is not None:
             identity = source.identity()
             for consumer in consumers:
-                protocol = consumer.suite.extraction.protocol
-                names = _features(consumer)
-                self.folders.append({name: feeder.cache.folder(identity, protocol(name), tile_images) for name in names})
+                keys = {name: _cache_key(consumer.suite, name) for name in _features(consumer)}
+                self.folders.append({name: feeder.cache.folder(identity, key, tile_images) for name, key in keys.items()})
 
     def tiles(self, mine: range) -> Iterator[tuple[int, list[Tile]]]:
         """Yield this process's tiles in order, one `Tile` per consumer."""
@@ -300,6 +300,12 @@ def _pixel_digest(image: Tensor) -> str:
     digest = hashlib.sha256(str(tuple(image.shape)).encode())
     digest.update(image.numpy().data)
     return digest.hexdigest()
+
+
+def _cache_key(suite: MetricSuite, feature: str) -> dict[str, Any]:
+    """Return what decides a feature's values; the weights' sha256 says nothing of an edit in the file of one's own network."""
+    key = suite.extraction.protocol(feature)
+    return key if suite.extractor.code_sha256 is None else {**key, "code_sha256": suite.extractor.code_sha256}
 
 
 def _features(consumer: Consumer) -> list[str]:

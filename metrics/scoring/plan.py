@@ -22,7 +22,7 @@ _OPTION_FLAGS = {
     "kid_subset_size": ("kid", "subset_size"),
     "prc_neighborhood": ("prc", "k"),
 }
-_SEEDED = {"is": "shuffle_seed", "kid": "seed"}
+_SEEDED = {"is": "shuffle_seed", "kid": "seed", "mind": "seed", "fid-infinity": "seed"}
 
 
 def score_names(args: argparse.Namespace) -> list[str]:
@@ -36,8 +36,12 @@ def score_names(args: argparse.Namespace) -> list[str]:
     listed = [name.strip() for name in (args.metrics or "").split(",") if name.strip()]
     if args.metrics is not None and not listed:
         raise ValueError(f"--metrics names no metric, got {args.metrics!r}: try --metrics fid.")
-    names = listed + flagged or list(protocol(args).scores)
+    names = listed + flagged or [name for name in protocol(args).scores if not args.save_stats or _needs_reference(name)]
     return list(dict.fromkeys(registry.canonical_metric(name) for name in names))
+
+
+def _needs_reference(name: str) -> bool:
+    return bool(registry.load(registry.SCORES[name].metric).needs_real)
 
 
 def protocol(args: argparse.Namespace) -> registry.Protocol:
@@ -79,7 +83,7 @@ def plan_suites(names: Sequence[str], args: argparse.Namespace, collect: bool = 
     """
     groups: dict[tuple[str, str | None], list[str]] = {}
     for name in names:
-        groups.setdefault((extractor_of(name, args), _resizer(name, args)), []).append(name)
+        groups.setdefault((extractor_of(name, args), resizer_of(name, args)), []).append(name)
     weights = parse_weights(args.weights, [extractor for extractor, _ in groups])
     built: dict[str, FeatureExtractor] = {}
     suites = []
@@ -98,7 +102,7 @@ def plan_suites(names: Sequence[str], args: argparse.Namespace, collect: bool = 
     return suites
 
 
-def _resizer(name: str, args: argparse.Namespace) -> str | None:
+def resizer_of(name: str, args: argparse.Namespace) -> str | None:
     """Return the resizer of a score: its definition's, else the named protocol's, else (None) the network's own."""
     score = registry.SCORES[name]
     if score.resizer is not None:
@@ -129,6 +133,18 @@ def parse_weights(given: Sequence[str], extractors: Sequence[str]) -> dict[str, 
             raise ValueError(f"--weights gives two files for {name}: give one, or name the network as NAME=PATH.")
         result[name] = Path(path)
     return result
+
+
+def spelling_notes(names: Sequence[str], args: argparse.Namespace) -> list[str]:
+    """Return where a line in another tool's spelling gives another number than that tool."""
+    notes = []
+    if args.dims is not None and args.protocol is None:
+        notes.append("the number of `python -m pytorch_fid` needs --protocol pytorch-fid; this is under clean-fid's.")
+    if args.input1 is not None and "prc" in names and args.extractor == DEFAULT_EXTRACTOR:
+        notes.append(
+            "precision and recall of torch-fidelity are on VGG16: they need --extractor vgg16; these are on Inception-v3."
+        )
+    return notes
 
 
 def network_notes(suite: MetricSuite) -> list[str]:

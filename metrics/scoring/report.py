@@ -81,9 +81,10 @@ def format_table(report: Report) -> str:
         lines.append(("samples", report.results[0].samples))
     lines.append(("protocol", report.protocol))
     lines += _protocol_lines(report.results[0].protocols)
-    lines += [("note", note) for note in report.notes]
+    shared = [note for note in report.results[0].notes if all(note in result.notes for result in report.results)]
+    lines += [("note", note) for note in [*report.notes, *shared]]
     for result in report.results:
-        lines += [("note", note if len(report.results) == 1 else f"{result.path}: {note}") for note in result.notes]
+        lines += [("note", f"{result.path}: {note}") for note in result.notes if note not in shared]
     width = max(len(name) for name, _ in [*lines, *((key, "") for result in report.results for key in result.scores)])
     table = [f"{name:<{width}}  {text}" for name, text in lines]
     if len(report.results) == 1:

@@ -19,11 +19,18 @@ from metrics.inception_score import ClassSortedWarning
 from metrics.metric import Metric, SmallSampleWarning
 from metrics.scoring import analyses, stored
 from metrics.scoring.feed import Consumer, Feeder
-from metrics.scoring.plan import DEFAULT_EXTRACTOR, DEFAULT_PROTOCOL, network_notes, plan_suites, protocol, score_names
+from metrics.scoring.plan import (
+    DEFAULT_EXTRACTOR,
+    DEFAULT_PROTOCOL,
+    network_notes,
+    plan_suites,
+    protocol,
+    score_names,
+    spelling_notes,
+)
 from metrics.scoring.report import Report, Result, format_table, write_csv, write_json, write_plot
 from metrics.scoring.save import save_reference
-from metrics.scoring.sides import OpenOptions, Side, open_side
-from metrics.sources import is_generator
+from metrics.scoring.sides import OpenOptions, Side, check_draw, open_side
 from metrics.suite import MetricSuite, build_metric
 
 _MAX_WORKERS = 8
@@ -43,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
             if processes.is_main:
                 sys.stdout.write(message + "\n")
             return
-        report = _score(names, args, processes)
+        report = _score(names, args, processes, has_reference=len(args.path) > 1)
         if processes.is_main:
             _publish(report, args)
 
@@ -58,7 +65,8 @@ def score(samples: str | Path | Sequence[str | Path], reference: str | Path | No
             `extractor=...`, `weights=[...]`, `num_samples=...`, `no_cache=True`.
 
     Returns:
-        The record that `fid-score --json` prints: `scores`, `protocols`, `notes`, `results`.
+        The record that `fid-score --json` prints: `scores`, `protocols`, `notes`, `results`. Nothing is printed; files that
+        `json`, `csv` and `plot` name are written.
 
     Raises:
         TypeError: If an option is not a flag of `fid-score`.
@@ -68,9 +76,14 @@ def score(samples: str | Path | Sequence[str | Path], reference: str | Path | No
 
     sets = [samples] if isinstance(samples, str | Path) else list(samples)
     args = parse_options([str(path) for path in ([] if reference is None else [reference]) + sets], {"quiet": True, **options})
+    if args.save_stats:
+        raise ValueError("score() writes no statistics: run fid-score --save-stats IMAGES OUT.npz.")
     with join_processes() as processes, _told_to_all(processes):
         _complete(args, processes)
-        return _score(score_names(args), args, processes).record()
+        report = _score(score_names(args), args, processes, has_reference=reference is not None)
+        if processes.is_main:
+            _write_files(report, args)
+        return report.record()
 
 
 @contextmanager
@@ -88,6 +101,8 @@ def _told_to_all(processes: Processes) -> Iterator[None]:
 
 def _complete(args: argparse.Namespace, processes: Processes) -> None:
     """Fill in what depends on the machine, and check what depends on several flags."""
+    if args.match_num is not None and args.match_classes is None:
+        raise ValueError("--match-num counts the samples that --match-classes draws: name what to match, --match-classes top1.")
     if args.dims is not None and args.extractor != DEFAULT_EXTRACTOR:
         raise ValueError(f"--dims chooses a feature of inception-v3; {args.extractor} has no such choice: leave it out.")
     args.device = choose_device(args.device, processes)
@@ -121,9 +136,9 @@ def _feeder(args: argparse.Namespace, processes: Processes) -> Feeder:
     )
 
 
-def _score(names: Sequence[str], args: argparse.Namespace, processes: Processes) -> Report:
+def _score(names: Sequence[str], args: argparse.Namespace, processes: Processes, has_reference: bool) -> Report:
     options = OpenOptions(args.num_samples, args.seed, args.batch_size, args.device, args.skip_corrupt)
-    reference, sample_sides = _open_all(names, args, options)
+    reference, sample_sides = _open_all(names, args, options, has_reference)
     chosen = args.protocol or DEFAULT_PROTOCOL
     report = Report(
         reference="none" if reference is None else reference.describe(),
@@ -131,10 +146,14 @@ def _score(names: Sequence[str], args: argparse.Namespace, processes: Processes)
     )
     _note_trust([side for side in (reference, *sample_sides) if side is not None], report)
     if reference is not None and reference.images is None and all(side.images is None for side in sample_sides):
-        stored.score_files(reference, sample_sides, names, args, report)
+        with _notes_of_warnings(report.notes):
+            stored.score_files(reference, sample_sides, names, args, report)
         return report
     suites = plan_suites(names, args, collect=args.match_classes is not None)
     analyses.check(suites, reference, sample_sides, args)
+    if args.protocol is None and all(suite.extraction.resizer.name != protocol(args).resizer for suite in suites):
+        report.protocol = "each network's own"
+    report.notes += spelling_notes(names, args)
     for suite in suites:
         report.notes += network_notes(suite)
     feeder = _feeder(args, processes)
@@ -154,17 +173,20 @@ def _score(names: Sequence[str], args: argparse.Namespace, processes: Processes)
     return report
 
 
-def _open_all(names: Sequence[str], args: argparse.Namespace, options: OpenOptions) -> tuple[Side | None, list[Side]]:
-    """Open the reference (the first path) and the sample sets (the others)."""
+def _open_all(
+    names: Sequence[str], args: argparse.Namespace, options: OpenOptions, has_reference: bool
+) -> tuple[Side | None, list[Side]]:
+    """Open the reference (the first path, if there is one) and the sample sets (the others)."""
     paths = [Path(path) for path in args.path]
     needs_reference = any(build_metric(name).needs_real for name in names)
-    if len(paths) == 1 and needs_reference:
+    if needs_reference and not has_reference:
         first = next(name for name in names if build_metric(name).needs_real)
-        raise ValueError(f"metric {first} compares samples with a reference, and only {paths[0]} is given: fid-score A B.")
-    if (args.num_samples is not None or args.seed is not None) and not any(is_generator(path) for path in paths):
-        raise ValueError("--num-samples and --seed apply to saved pipelines only, and no path is one.")
+        raise ValueError(
+            f"metric {first} compares samples with a reference, and only {', '.join(map(str, paths))} is given: fid-score A B."
+        )
+    check_draw(paths, args)
     sides = [open_side(path, options) for path in paths]
-    return (None, sides) if len(sides) == 1 else (sides[0], sides[1:])
+    return (sides[0], sides[1:]) if has_reference else (None, sides)
 
 
 def _note_trust(sides: Sequence[Side], report: Report) -> None:
@@ -256,8 +278,12 @@ def _publish(report: Report, args: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(report.record(), indent=2) + "\n")
     else:
         sys.stdout.write(format_table(report))
-        if args.json is not None:
-            write_json(report, Path(args.json))
+    _write_files(report, args)
+
+
+def _write_files(report: Report, args: argparse.Namespace) -> None:
+    if args.json not in (None, _JSON_TO_STDOUT):
+        write_json(report, Path(args.json))
     if args.csv is not None:
         write_csv(report, Path(args.csv))
     if args.plot is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +66,12 @@ def open_side(path: Path, options: OpenOptions) -> Side:
         images = open_source(path, skip_corrupt=options.skip_corrupt) if holds_images(path) else None
         return Side(path, images, load_statistics(path))
     return Side(path, open_images(path, options))
+
+
+def check_draw(paths: Sequence[Path], args: argparse.Namespace) -> None:
+    """Raise `ValueError` if the arguments say how to draw samples and no path is a saved pipeline."""
+    if (args.num_samples is not None or args.seed is not None) and not any(is_generator(path) for path in paths):
+        raise ValueError("--num-samples and --seed apply to saved pipelines only, and no path is one.")
 
 
 def open_images(path: Path, options: OpenOptions) -> ImageSource:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from metrics import registry
-from metrics.extractors import FeatureExtractor
+from metrics.extractors import FeatureExtractor, build_extractor
 from metrics.metric import Metric
-from metrics.scoring.plan import extractor_of, plan_metric
+from metrics.scoring.plan import extractor_of, parse_weights, plan_metric, resizer_of
 from metrics.scoring.report import Report, Result
 from metrics.scoring.sides import Side
 from metrics.statistics import PROTOCOL_FIELDS, FeatureEntry, ReferenceStatistics, check_protocol
@@ -31,16 +31,16 @@ def score_files(reference: Side, samples: Sequence[Side], names: Sequence[str], 
     """Fill the report from files alone.
 
     Raises:
-        ValueError: If a file lacks what a score needs, or two files were made under different protocols.
+        ValueError: If a file lacks what a score needs, or was made under another protocol than the other or this run.
     """
     assert reference.statistics is not None
-    is_known = reference.statistics.has_provenance or any(side.statistics and side.statistics.has_provenance for side in samples)
-    if not is_known:
-        report.notes.append("no file names its network, so the distance is not called FID.")
     for side in samples:
         assert side.statistics is not None
         result = Result(side.path, side.describe())
         report.results.append(result)
+        is_known = reference.statistics.has_provenance or side.statistics.has_provenance
+        if not is_known:
+            result.notes.append("no file names its network, so the distance is not called FID.")
         protocols: dict[str, dict[str, Any]] = {}
         for name in names:
             metric, entries = _loaded(name, reference.statistics, side.statistics, args, is_known)
@@ -53,14 +53,29 @@ def score_files(reference: Side, samples: Sequence[Side], names: Sequence[str], 
         result.protocols = list(protocols.values())
 
 
+def _network(name: str, args: argparse.Namespace) -> FeatureExtractor | type[FeatureExtractor]:
+    """Return what states a network's names: its class, or one's own network, which may state them when it is built."""
+    if ".py:" in name:
+        return build_extractor(name, weights=parse_weights(args.weights, [name]).get(name), input_size=args.input_size)
+    cls: type[FeatureExtractor] = registry.resolve("extractor", registry.EXTRACTORS, name)
+    return cls
+
+
+def _protocol_of_run(
+    name: str, entry: FeatureEntry, known: FeatureExtractor | type[FeatureExtractor], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the protocol that a file must have been made under: its own, where the arguments leave it open."""
+    wanted = {**(entry.provenance or {}), "resizer": resizer_of(name, args) or known.default_resizer, "precision": args.precision}
+    return wanted if args.input_size is None else {**wanted, "input_size": args.input_size}
+
+
 def _loaded(
     name: str, first: ReferenceStatistics, second: ReferenceStatistics, args: argparse.Namespace, is_known: bool
 ) -> tuple[Metric, tuple[FeatureEntry, FeatureEntry]]:
     """Return a metric that holds both files' sides, and what they hold of its feature."""
     metric = plan_metric(name, args)
-    network = extractor_of(name, args)
-    cls: type[FeatureExtractor] = registry.resolve("extractor", registry.EXTRACTORS, network)
-    feature = metric.feature or cls.embedding
+    known = _network(extractor_of(name, args), args)
+    network, feature = known.name, metric.feature or known.embedding
     found = [stored.find(network, feature, None) for stored in (first, second)]
     for stored, entry in zip((first, second), found, strict=True):
         if entry is None:
@@ -68,11 +83,13 @@ def _loaded(
     ours, theirs = cast(FeatureEntry, found[0]), cast(FeatureEntry, found[1])
     if ours.provenance is not None and theirs.provenance is not None:
         check_protocol(ours, theirs.provenance, first.path, str(second.path))
+    for stored, entry in ((first, ours), (second, theirs)):
+        check_protocol(entry, _protocol_of_run(name, entry, known, args), stored.path, "this run")
     facts = NetworkFacts(
         name=network if is_known else "unknown",
-        embedding=cls.embedding,
-        class_logits=cls.class_logits,
-        frechet_names=cls.frechet_names if is_known else {},
+        embedding=known.embedding,
+        class_logits=known.class_logits,
+        frechet_names=known.frechet_names if is_known else {},
         feature_dims={feature: ours.dimension},
     )
     metric.bind(cast(FeatureExtractor, facts))

@@ -95,6 +95,14 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes) -> N
         load_tensors(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.zeros(2), "count": torch.tensor(0), "b.weight": torch.tensor([0.0, value])}, path)
+    with pytest.raises(ValueError, match="NaN or infinity in b.weight: it is damaged"):
+        load_tensors(path)
+
+
 def test_not_a_state_dict(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="does not hold a state dict"):

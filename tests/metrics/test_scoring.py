@@ -20,6 +20,7 @@ from metrics.cli import build_parser, main, parse_arguments
 from metrics.scoring import score
 from metrics.sources import ImageBatch, ImageSource
 from metrics.sources.base import check_range
+from metrics.statistics import FeatureEntry, save_statistics
 
 Printed = Callable[..., dict[str, Any]]
 
@@ -132,10 +133,13 @@ _FLAGS: dict[str, list[str]] = {
     "-g": [*_TWO, "-g", "0"],
     "--cpu": [*_TWO, "--cpu"],
     "-c": [*_TWO, "-c"],
+    "--save-cpu-ram": ["{real}", "{fake}", "--save-cpu-ram"],
+    "--prc-batch-size": ["{real}", "{fake}", "--prc-batch-size", "10"],
     "--samples-find-deep": ["--input1", "{fake}", "--input2", "{real}", "-f", "--samples-find-deep"],
     "--help": ["--help"],
     "-h": ["-h"],
 }
+_CLEAN = {"resizer": "clean", "precision": "float32", "input_size": 299}
 _OWN_EXTRACTOR = """
 import torch
 from metrics.extractors import FeatureExtractor
@@ -349,6 +353,8 @@ def test_the_table_of_several_sets(sets, checkpoints, tiny_options, capsys) -> N
     assert lines[-4].startswith("---") and "frechet_distance" in lines[-5]
     assert [line.split()[0] for line in lines[-3:]] == checkpoints
     assert all(float(line.split()[1]) > 0 for line in lines[-3:])
+    notes = [line for line in lines if line.startswith("note")]
+    assert len(set(notes)) == len(notes) and not any(checkpoints[0] in note for note in notes), "what holds for all is said once"
 
 
 def test_sets_without_steps_are_plotted_in_order(sets, tiny_options, capsys, tmp_path: Path) -> None:
@@ -402,11 +408,87 @@ def test_statistics_of_another_protocol_are_refused(sets, refused, tiny_options,
     assert "resizer" in refused(sets[1], tensorflow), "on the samples' side, too"
 
 
+def test_two_statistics_files_of_another_protocol_than_the_runs_are_refused(
+    sets, printed: Printed, refused, tiny_options, capsys, tmp_path: Path
+) -> None:
+    pair = [str(tmp_path / "real.npz"), str(tmp_path / "fake.npz")]
+    for source, target in zip(sets, pair, strict=True):
+        assert main(["--save-stats", source, target, "--protocol", "tensorflow", *tiny_options]) == 0
+    capsys.readouterr()
+    assert "resizer 'tensorflow', but this run has 'pytorch-fid'" in refused(*pair, "--protocol", "pytorch-fid")
+    assert "resizer 'tensorflow', but this run has" in refused(*pair), "what is not named is clean-fid's"
+    assert "precision 'float32', but this run has 'bfloat16'" in refused(
+        *pair, "--protocol", "tensorflow", "--precision", "bfloat16"
+    )
+    assert printed(*pair, "--protocol", "tensorflow")["scores"] == pytest.approx(
+        printed(*sets, "--protocol", "tensorflow")["scores"], rel=1e-9
+    )
+
+
+def test_few_images_in_two_statistics_files_are_a_note(sets, printed: Printed, tmp_path: Path) -> None:
+    few = str(tmp_path / "few.npz")
+    np.savez(few, feats=np.random.default_rng(0).normal(size=(4, 6)))
+    record = printed(few, few)
+    assert any("4 real images are fewer than the 6 feature dimensions" in note for note in record["notes"])
+
+
+def test_files_that_name_no_network_are_called_so_beside_one_that_does(
+    sets, inception_file: Path, capsys, tmp_path: Path
+) -> None:
+    foreign, ours = str(tmp_path / "foreign.npz"), str(tmp_path / "ours.npz")
+    np.savez(foreign, mu=np.zeros(2048), sigma=np.zeros((2048, 2048)))
+    save_statistics(
+        Path(ours),
+        [FeatureEntry("inception-v3", "pool3", torch.ones(2048), torch.zeros(2048, 2048), provenance=_CLEAN)],
+        num_images=9,
+    )
+    assert main([foreign, foreign, ours, "--json"]) == 0
+    unknown, known = json.loads(capsys.readouterr().out)["results"]
+    assert set(unknown["scores"]) == {"frechet_distance"} and set(known["scores"]) == {"fid"}
+
+
+def test_save_stats_under_a_protocol_leaves_out_what_needs_no_reference(
+    inception_file: Path, tmp_path: Path, write_folder, smooth_images
+) -> None:
+    few = write_folder(tmp_path / "few", smooth_images(3, 16, 16, seed=5))
+    target = tmp_path / "adm.npz"
+    assert main(["--save-stats", str(few), str(target), "--protocol", "adm", "--weights", str(inception_file), "--cpu"]) == 0
+    assert {"mu", "sigma", "mu_s", "sigma_s", "features_0"} <= set(np.load(target))
+
+
+def test_statistics_of_ones_own_network(sets, capsys, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(_OWN_EXTRACTOR)
+    own = ["--extractor", f"{tmp_path / 'own.py'}:Own", "--cpu", "--no-cache"]
+    pair = [str(tmp_path / "real.npz"), str(tmp_path / "fake.npz")]
+    for source, target in zip(sets, pair, strict=True):
+        assert main(["--save-stats", source, target, *own]) == 0
+    capsys.readouterr()
+    found = []
+    for paths in (sets, pair):
+        assert main([*paths, *own, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["scores"]["frechet_distance"])
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+
+
+def test_features_of_ones_own_network_are_not_taken_from_before_an_edit(sets, tiny_options, capsys, tmp_path: Path) -> None:
+    def distance() -> float:
+        assert main([*sets, "--extractor", f"{file}:Own", "--cpu", "--json"]) == 0
+        found: float = json.loads(capsys.readouterr().out)["scores"]["frechet_distance"]
+        return found
+
+    file = tmp_path / "own.py"
+    file.write_text(_OWN_EXTRACTOR)
+    before = distance()
+    file.write_text(_OWN_EXTRACTOR.replace("images.mean((2, 3))", "2.0 * images.mean((2, 3))"))
+    assert distance() == pytest.approx(4.0 * before, rel=1e-5)
+
+
 def test_what_statistics_cannot_hold_is_refused(sets, labelled, refused, tmp_path: Path) -> None:
     target = str(tmp_path / "x.npz")
     assert "looks at samples only" in refused("--save-stats", sets[0], target, "--metrics", "fid,is")
     assert "by class" in refused("--save-stats", labelled[0], target, "--metrics", "class-fid")
     assert "takes two paths" in refused("--save-stats", sets[0])
+    assert "saved pipelines only" in refused("--save-stats", sets[0], target, "--num-samples", "3")
     assert not Path(target).exists()
 
 
@@ -503,6 +585,8 @@ def test_lower_precision_tells_what_it_costs(sets, printed: Printed) -> None:
     assert f"({exact:.4f} in float32)" in effect and "30 + 25 images" in effect
     assert any("compare only with scores at the same precision" in note for note in record["notes"])
     assert record["protocols"][0]["precision"] == "bfloat16"
+    same = printed(sets[0], sets[0], "--precision", "bfloat16")
+    assert any("moved frechet_distance by" in note for note in same["notes"]), "a float32 distance of 0 divides nothing"
 
 
 def test_rules_of_metrics_reach_them(sets, printed: Printed) -> None:
@@ -516,6 +600,7 @@ def test_rules_of_metrics_reach_them(sets, printed: Printed) -> None:
     assert (found["kid"]["subsets"], found["kid"]["subset_size"], found["kid"]["seed"]) == (5, 9, 2020)
     seeded = parameters("--metrics", "is,kid", "--rng-seed", "7")
     assert (seeded["inception_score"]["shuffle_seed"], seeded["kid"]["seed"]) == (7, 7)
+    assert parameters("--metrics", "is", "--isc-splits", "20")["inception_score"]["splits"] == 1, "25 images: as it was taken"
     unshuffled = parameters("--metrics", "is", "--no-samples-shuffle", "--rng-seed", "7")
     assert unshuffled["inception_score"]["shuffle_seed"] is None
     default, seeded_kid = (
@@ -539,6 +624,10 @@ def test_from_python(sets, tiny_options, capsys, printed: Printed) -> None:
         "classifier_score_mean",
         "classifier_score_std",
     }
+    alone = score([sets[0], sets[1]], extractor="tiny", device="cpu", metrics="is")
+    assert alone["reference"] == "none" and [result["path"] for result in alone["results"]] == list(sets)
+    with pytest.raises(ValueError, match="writes no statistics"):
+        score(sets[1], sets[0], extractor="tiny", save_stats=True)
     with pytest.raises(TypeError, match="no option 'batchsize'"):
         score(sets[1], sets[0], extractor="tiny", batchsize=3)
     with pytest.raises(ValueError, match="reference"):
@@ -556,9 +645,30 @@ def test_python_refuses_what_the_command_line_does(sets, tiny_options, name: str
         score(sets[1], sets[0], device="cpu", **{"extractor": "tiny", name: value})
 
 
+def test_python_writes_the_files_it_is_asked_for(sets, tiny_options, capsys, tmp_path: Path) -> None:
+    score(sets[1], sets[0], extractor="tiny", device="cpu", csv=tmp_path / "s.csv", json=tmp_path / "s.json")
+    assert (tmp_path / "s.csv").read_text().count("\n") == 2 and json.loads((tmp_path / "s.json").read_text())["scores"]
+    assert capsys.readouterr().out == ""
+
+
+def test_flags_of_analyses_are_checked_before_any_work(sets, labelled, refused, images_run: list[int]) -> None:
+    assert "--match-classes top1" in refused(*sets, "--match-num", "3")
+    assert "no torchvision classifier" in refused(*labelled, "--cas", "resnet5O")
+    assert images_run == []
+
+
 def test_a_figure_of_no_known_format_is_refused_at_once(sets, refused, images_run: list[int], tmp_path: Path) -> None:
     refused(*sets, "--plot", str(tmp_path / "scores.foo"))
     assert images_run == []
+
+
+def test_interrupted_while_torch_is_imported(sets, tiny_options, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metrics.allocator.keep_freed_memory", stop)
+    assert main([*sets, *tiny_options]) == 130
+    assert capsys.readouterr().err.startswith("interrupted")
 
 
 def test_interrupted(sets, tiny_options, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,3 +679,16 @@ def test_interrupted(sets, tiny_options, capsys, monkeypatch: pytest.MonkeyPatch
     assert main([*sets, *tiny_options]) == 130
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("interrupted: run the same command again")
+
+
+def test_other_tools_lines_say_where_the_number_differs() -> None:
+    from metrics.cli import parse_arguments
+    from metrics.scoring.plan import score_names, spelling_notes
+
+    def notes(*words: str) -> list[str]:
+        args = parse_arguments(words)
+        return spelling_notes(score_names(args), args)
+
+    assert "--protocol pytorch-fid" in notes("a", "b", "--dims", "2048", "--batch-size", "50")[0]
+    assert "--extractor vgg16" in notes("--input1", "b", "--input2", "a", "--prc")[0]
+    assert notes("a", "b", "--dims", "64", "--protocol", "pytorch-fid") == notes("--input1", "b", "--input2", "a", "--fid") == []
