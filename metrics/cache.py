@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import struct
-import tempfile
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from metrics.files import whole_file
 
 #: torch.hub's convention: the file name ends with the first 8 hex digits of the content's sha256.
 _HASH_SUFFIX = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
@@ -141,13 +142,8 @@ def _reason(error: OSError | HTTPException) -> str:
 
 def _download(file: WeightsFile, path: Path) -> str:
     """Download to a temporary name, verify, rename: a half-written file never gets the real name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{file.filename}.", suffix=".part", dir=path.parent)
-    try:
-        with (
-            os.fdopen(handle, "wb") as target,
-            urllib.request.urlopen(file.url, timeout=_TIMEOUT_SECONDS) as source,
-        ):
+    with whole_file(path) as target:
+        with urllib.request.urlopen(file.url, timeout=_TIMEOUT_SECONDS) as source:
             digest, num_bytes = _copy_hashed(source, target)
             promised_bytes = source.headers.get("Content-Length")
         if promised_bytes is not None and num_bytes != int(promised_bytes):
@@ -158,9 +154,6 @@ def _download(file: WeightsFile, path: Path) -> str:
             raise ValueError(
                 f"download of {file.url} is corrupt (sha256 {digest[:8]}..., expected {file.sha256[:8]}...): try again."
             )
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
     return digest
 
 

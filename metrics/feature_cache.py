@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from metrics.cache import cache_dir
+from metrics.files import whole_file
 
 TILE_IMAGES = 256  # A few seconds of work on a CPU: what an interruption costs at most.
 _FORMAT = "2"
@@ -105,7 +105,8 @@ class FeatureCache:
         try:
             for name, folder in folders.items():
                 tensors = {"features": tile.features[name].contiguous(), "indices": torch.tensor(tile.indices, dtype=torch.int64)}
-                _write_whole(_tile_path(folder, number), save(tensors, metadata={"record": json.dumps(record)}))
+                with whole_file(_tile_path(folder, number)) as stream:
+                    stream.write(save(tensors, metadata={"record": json.dumps(record)}))
         except OSError as error:
             self.failure = f"features could not be cached in {self.root} ({error.strerror}); the score is not affected."
 
@@ -130,14 +131,3 @@ class FeatureCache:
 
 def _tile_path(folder: Path, tile: int) -> Path:
     return folder / f"{tile:08d}.safetensors"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from metrics.files import whole_file
 
 _SHOWN_HASH_DIGITS = 8
 _NUMBER_WIDTH = 14
@@ -130,7 +130,8 @@ def _columns(results: Sequence[Result]) -> list[str]:
 
 def write_json(report: Report, path: Path) -> None:
     """Write the record to a file, whole or not at all."""
-    _write_whole(path, (json.dumps(report.record(), indent=2) + "\n").encode())
+    with whole_file(path) as stream:
+        stream.write((json.dumps(report.record(), indent=2) + "\n").encode())
 
 
 def write_csv(report: Report, path: Path) -> None:
@@ -146,7 +147,8 @@ def write_csv(report: Report, path: Path) -> None:
         numbers = [repr(result.scores[key]) if key in result.scores else "" for key in keys]
         row = [result.path, result.step, report.reference, report.protocol, networks, resizers, *counts, *numbers]
         writer.writerow(["" if cell is None else cell for cell in row])
-    _write_whole(path, text.getvalue().encode())
+    with whole_file(path) as stream:
+        stream.write(text.getvalue().encode())
 
 
 def write_plot(report: Report, path: Path) -> None:
@@ -172,24 +174,5 @@ def write_plot(report: Report, path: Path) -> None:
             axes.set_xticks(shown, [report.results[i].path.name for i in shown], rotation=30, ha="right", fontsize=7)
         axes.grid(alpha=0.3)
     figure.suptitle(f"{report.protocol}; reference {report.reference}", fontsize=8)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, format=path.suffix.lstrip(".") or "png", dpi=150)
-    _write_whole(path, buffer.getvalue())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.chmod(partial, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read.
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with whole_file(path) as stream:
+        FigureCanvasAgg(figure).print_figure(stream, format=path.suffix.lstrip("."), dpi=150)

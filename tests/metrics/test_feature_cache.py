@@ -323,10 +323,10 @@ def test_a_disk_that_refuses_costs_the_cache_and_not_the_score(
     expected = scored("--no-cache")
     if fault == "full":
 
-        def full(path: Path, content: bytes) -> None:
+        def full(path: Path) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(feature_cache, "_write_whole", full)
+        monkeypatch.setattr(feature_cache, "whole_file", full)
     else:
         cache.write_text("a file where the folder should be")
     images_run.clear()
