@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from metrics.files import whole_file
@@ -17,6 +18,7 @@ _SHOWN_HASH_DIGITS = 8
 _NUMBER_WIDTH = 14
 _PLOT_INCHES = (4.2, 3.0)  # One panel.
 _PLOT_COLUMNS = 3
+_TITLE_CHARACTERS = 70  # That fit over one panel.
 
 
 @dataclass
@@ -173,6 +175,9 @@ def write_plot(report: Report, path: Path) -> None:
         if not is_stepped:
             axes.set_xticks(shown, [report.results[i].path.name for i in shown], rotation=30, ha="right", fontsize=7)
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{report.protocol}; reference {report.reference}", fontsize=8)
+    lines = [
+        line for text in (report.protocol, f"reference {report.reference}") for line in wrap(text, _TITLE_CHARACTERS * columns)
+    ]
+    figure.suptitle("\n".join(lines), fontsize=7)
     with whole_file(path) as stream:
         FigureCanvasAgg(figure).print_figure(stream, format=path.suffix.lstrip("."), dpi=150)
