@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.layers.batch_norm import AffineBatchNorm2d, BatchNorm2d, ConditionalNorm2d, InstanceNorm2d, NormKind
+from generative.layers.class_embedding import ClassEmbedding
 from generative.layers.gan_blocks import DiscriminatorBlock, GeneratorBlock, WeightInit, initialise_weights
 from generative.layers.self_attention import ConvLayer, SelfAttention2d
 from generative.layers.spectral_norm import SpectralNormConv2d, SpectralNormEmbedding, SpectralNormLinear
@@ -153,7 +154,7 @@ class SAGANGenerator(ModelMixin, ConfigMixin):
 
         def affine_layer(num_channels: int) -> nn.Module:
             if shared_embedding_dim is None:
-                return nn.Embedding(num_classes, num_channels)
+                return ClassEmbedding(num_classes, num_channels)
             return linear(shared_embedding_dim, num_channels, bias=False)
 
         def norm_layer(num_channels: int) -> nn.Module:
@@ -165,7 +166,7 @@ class SAGANGenerator(ModelMixin, ConfigMixin):
                 layer = nn.Identity()
             return ConditionalNorm2d(layer, num_channels, affine_layer)
 
-        self.class_embedding = None if shared_embedding_dim is None else nn.Embedding(num_classes, shared_embedding_dim)
+        self.class_embedding = None if shared_embedding_dim is None else ClassEmbedding(num_classes, shared_embedding_dim)
         self.linear = linear(z_dim, widths[0] * bottom_width**2)
         self.blocks = nn.ModuleList(
             GeneratorBlock(width_in, width_out, conv, norm_layer)
@@ -183,7 +184,7 @@ class SAGANGenerator(ModelMixin, ConfigMixin):
 
         Args:
             z: (B, Z) noise, standard normal in training.
-            class_labels: (B,) int64 in [0, num_classes).
+            class_labels: (B,) int64 in [0, num_classes), or (B, num_classes) weights of a mixture of classes.
 
         Returns:
             (B, 3, H, W) in [-1, 1].

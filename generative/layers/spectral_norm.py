@@ -56,21 +56,37 @@ class SpectralNorm(nn.Module):
     The estimate sigma = u W v is differentiated with u and v held constant (arXiv 1802.05957, eq. 8). It is computed in float32
     with autocast off: in bfloat16 a power iteration has two digits.
 
+    With ``num_inputs`` the right vector is kept as well and eval mode takes both as they are, without an iteration: what
+    ``torch.nn.utils.spectral_norm`` does, and so the networks that were trained with it (Projected GAN, the Hugging Face BigGAN-deep).
+
     Args:
         num_outputs: First dimension of the weight; the others are flattened.
         eps: Smallest norm that a vector is divided by.
         num_singular_values: How many singular values to track; only the first normalises, the others are there to be logged.
         num_iterations: Power iterations per training forward. Eval mode always does one, from the stored vectors.
+        num_inputs: Product of the weight's other dimensions: keep the right vectors too, and iterate in train mode only.
     """
 
     u: Tensor
+    v: Tensor | None
     singular_values: Tensor
 
-    def __init__(self, num_outputs: int, eps: float = 1e-12, num_singular_values: int = 1, num_iterations: int = 1) -> None:
+    def __init__(
+        self,
+        num_outputs: int,
+        eps: float = 1e-12,
+        num_singular_values: int = 1,
+        num_iterations: int = 1,
+        num_inputs: int | None = None,
+    ) -> None:
         super().__init__()
         self.eps = eps
         self.num_iterations = num_iterations
-        self.register_buffer("u", torch.randn(num_singular_values, num_outputs))  # (S, out)
+        u = torch.randn(num_singular_values, num_outputs)
+        v = None if num_inputs is None else F.normalize(torch.randn(num_singular_values, num_inputs), dim=1)
+        # Of any length where an iteration comes before every use, of unit length where eval mode may use it as it is.
+        self.register_buffer("u", u if v is None else F.normalize(u, dim=1))  # (S, out)
+        self.register_buffer("v", v)  # (S, in)
         self.register_buffer("singular_values", torch.ones(num_singular_values))  # (S,), of the last training forward
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -88,8 +104,11 @@ class SpectralNorm(nn.Module):
             # other tensor does, so that a saved and loaded network is bit-equal.
             matrix = full.flatten(1).clone()  # (out, in)
             u = self.u.to(full.dtype)
-            for _ in range(self.num_iterations if self.training else 1):
+            v = None if self.v is None else self.v.to(full.dtype)
+            iterations_in_eval = 1 if v is None else 0
+            for _ in range(self.num_iterations if self.training else iterations_in_eval):
                 u, v = power_iteration(matrix.detach(), u, self.eps)  # (S, out), (S, in)
+            assert v is not None
             sigma = u[0] @ (matrix @ v[0])
             if self.training:
                 self._remember(matrix.detach(), u, v, sigma.detach())
@@ -98,6 +117,8 @@ class SpectralNorm(nn.Module):
     @torch.no_grad()
     def _remember(self, matrix: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> None:
         self.u.copy_(u)
+        if self.v is not None:
+            self.v.copy_(v)
         self.singular_values[0] = sigma
         if len(u) > 1:
             self.singular_values[1:] = ((v[1:] @ matrix.T) * u[1:]).sum(1)
