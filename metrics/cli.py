@@ -37,6 +37,9 @@ examples:
   fid-score samples/ --metrics is                     a score that needs no reference
   fid-score real/ samples/ --extractor efficientnet-lite0 --input-size 96
                                                       a Frechet distance (not FID) without any download
+  fid-score --train-extractor train/ test/ judge.safetensors --extractor resnet9
+  fid-score test/ samples/ --extractor resnet9 --weights judge.safetensors --metrics fid,am
+                                                      a network trained on one's own data, and scores on it
   fid-score --input1 samples/ --input2 real/ --fid --isc  as torch-fidelity's `fidelity` (its protocol, too)
   torchrun --nproc-per-node 8 -m metrics.cli real/ samples/  on eight GPUs, the same number"""
 
@@ -154,6 +157,13 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--save-stats", action="store_true", help="write the statistics of the first path to the second, an .npz")
     group.add_argument(
+        "--train-extractor",
+        action="store_true",
+        help="train --extractor resnet9 on the labelled images of the first path (tested on those of the second, where there are "
+        "three) and write its weights to the last, a .safetensors",
+    )
+    group.add_argument("--train-epochs", type=_positive, default=10, metavar="N", help="passes over them (default: 10)")
+    group.add_argument(
         "--num-samples", "--num", type=_positive, metavar="N", help="images to sample, where a path is a saved pipeline"
     )
     group.add_argument("--seed", type=_non_negative, help="seed of those samples")
@@ -260,6 +270,8 @@ def parse_arguments(argv: Sequence[str], parser: _Parser | None = None) -> argpa
         args.device = "cpu" if args.cpu else f"cuda:{args.gpu}"
     if not args.path:
         parser.error("the following arguments are required: PATH, a reference and at least one sample set")
+    if args.train_extractor and len(args.path) not in (2, 3):
+        parser.error(f"--train-extractor takes TRAIN [TEST] OUT.safetensors, got {len(args.path)} paths")
     if args.save_stats and len(args.path) != 2:
         parser.error(f"--save-stats takes two paths, images and the .npz to write, got {len(args.path)}")
     return args

@@ -80,6 +80,7 @@ EXTRACTORS: dict[str, str] = {
     "efficientnet-lite0": "metrics.extractors.efficientnet_lite:EfficientNetLite0",
     "resnet50": "metrics.extractors.torchvision_classifier:ResNet50",
     "vgg16": "metrics.extractors.torchvision_classifier:VGG16",
+    "resnet9": "metrics.extractors.resnet9:ResNet9",
 }
 
 #: Resizer name -> class. The class is a `metrics.resize.Resizer`.

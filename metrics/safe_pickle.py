@@ -4,6 +4,9 @@ A pickle is a program. Here it is first walked without being run (`pickletools.g
 instruction beyond those that such data need. Then a restricted unpickler runs it: the handful of names that NumPy's arrays
 need are answered by inert functions of this file, made anew for each name; every other name is refused, and nothing is ever
 imported. NumPy itself sees only a type from a short list, a checked shape and bytes of just that size.
+
+A reader of pickles that hold more builds on the parts that are public here: `check_program`, `ArrayUnpickler`, `plain` and
+`refusing`.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ import math
 import pickle
 import pickletools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -108,7 +112,9 @@ def _encode(text: object, encoding: object) -> bytes:
     return text.encode("latin1")
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class ArrayUnpickler(pickle.Unpickler):
+    """Knows the names that numbers, text, containers and NumPy's arrays need; a subclass may know more."""
+
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         """Look a name up: in this function, nowhere else."""
         # Each answer is a new function: what a pickle might set on one is gone with it.
@@ -129,19 +135,36 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only numbers, text, containers and arrays are read")
 
 
-def _check_program(data: bytes) -> None:
-    """Refuse instructions beyond `_OPCODES`, and memo places that would make the unpickler allocate gigabytes."""
+def check_program(stream: BinaryIO, further_opcodes: frozenset[str] = frozenset()) -> None:
+    """Walk one pickle without running it, and leave the stream behind it.
+
+    Args:
+        stream: Stands at the pickle's first byte.
+        further_opcodes: Instructions that are taken beside those of plain data.
+
+    Raises:
+        pickle.UnpicklingError: If it has another instruction, or a memo place that would make the unpickler allocate gigabytes.
+        ValueError: If it is cut short.
+    """
     count = 0
-    for opcode, argument, _ in pickletools.genops(data):
+    for opcode, argument, _ in pickletools.genops(stream):
         count += 1
-        if opcode.name not in _OPCODES:
+        if opcode.name not in _OPCODES and opcode.name not in further_opcodes:
             raise pickle.UnpicklingError(f"it holds the instruction {opcode.name}, which plain data do not need")
         if opcode.name in _PUTS and not 0 <= int(argument or 0) <= count:
             raise pickle.UnpicklingError(f"it numbers an object {argument}, which plain data do not need")
 
 
+def plain(value: Any) -> Any:
+    """Return what an `ArrayUnpickler` read with its stand-ins replaced by arrays.
+
+    Raises:
+        pickle.UnpicklingError: If it holds anything that is not plain data.
+    """
+    return _plain(value, 0, {})
+
+
 def _plain(value: Any, depth: int, done: dict[int, Any]) -> Any:
-    """Return a value with its stand-ins replaced by arrays; anything else that is not plain data is refused."""
     if id(value) in done:
         return done[id(value)]
     if depth > _MAX_DEPTH:
@@ -176,9 +199,16 @@ def loads(data: bytes, name: str, encoding: str = "ASCII") -> Any:
     Raises:
         ValueError: If it is damaged, or asks for anything that data do not need.
     """
+    with refusing(name):
+        check_program(io.BytesIO(data))
+        return plain(ArrayUnpickler(io.BytesIO(data), encoding=encoding).load())
+
+
+@contextmanager
+def refusing(name: str) -> Iterator[None]:
+    """Turn whatever a hostile or damaged pickle raises inside into one `ValueError` that names it."""
     try:
-        _check_program(data)
-        return _plain(_ArrayUnpickler(io.BytesIO(data), encoding=encoding).load(), 0, {})
+        yield
     except pickle.UnpicklingError as error:
         raise ValueError(f"pickle {name} is refused or damaged: {brief(error)}; use an unmodified copy.") from error
     except _ERRORS as error:

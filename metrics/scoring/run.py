@@ -31,6 +31,7 @@ from metrics.scoring.plan import (
 from metrics.scoring.report import Report, Result, format_table, write_csv, write_json, write_plot
 from metrics.scoring.save import save_reference
 from metrics.scoring.sides import OpenOptions, Side, check_draw, open_side
+from metrics.scoring.train import train_from_arguments
 from metrics.suite import MetricSuite, build_metric
 
 _MAX_WORKERS = 8
@@ -44,6 +45,9 @@ def run(args: argparse.Namespace) -> None:
     """Score, or save statistics, as parsed by `metrics.cli.build_parser`; print and write what was asked for."""
     with join_processes() as processes, _told_to_all(processes):
         _complete(args, processes)
+        if args.train_extractor:
+            sys.stdout.write(train_from_arguments(args, processes) + "\n")
+            return
         names = score_names(args)
         if args.save_stats:
             message = save_reference(Path(args.path[0]), Path(args.path[1]), names, args, _feeder(args, processes))
@@ -78,6 +82,8 @@ def score(samples: str | Path | Sequence[str | Path], reference: str | Path | No
     args = parse_options([str(path) for path in ([] if reference is None else [reference]) + sets], {"quiet": True, **options})
     if args.save_stats:
         raise ValueError("score() writes no statistics: run fid-score --save-stats IMAGES OUT.npz.")
+    if args.train_extractor:
+        raise ValueError("score() trains nothing: call metrics.extractor_training.train_extractor.")
     with join_processes() as processes, _told_to_all(processes):
         _complete(args, processes)
         report = _score(score_names(args), args, processes, has_reference=reference is not None)
