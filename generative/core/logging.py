@@ -48,17 +48,18 @@ class RunLog:
 
     Attributes:
         evaluated_steps: Steps whose evaluation is in the log, the same on every process.
+        kept: Entries of before this process began, oldest first.
     """
 
     def __init__(self, run: Path, accelerator: Accelerator, resume_step: int) -> None:
         self.path = run / METRICS_FILE
         self.accelerator = accelerator
-        kept = [entry for entry in read_metrics(run) if entry["step"] <= resume_step] if resume_step else []
-        self.evaluated_steps = {entry["step"] for entry in kept if any(key.startswith("evaluation/") for key in entry)}
+        self.kept = [entry for entry in read_metrics(run) if entry["step"] <= resume_step] if resume_step else []
+        self.evaluated_steps = {entry["step"] for entry in self.kept if any(key.startswith("evaluation/") for key in entry)}
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             with whole_file(self.path) as partial:
-                partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+                partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.kept))
 
     def write(self, step: int, images_seen: int, values: Mapping[str, Any]) -> None:
         """Append one entry and send its numbers to the trackers."""
@@ -68,7 +69,9 @@ class RunLog:
             return
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "images_seen": images_seen, **values}) + "\n")
-        self.accelerator.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=step)
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        if numbers:
+            self.accelerator.log(numbers, step=step)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -90,12 +93,11 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def save_grid(images: Tensor, path: Path, columns: int, min_tile: int = 32) -> None:
-    """Write a grid of images as PNG.
+def grid_image(images: Tensor, columns: int, min_tile: int = 32) -> Image.Image:
+    """Lay images out as a grid on grey.
 
     Args:
         images: (N, 3, H, W) uint8, row by row.
-        path: Where to; written under a temporary name and renamed.
         columns: Images per row.
         min_tile: Small images are enlarged by a whole factor to at least this many pixels, without smoothing.
     """
@@ -103,7 +105,19 @@ def save_grid(images: Tensor, path: Path, columns: int, min_tile: int = 32) -> N
 
     factor = max(1, -(-min_tile // images.shape[-1]))
     large = images.cpu().repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
-    grid = make_grid(large, nrow=columns, padding=2, pad_value=128)
+    return Image.fromarray(make_grid(large, nrow=columns, padding=2, pad_value=128).permute(1, 2, 0).numpy())
+
+
+def save_grid(images: Tensor, path: Path, columns: int, min_tile: int = 32) -> None:
+    """Write a grid of images as PNG.
+
+    Args:
+        images: (N, 3, H, W) uint8, row by row.
+        path: Where to; written under a temporary name and renamed.
+        columns: Images per row.
+        min_tile: See ``grid_image``.
+    """
+    grid = grid_image(images, columns, min_tile)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
-        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(partial, format="PNG")
+        grid.save(partial, format="PNG")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,8 +82,14 @@ class Objective(abc.ABC):
         ema: Averages by name. The one named like its network is the one that samples.
         num_classes: Classes of the data that the objective expects; class labels are in [0, num_classes).
         image_size: Height and width of the images, in pixels.
+        sampling_networks: Names of the networks that ``prepare_for_sampling`` and ``pipeline`` use: only they are copied for
+            them. None for all.
+        loss_extractors: Feature extractors (names of ``metrics.registry.EXTRACTORS``) whose networks a loss or a discriminator
+            looks through; the trainer refuses to score with them.
     """
 
+    sampling_networks: tuple[str, ...] | None = None
+    loss_extractors: frozenset[str] = frozenset()
     networks: dict[str, nn.Module]
     frozen: dict[str, nn.Module]
     optimizers: dict[str, OptimizerFactory]
@@ -97,7 +103,11 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def pipeline(self, networks: Networks) -> ImageGenerationPipeline:
-        """Build the pipeline that samples from these networks (the averages, when the trainer calls it)."""
+        """Build the pipeline that samples from these networks (the averages, when the trainer calls it).
+
+        Args:
+            networks: Those that ``sampling_networks`` names.
+        """
 
     def parameter_groups(self, optimizer: str) -> list[dict[str, Any]]:
         """Parameter groups of an optimizer: by default all parameters of the networks whose phases use it, in one group.
@@ -115,10 +125,34 @@ class Objective(abc.ABC):
         """Make averaged networks ready to sample, before every evaluation and export (standing statistics of batch norm).
 
         Args:
-            networks: Copies that may be changed in place.
+            networks: Copies of those that ``sampling_networks`` names, which may be changed in place.
             generator: Source of the randomness used.
         """
 
     def sampling_defaults(self) -> Mapping[str, Any]:
         """Keyword arguments for the pipeline's call during training (guidance scale, number of steps)."""
+        return {}
+
+    def diagnose(self, networks: Networks, real: Batch) -> Losses:
+        """Measure how healthy the training is: called for every log entry, so it should cost less than a step.
+
+        Args:
+            networks: The networks in training (not their averages), in eval mode and without gradients; torch's own random
+                numbers are put back afterwards. Buffers must stay as they are.
+            real: Some real images, the same at every call: a few of each of a few classes.
+
+        Returns:
+            Scalars, logged as ``diagnosis/name``.
+        """
+        return {}
+
+    def warnings(self, history: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+        """Judge the history of a run.
+
+        Args:
+            history: The latest log entries, oldest first (evaluations are judged for every family alike).
+
+        Returns:
+            One sentence by rule, of the rules that apply now; each is said once while it lasts.
+        """
         return {}

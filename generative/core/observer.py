@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from generative.core import checkpoint as ckpt
 from generative.core.evaluation import Evaluation, Evaluator
@@ -17,7 +19,8 @@ from generative.core.generation import SampleRequest, generate_images
 from generative.core.logging import EVALUATION_FILE, RunLog, save_grid, write_json
 from generative.core.objective import Objective
 from generative.core.trainer_config import TrainerConfig
-from generative.core.types import Losses
+from generative.core.types import Batch, Losses, Networks
+from generative.core.watch import Watch
 from generative.data.base import ImageDataset
 
 if TYPE_CHECKING:
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 
 MAX_GRID_CLASSES = 10
 """Rows of a sample grid: the first classes, where there are more."""
+
+DIAGNOSIS_CLASSES = 4
+DIAGNOSIS_IMAGES_PER_CLASS = 8
+"""Real images that a diagnosis compares with: 32, so that it costs a fraction of a step."""
 
 
 class DivergenceError(RuntimeError):
@@ -67,12 +74,15 @@ class RunObserver:
         self.last_evaluation: Evaluation | None = None
         self._real_scores: dict[str, float] | None = None
         self._pending: list[tuple[int, str, Losses]] = []
+        self._watch = Watch(objective.warnings)
+        self._diagnosis_batch: Batch | None = None
 
     def start(self, step: int, images_seen: int) -> None:
         """Open the log for a run that goes on from ``step``, and write the grid of real images."""
         if self.accelerator.is_main_process:
             self._real_grid()
         self.log_file = RunLog(self.config.output_dir, self.accelerator, step)
+        self._watch.resume(self.log_file.kept)
         self.start_clock(images_seen)
 
     def start_clock(self, images_seen: int) -> None:
@@ -90,12 +100,13 @@ class RunObserver:
         """Take the values of one phase; they are read from the device only when logged or checked."""
         self._pending.append((step, phase, values))
 
-    def check_finite(self, step: int, weights: bool = False) -> None:
+    def check_finite(self, step: int, networks: Mapping[str, nn.Module] | None = None) -> None:
         """Stop on a NaN or infinite value: when logging and before saving only, as reading losses each step would stall a GPU.
 
         Args:
             step: Steps done.
-            weights: Look at the weights too: the last step can spoil them without a loss having shown it yet.
+            networks: Look at these networks too, their weights and buffers: the last step can spoil them without a loss having
+                shown it yet.
 
         Raises:
             DivergenceError: On every process, if one of them met such a value.
@@ -108,9 +119,10 @@ class RunObserver:
                     continue
                 if not message and not bool(torch.isfinite(value)):
                     message = f"{phase}/{name} became {float(value)} at step {at_step}"
-        for name, network in self.objective.networks.items() if weights else ():
-            if not message and not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
-                message = f"weights of network '{name}' became NaN or infinite by step {step}"
+        for name, network in (networks or {}).items():
+            for kind, tensors in (("weights", network.parameters()), ("buffers", saved_buffers(network))):
+                if not message and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+                    message = f"{kind} of network '{name}' became NaN or infinite by step {step}"
         # Every process must stop, or the others would wait for this one for ever.
         count = torch.tensor([float(bool(message))], device=self.accelerator.device)
         if not bool(self.accelerator.gather(count).sum()):
@@ -146,9 +158,42 @@ class RunObserver:
         entry = dict(zip(names, means.tolist(), strict=True))
         entry["images_per_second"] = (images_seen - self._clock_images) / (now - self._clock)
         entry.update({f"lr/{name}": rate for name, rate in learning_rates.items()})
+        entry.update({f"diagnosis/{name}": value for name, value in self._diagnose().items()})
+        self._write(step, images_seen, entry)
         self.start_clock(images_seen)
-        self.log_file.write(step, images_seen, entry)
         return entry
+
+    def _write(self, step: int, images_seen: int, values: Mapping[str, Any]) -> None:
+        """Append an entry to the log, and say and append the warnings that it brings."""
+        self.log_file.write(step, images_seen, values)
+        if not self.accelerator.is_main_process:
+            return
+        for rule, sentence in self._watch.update({"step": step, "images_seen": images_seen, **values}).items():
+            tqdm.write(f"warning: step {step}: {sentence}", file=sys.stderr)
+            self.log_file.write(step, images_seen, {"warning": sentence, "rule": rule})
+
+    def _diagnose(self) -> dict[str, float]:
+        """The objective's own measurements, on the main process; nothing they do reaches the training."""
+        networks = self.objective.networks
+        if not self.accelerator.is_main_process or type(self.objective).diagnose is Objective.diagnose:
+            return {}
+        if self._diagnosis_batch is None:
+            self._diagnosis_batch = self._draw_diagnosis_batch()
+        device = self.accelerator.device
+        # Eagerly: a graph compiled for training would be compiled anew for eval mode and for this batch.
+        with undisturbed(networks, device), torch.compiler.set_stance("force_eager"), self.accelerator.autocast():
+            values = self.objective.diagnose(networks, self._diagnosis_batch)
+        return {name: float(value) for name, value in values.items()}
+
+    def _draw_diagnosis_batch(self) -> Batch:
+        """The first images of the first classes that have several; of any class where none has."""
+        labels = self.dataset.labels
+        classes = [int(label) for label, count in zip(*labels.unique(return_counts=True), strict=True) if count > 1]
+        picked = [(labels == label).nonzero().flatten()[:DIAGNOSIS_IMAGES_PER_CLASS] for label in classes[:DIAGNOSIS_CLASSES]]
+        indices = torch.cat(picked) if picked else torch.arange(min(len(labels), DIAGNOSIS_IMAGES_PER_CLASS))
+        images = self.dataset.images(indices).float() / 127.5 - 1  # (N, 3, H, W)
+        device = self.accelerator.device
+        return {"images": images.to(device), "class_labels": labels[indices].to(device)}
 
     def evaluate_if_due(self, step: int, images_seen: int, make_pipeline: Callable[[], ImageGenerationPipeline]) -> None:
         """Evaluate at every ``evaluate_interval_steps``-th step, step 0 included, and at the end, once each.
@@ -179,7 +224,7 @@ class RunObserver:
                     "protocol": evaluation.protocol,
                 },
             )
-        self.log_file.write(step, images_seen, {f"evaluation/{name}": value for name, value in evaluation.scores.items()})
+        self._write(step, images_seen, {f"evaluation/{name}": value for name, value in evaluation.scores.items()})
 
     def sample_grid(self, step: int, pipeline: ImageGenerationPipeline) -> None:
         """Write a grid of samples, one class to a row; the main process only."""
@@ -203,3 +248,24 @@ class RunObserver:
                 row[: len(indices)] = self.dataset.images(indices)
             rows.append(row)
         save_grid(torch.cat(rows), self.config.output_dir / "samples" / "real.png", columns)
+
+
+def saved_buffers(network: nn.Module) -> Iterator[Tensor]:
+    """Floating-point buffers that go into a checkpoint; others, such as an attention mask, may hold infinities."""
+    names = network.state_dict().keys()
+    return (buffer for name, buffer in network.named_buffers() if name in names and buffer.is_floating_point())
+
+
+@contextmanager
+def undisturbed(networks: Networks, device: torch.device) -> Iterator[None]:
+    """Inside, networks are in eval mode and gradients off; afterwards modes and torch's random numbers are as they were."""
+    modes = [(module, module.training) for network in networks.values() for module in network.modules()]
+    cuda = [device] if device.type == "cuda" else []
+    try:
+        for network in networks.values():
+            network.eval()
+        with torch.no_grad(), torch.random.fork_rng(cuda):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

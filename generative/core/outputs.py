@@ -1,21 +1,31 @@
-"""Where samples go: a folder of PNG files with a manifest that can be resumed, or one npz file as the ADM evaluator reads it."""
+"""Where samples go: a folder of PNG files with a manifest that can be resumed, one npz file as the ADM evaluator reads it, or,
+for frames between images, an animation or a folder of frames."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 from torch import Tensor
 
+from generative.core.checkpoint import write_folder
 from generative.core.errors import UserError
 from generative.core.generation import SampleRequest
-from generative.core.logging import whole_file, write_json
+from generative.core.logging import grid_image, whole_file, write_json
 
 MANIFEST = "manifest.json"
+
+# Suffix of an animation -> Pillow's name of the format, and how it is saved; all three play for ever.
+ANIMATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".gif": ("GIF", {}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".apng": ("PNG", {}),
+}
 
 
 def image_name(request: SampleRequest) -> str:
@@ -84,3 +94,47 @@ def write_npz(path: Path, images: Tensor, requests: Sequence[SampleRequest]) -> 
     labels = np.asarray([r.class_label for r in requests], dtype=np.int64)
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, images.permute(0, 2, 3, 1).cpu().numpy(), labels)
+
+
+def write_animation(frames: Tensor, path: Path, frames_per_second: float, back: bool = False, min_tile: int = 64) -> None:
+    """Write frames as an animated GIF, WebP or PNG that plays for ever, whole or not at all.
+
+    Args:
+        frames: (R, F, 3, H, W) uint8: the R rows play side by side, in a grid as square as can be.
+        path: The file; its suffix, one of ``ANIMATIONS``, names the format.
+        frames_per_second: Rounded to what the format can say: whole milliseconds, in a GIF hundredths of a second.
+        back: Play the frames between the ends once more in reverse, so that the animation has no jump.
+        min_tile: Least side of an image, in pixels; see ``grid_image``.
+
+    Raises:
+        UserError: If this Pillow cannot write WebP.
+    """
+    kind, options = ANIMATIONS[path.suffix.lower()]
+    if kind == "WEBP" and not features.check("webp"):
+        raise UserError(f"this installation of Pillow writes no WebP; give '{path.with_suffix('.gif')}' or a name in .apng")
+    columns = math.ceil(math.sqrt(len(frames)))
+    pictures = [grid_image(frame, columns, min_tile) for frame in frames.unbind(1)]
+    if back:
+        pictures += pictures[-2:0:-1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        first, *others = pictures
+        first.save(
+            partial, kind, save_all=True, append_images=others, duration=round(1000 / frames_per_second), loop=0, **options
+        )
+
+
+def write_frames(frames: Tensor, folder: Path) -> None:
+    """Write frames as PNG files ``row-R_frame-F.png`` into a new folder, whole or not at all.
+
+    Args:
+        frames: (R, F, 3, H, W) uint8.
+        folder: The folder, which must be empty or not exist.
+    """
+
+    def fill(partial: Path) -> None:
+        for row, images in enumerate(frames.permute(0, 1, 3, 4, 2).cpu().numpy()):
+            for number, array in enumerate(images):
+                Image.fromarray(array).save(partial / f"row-{row:04d}_frame-{number:04d}.png")
+
+    write_folder(folder, fill)

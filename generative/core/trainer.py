@@ -67,6 +67,7 @@ class Trainer:
         self.seed = seed
         if config.evaluate_interval_steps and evaluator is None:
             raise UserError("trainer.evaluate_interval_steps is set but there is no evaluation; add an `evaluation` section")
+        check_judge(objective, evaluator)
         self.step = 0
         self.phases = objective.phases()
         self.repeats = max(phase.repeats for phase in self.phases)
@@ -206,7 +207,7 @@ class Trainer:
                 bar.update(self.images_per_step)
                 self._after_step(bar)
             # Still with signals caught: one that comes now must not cut the last checkpoint short.
-            self.observer.check_finite(self.step, weights=True)
+            self._check_weights()
             self.save_checkpoint()
             if self.step >= self.total_steps:
                 self.observer.sample_grid(self.step, self.sampling_pipeline())
@@ -226,7 +227,7 @@ class Trainer:
         except UserError:
             # Alone only: the other processes are in the step, and saving takes all of them.
             if self.accelerator.num_processes == 1:
-                self.observer.check_finite(self.step, weights=True)
+                self._check_weights()
                 self.save_checkpoint()
             raise
 
@@ -245,12 +246,17 @@ class Trainer:
         )
         with self.observer.paused_clock():
             if checkpoint or grid or evaluation:
-                self.observer.check_finite(self.step, weights=True)
+                self._check_weights()
             if checkpoint:
                 self.save_checkpoint()
             if grid:
                 self.observer.sample_grid(self.step, self.sampling_pipeline())
             self._evaluate_if_due()
+
+    def _check_weights(self) -> None:
+        """Stop if anything that a checkpoint would hold is NaN or infinite, so that none ever is."""
+        averages = {f"{name} (average)": average for name, average in self.averages.items()}
+        self.observer.check_finite(self.step, {**self.objective.networks, **averages})
 
     def _evaluate_if_due(self) -> None:
         self.observer.evaluate_if_due(self.step, self.images_seen, self.sampling_pipeline)
@@ -260,8 +266,9 @@ class Trainer:
 
     def sampling_pipeline(self) -> ImageGenerationPipeline:
         """The pipeline of the averaged networks, ready to sample; copies, so that nothing it does reaches the training."""
+        names = self.objective.networks if self.objective.sampling_networks is None else self.objective.sampling_networks
         networks: dict[str, nn.Module] = {
-            name: copy.deepcopy(self.averages.get(name, network)).eval() for name, network in self.objective.networks.items()
+            name: copy.deepcopy(self.averages.get(name, self.objective.networks[name])).eval() for name in names
         }
         self.objective.prepare_for_sampling(
             networks, keyed_generator(self.seed, self.step, "prepare_for_sampling", device=self.accelerator.device)
@@ -376,4 +383,17 @@ def check_fit(objective: Objective, dataset: ImageDataset) -> None:
         raise UserError(
             f"the data has images of {dataset.image_size} pixels, the networks make {objective.image_size}; "
             "set image_size of the data"
+        )
+
+
+def check_judge(objective: Objective, evaluator: Evaluator | None) -> None:
+    """Refuse scores by a network that the training itself looks through: they would flatter the generator.
+
+    Raises:
+        UserError: If the evaluation's extractor is one of the objective's ``loss_extractors``.
+    """
+    if evaluator is not None and evaluator.extractor in objective.loss_extractors:
+        raise UserError(
+            f"evaluation extractor '{evaluator.extractor}' is the network that the discriminator or a loss looks through, so its "
+            "scores would flatter the generator; choose another extractor"
         )

@@ -111,6 +111,11 @@ class Run:
         return sorted(found.items())
 
     @cached_property
+    def warnings(self) -> list[tuple[int, str]]:
+        """Step and sentence of every warning that the run gave, oldest first."""
+        return [(int(entry["step"]), entry["warning"]) for entry in self.entries if isinstance(entry.get("warning"), str)]
+
+    @cached_property
     def loss_names(self) -> list[str]:
         """Every ``<phase>/loss`` that was logged, in the order of first appearance."""
         return list(dict.fromkeys(key for entry in self.entries for key in entry if key.endswith(LOSS_SUFFIX)))

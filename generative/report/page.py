@@ -94,7 +94,7 @@ def build_page(runs: Sequence[Run], title: str, intro: str, caption: str | None,
     colors = run_colors(runs)
     paragraphs = [part.strip() for part in intro.split("\n\n") if part.strip()] + [summary(runs)]
     sections = {
-        "scores": ("Scores", score_table(runs, colors, REAL_COLOR) + protocol_section(runs) + missing_note(runs)),
+        "scores": ("Scores", score_table(runs, colors, REAL_COLOR) + protocol_section(runs) + notes(runs)),
         "samples": ("Real and generated images", grids_section(runs, colors, caption, class_names)),
         "curves": ("Curves", curves_section(runs, colors)),
         "reproduce": ("How to reproduce", reproduce_section(runs)),
@@ -141,6 +141,13 @@ def summary(runs: Sequence[Run]) -> str:
     elif accuracies:
         sentences.append(f"{format_percent(accuracies[0][0])} of its samples show the class asked for.")
     return " ".join(sentences)
+
+
+def notes(runs: Sequence[Run]) -> str:
+    """What the runs warned of, and what they have not written."""
+    items = "".join(f"<li>{escape(run.name)}, step {step:,}: {escape(text)}</li>" for run in runs for step, text in run.warnings)
+    said = f'<div class="note" id="warnings"><p>Warnings while training:</p><ul>{items}</ul></div>' if items else ""
+    return said + missing_note(runs)
 
 
 def missing_note(runs: Sequence[Run]) -> str:

@@ -76,6 +76,48 @@ def test_weights_that_the_last_step_spoiled_are_not_saved(toy: ModuleType, tmp_p
     assert [p.name for p in ckpt.list_checkpoints(tmp_path)] == ["checkpoint-00000002"]
 
 
+@pytest.mark.parametrize("place", ["network", "average"])
+def test_buffers_and_averages_that_a_step_spoiled_are_not_saved(toy: ModuleType, tmp_path: Path, place: str) -> None:
+    """Batch-norm statistics overflow before any loss shows it, and an average keeps what its network has recovered from."""
+    objective = toy.denoiser()
+    phase = objective.phases()[0]
+
+    def spoil(networks: Mapping[str, nn.Module]) -> None:
+        if trainer.step == 3 and place == "network":
+            networks["net"].norm.running_var[0] = math.inf
+        if trainer.step == 3 and place == "average":
+            trainer.averages["net"].first.weight[0, 0] = math.nan
+
+    object.__setattr__(phase, "after_step", spoil)
+    objective.phases = lambda: [phase]
+    trainer = toy.build_trainer(objective, tmp_path)
+    what = "buffers of network 'net'" if place == "network" else r"weights of network 'net \(average\)'"
+    with pytest.raises(DivergenceError, match=f"{what} became NaN or infinite by step 4; the last good .*checkpoint-00000002'"):
+        trainer.fit()
+    assert [p.name for p in ckpt.list_checkpoints(tmp_path)] == ["checkpoint-00000002"]
+
+
+def test_a_run_without_its_judge_s_independence_is_refused(toy: ModuleType, tmp_path: Path) -> None:
+    objective = toy.gan()
+    objective.loss_extractors = frozenset({"efficientnet-lite0", "vgg16"})
+    with pytest.raises(
+        UserError, match="evaluation extractor 'efficientnet-lite0' is the network that the discriminator or a loss"
+    ):
+        toy.build_trainer(objective, tmp_path, evaluator=toy.evaluator())
+    objective.loss_extractors = frozenset({"vgg16"})
+    toy.build_trainer(objective, tmp_path, evaluator=toy.evaluator())
+
+
+@pytest.mark.parametrize(("names", "copied"), [(None, {"generator", "discriminator"}), (("generator",), {"generator"})])
+def test_only_networks_that_sample_are_copied(toy: ModuleType, tmp_path: Path, names: Any, copied: set[str]) -> None:
+    objective = toy.gan()
+    objective.sampling_networks = names
+    seen: list[set[str]] = []
+    objective.prepare_for_sampling = lambda networks, generator: seen.append(set(networks))
+    toy.build_trainer(objective, tmp_path).sampling_pipeline()
+    assert seen == [copied]
+
+
 def test_a_stop_signal_does_not_save_nan(toy: ModuleType, tmp_path: Path) -> None:
     objective = toy.denoiser(nan_at_call=3, signal_at_call=3)
     with pytest.raises(DivergenceError):
