@@ -1,18 +1,93 @@
-"""Residual blocks of the SAGAN and BigGAN line (arXiv 1805.08318, 1809.11096), and how their weights start."""
+"""Residual blocks of the SAGAN and BigGAN line (arXiv 1805.08318, 1809.11096), their layers, and how weights start."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generative.layers.batch_norm import Condition
+from generative.layers.batch_norm import AffineBatchNorm2d, BatchNorm2d, Condition, ConditionalNorm2d, InstanceNorm2d, NormKind
 from generative.layers.self_attention import ConvLayer
+from generative.layers.spectral_norm import SpectralNormConv2d, SpectralNormEmbedding, SpectralNormLinear
 
 WeightInit = Literal["xavier", "orthogonal", "normal"]
 NORMAL_INIT_STD = 0.02  # DCGAN (arXiv 1511.06434), "N02" in BigGAN-PyTorch
+BATCH_NORM_MOMENTUM = 0.1  # torch's and the BigGAN authors'
+
+
+def plain_conv(in_channels: int, out_channels: int, kernel_size: int = 3, bias: bool = True) -> nn.Module:
+    """Convolution without spectral norm that keeps the size."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+
+
+@dataclass(frozen=True)
+class GANLayers:
+    """Makes the layers of one network, whose options are said once.
+
+    Attributes:
+        spectral_norm: Whether convolutions, linear layers and tables are spectrally normalised.
+        spectral_norm_eps: See ``SpectralNorm``, as the two below.
+        num_singular_values: See ``SpectralNorm``.
+        num_power_iterations: See ``SpectralNorm``.
+        norm: Kind of the conditional norms.
+        batch_norm_eps: Added to the variance in the conditional norms; the output's norm has 1e-5 always.
+        moving_variance: See ``BatchNorm2d``.
+        cross_replica: Batch statistics over all processes.
+    """
+
+    spectral_norm: bool = True
+    spectral_norm_eps: float = 1e-8
+    num_singular_values: int = 1
+    num_power_iterations: int = 1
+    norm: NormKind = "batch"
+    batch_norm_eps: float = 1e-5
+    moving_variance: Literal["unbiased", "biased"] = "unbiased"
+    cross_replica: bool = False
+
+    def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3, bias: bool = True) -> nn.Module:
+        """Convolution that keeps the size."""
+        if not self.spectral_norm:
+            return plain_conv(in_channels, out_channels, kernel_size, bias)
+        return SpectralNormConv2d(in_channels, out_channels, kernel_size, bias, **self._spectral_options())
+
+    def linear(self, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+        """Linear layer."""
+        if not self.spectral_norm:
+            return nn.Linear(in_features, out_features, bias)
+        return SpectralNormLinear(in_features, out_features, bias, **self._spectral_options())
+
+    def embedding(self, num_embeddings: int, embedding_dim: int) -> nn.Module:
+        """Embedding table; generators use ``ClassEmbedding`` instead, which is never normalised."""
+        if not self.spectral_norm:
+            return nn.Embedding(num_embeddings, embedding_dim)
+        return SpectralNormEmbedding(num_embeddings, embedding_dim, **self._spectral_options())
+
+    def conditional_norm(self, num_channels: int, affine_layer: Callable[[int], nn.Module]) -> nn.Module:
+        """Norm of the kind asked for with conditional gain and bias; ``affine_layer`` as in ``ConditionalNorm2d``."""
+        if self.norm == "batch":
+            layer: nn.Module = BatchNorm2d(num_channels, self.batch_norm_eps, BATCH_NORM_MOMENTUM, **self._statistics_options())
+        elif self.norm == "instance":
+            layer = InstanceNorm2d(num_channels, self.batch_norm_eps, BATCH_NORM_MOMENTUM)
+        else:
+            layer = nn.Identity()
+        return ConditionalNorm2d(layer, num_channels, affine_layer)
+
+    def output_norm(self, num_channels: int) -> nn.Module:
+        """Batch norm with gain and bias of its own, before the convolution that makes the image."""
+        return AffineBatchNorm2d(num_channels, **self._statistics_options())
+
+    def _spectral_options(self) -> dict[str, Any]:
+        return {
+            "eps": self.spectral_norm_eps,
+            "num_singular_values": self.num_singular_values,
+            "num_iterations": self.num_power_iterations,
+        }
+
+    def _statistics_options(self) -> dict[str, Any]:
+        return {"moving_variance": self.moving_variance, "cross_replica": self.cross_replica}
 
 
 class GeneratorBlock(nn.Module):

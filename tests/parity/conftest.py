@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE))  # modules that several adapters share, such as biggan_outputs
 DEFAULT_TOLERANCE = 1e-4
 
 

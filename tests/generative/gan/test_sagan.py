@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from generative.core.errors import UserError
-from generative.gan.sagan import DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS, SAGANDiscriminator, SAGANGenerator
+from generative.gan.residual import DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS
+from generative.gan.sagan import SAGANDiscriminator, SAGANGenerator
 
 
 @pytest.mark.parametrize("resolution", [8, 16, 32, 64])

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generative.gan.sagan import plain_conv
-from generative.layers.gan_blocks import DiscriminatorBlock, GeneratorBlock, initialise_weights
+from generative.layers.gan_blocks import DiscriminatorBlock, GeneratorBlock, initialise_weights, plain_conv
 
 
 class PassThroughNorm(nn.Module):
