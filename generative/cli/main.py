@@ -14,6 +14,8 @@ COMMANDS = {
     "quickstart": "train a GAN, a DiT and a transformer on bundled digits, sample, score, and write a page (about 9 minutes)",
     "train": "train a generator from a configuration: generative train digits/dit",
     "sample": "sample images from a run or pipeline folder: generative sample runs/digits-dit --class-labels 0,1,2",
+    "truncation-curve": "table and plot of FID and Inception Score of a GAN at several truncations of its noise",
+    "convert": "turn an official checkpoint into a pipeline folder: generative convert G_ema.pth --output pipelines/biggan",
     "report": "write a page with grids, curves and scores of runs: generative report runs/digits-dit runs/digits-sagan",
     "list": "list models, configurations, schedulers, data sets and metrics",
 }
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE.format(commands="\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())), end="")
+        print(USAGE.format(commands="\n".join(f"  {name:<17} {text}" for name, text in COMMANDS.items())), end="")
         return 0 if arguments else 2
     if arguments[0] == "--version":
         from importlib.metadata import version
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] not in COMMANDS:
         return fail(f"there is no command '{arguments[0]}'; choose one of {', '.join(COMMANDS)}")
-    run: Callable[[list[str]], int] = import_module(f"generative.cli.{arguments[0]}").run
+    run: Callable[[list[str]], int] = import_module(f"generative.cli.{arguments[0].replace('-', '_')}").run
     try:
         return run(arguments[1:])
     except SystemExit as stop:

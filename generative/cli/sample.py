@@ -1,4 +1,4 @@
-"""``generative sample``: load a pipeline of any family, sample, and write PNG files or one npz."""
+"""``generative sample``: load a pipeline of any family, sample, and write PNG files or one npz (or walks between images)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from generative.cli.arguments import CommandParser
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from generative.core.generation import SampleRequest
     from pipelines.base import ImageGenerationPipeline
 
@@ -18,7 +20,14 @@ EPILOG = """Which sampling options a pipeline takes depends on its family; one i
   generative sample runs/digits-dit --class-labels 0,1,2 --num-images-per-class 10 --guidance-scale 2 --output samples/
   generative sample runs/digits-sagan --class-labels all --truncation 0.7 --output samples.npz
 The same seed gives the same image of a class whatever else is sampled, the batch size and the number of processes.
-An interrupted run into a folder goes on where it stopped when the command is repeated."""
+An interrupted run into a folder goes on where it stopped when the command is repeated.
+
+A GAN walks between images: from one noise to the next in each class, or from class to class at fixed noise. The output's name
+says what is written: .png a grid with a row for each walk, .gif, .webp or .apng an animation of all walks side by side, anything
+else a folder of frames.
+  generative sample runs/digits-sagan --interpolate latent --output latents.png
+  generative sample runs/digits-sagan --interpolate class --class-labels 3,8,1 --num-images-per-class 4 --output classes.png
+  generative sample runs/digits-sagan --interpolate latent --class-labels 0,1,2,3 --frames 32 --loop --output walk.webp"""
 
 
 def interval(text: str) -> tuple[float, float]:
@@ -41,7 +50,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "temperature": {"type": float, "help": "divides the logits of a token model"},
     "top_k": {"type": int, "help": "sample among the k likeliest tokens"},
     "top_p": {"type": float, "help": "sample among the likeliest tokens that make up this probability"},
-    "truncation": {"type": float, "help": "redraw a GAN's noise beyond this many standard deviations"},
+    "truncation": {
+        "type": float,
+        "help": "of a GAN's noise: less is better images and less variety. Noise beyond this many standard deviations is drawn "
+        "again, unless the pipeline's truncation_law says otherwise",
+    },
 }
 
 
@@ -52,35 +65,52 @@ def run(arguments: list[str]) -> int:
         "folder", metavar="RUN_OR_PIPELINE_DIR", type=Path, help="runs/NAME, or a folder written by save_pretrained"
     )
     parser.add_argument("--class-labels", default="all", metavar="0,1,2", help="classes to sample, or `all` (default)")
-    parser.add_argument("--num-images-per-class", type=int, default=10, metavar="N", help="default 10")
+    parser.add_argument("--num-images-per-class", type=int, metavar="N", help="default 10; with --interpolate, walks (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time; does not change them (default 64)")
-    parser.add_argument("--output", type=Path, default=Path("samples"), metavar="DIR|FILE.npz", help="default samples/")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR|FILE", help="folder or .npz (default samples/); with --interpolate: interpolation.png"
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: CUDA where there is one)")
     options = parser.add_argument_group("sampling options")
     for name, settings in OPTIONS.items():
         options.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **settings)
-    arguments_given = vars(parser.parse_args(arguments))
-    chosen = {name: arguments_given.pop(name) for name in OPTIONS if name in arguments_given}
-    return sample(chosen, **arguments_given)
+    walk = parser.add_argument_group("walks between images (GANs)")
+    walk.add_argument("--interpolate", choices=("latent", "class"), help="what changes along a walk: the noise, or the class")
+    walk.add_argument("--frames", type=int, metavar="N", help="images of a walk, both ends among them (default 8; animation 24)")
+    walk.add_argument("--path", choices=("spherical", "linear"), help="from noise to noise: a great circle (default) or a line")
+    walk.add_argument("--fps", type=float, metavar="N", help="frames per second of an animation (default 12)")
+    walk.add_argument("--loop", action="store_true", default=None, help="play an animation forth and back, without a jump")
+    given = vars(parser.parse_args(arguments))
+    chosen = {name: given.pop(name) for name in OPTIONS if name in given}
+    walking = {name: given.pop(name) for name in ("frames", "path", "fps", "loop")}
+    kind = given.pop("interpolate")
+    if kind is not None:
+        from generative.cli.interpolate import interpolate
+
+        return interpolate(chosen, kind, **walking, **given)
+    for name, value in walking.items():
+        if value is not None:
+            raise UserError(f"--{name} describes a walk between images; add --interpolate latent or --interpolate class")
+    return sample(chosen, **given)
 
 
 def sample(
     options: dict[str, Any],
     folder: Path,
     class_labels: str,
-    num_images_per_class: int,
+    num_images_per_class: int | None,
     seed: int,
     batch_size: int,
-    output: Path,
+    output: Path | None,
     device: str | None,
 ) -> int:
     """Sample and write; returns the exit code."""
+    output = output or Path("samples")
+    num_images_per_class = 10 if num_images_per_class is None else num_images_per_class
     if output.suffix == ".npz" and output.is_dir():
         raise UserError(f"output '{output}' is a folder; give a file name, or a folder that does not end in .npz")
-    for name, value in (("--num-images-per-class", num_images_per_class), ("--batch-size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
+    check_counts(num_images_per_class, batch_size)
     import torch
 
     from generative.core.checkpoint import fingerprint_folder
@@ -95,11 +125,7 @@ def sample(
     labels = parse_class_labels(class_labels, pipeline)
     requests = [SampleRequest(label, index) for label in labels for index in range(num_images_per_class)]
     accelerator = build_accelerator()
-    try:
-        pipeline.to(torch.device(device or accelerator.device))
-    except (RuntimeError, AssertionError) as error:
-        # torch asserts that it was compiled with CUDA.
-        raise UserError(f"--device '{device}' cannot be used here: {str(error).splitlines()[0]}") from error
+    move_pipeline(pipeline, device, accelerator)
 
     def generate(wanted: list[SampleRequest]) -> Any:
         from generative.core.generation import generate_images
@@ -145,8 +171,30 @@ def sample(
     return 0
 
 
-def parse_class_labels(text: str, pipeline: ImageGenerationPipeline) -> list[int]:
-    """``all``, or integers with commas between them; each class once, in class order.
+def check_counts(num_images_per_class: int, batch_size: int) -> None:
+    """Raise ``UserError`` if a count is below 1."""
+    for name, value in (("--num-images-per-class", num_images_per_class), ("--batch-size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+
+
+def move_pipeline(pipeline: ImageGenerationPipeline, device: str | None, accelerator: Accelerator) -> None:
+    """Move a pipeline to the device named, else to this process's own.
+
+    Raises:
+        UserError: If there is no such device.
+    """
+    import torch
+
+    try:
+        pipeline.to(torch.device(device or accelerator.device))
+    except (RuntimeError, AssertionError) as error:
+        # torch asserts that it was compiled with CUDA.
+        raise UserError(f"--device '{device}' cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def parse_class_labels(text: str, pipeline: ImageGenerationPipeline, in_order: bool = False) -> list[int]:
+    """``all``, or integers with commas between them; each class once, in class order or as they stand.
 
     Raises:
         UserError: If one is not an integer, is repeated, or is not a class of the pipeline.
@@ -160,7 +208,7 @@ def parse_class_labels(text: str, pipeline: ImageGenerationPipeline) -> list[int
     if len(set(labels)) != len(labels):
         raise UserError(f"--class-labels names a class twice in '{text}'; use --num-images-per-class for more images")
     pipeline.check_class_labels(labels)
-    return sorted(labels)
+    return labels if in_order else sorted(labels)
 
 
 def check_options(pipeline: ImageGenerationPipeline, options: dict[str, Any]) -> None:

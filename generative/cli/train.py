@@ -61,7 +61,9 @@ def train(
     from generative.core.logging import whole_file
     from generative.core.runtime import build_accelerator
     from generative.core.trainer import Trainer
+    from metrics.allocator import keep_freed_memory
 
+    keep_freed_memory()
     if resume and overwrite:
         raise UserError("--resume goes on with a run and --overwrite deletes it; choose one of them")
     output_dir = Path(config.trainer.output_dir)

@@ -191,6 +191,114 @@ def test_a_truncated_pipeline(saved: Path, capsys: pytest.CaptureFixture[str]) -
     assert "cannot be loaded, a file of it is missing or damaged" in failure(capsys, "copy")
 
 
+def grid_tiles(path: Path, columns: int, tile: int = 64) -> np.ndarray:
+    """Tiles (rows, columns, tile, tile, 3) of a grid with lines of 2 px."""
+    pixels = np.asarray(Image.open(path))
+    rows = (pixels.shape[0] - 2) // (tile + 2)
+    assert pixels.shape == (2 + rows * (tile + 2), 2 + columns * (tile + 2), 3)
+    starts = [[(2 + r * (tile + 2), 2 + c * (tile + 2)) for c in range(columns)] for r in range(rows)]
+    return np.stack([np.stack([pixels[y : y + tile, x : x + tile] for y, x in row]) for row in starts])
+
+
+def test_latent_walks_as_a_grid(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Walks lead from image n to image n + 1 of plain sampling with the same seed and options."""
+    common = ["--class-labels", "2,0", "--seed", "4", "--truncation", "0.8"]
+    assert main(["sample", str(saved), *common, "--num-images-per-class", "3", "--output", "plain"]) == 0
+    arguments = ["--interpolate", "latent", "--frames", "5", "--num-images-per-class", "2", "--batch-size", "3"]
+    assert main(["sample", str(saved), *common, *arguments]) == 0
+    assert "4 walks of 5 frames in 'interpolation.png'" in capsys.readouterr().out
+    tiles = grid_tiles(Path("interpolation.png"), 5)[:, :, ::8, ::8].astype(int)
+    plain = pixels(Path("plain"))
+    for row, (label, index) in enumerate([(0, 0), (0, 1), (2, 0), (2, 1)]):
+        for column, number in ((0, index), (4, index + 1)):
+            expected = plain[f"class-{label:04d}_image-{number:06d}.png"].astype(int)
+            assert np.abs(tiles[row, column] - expected).max() <= 1
+    before = Path("interpolation.png").read_bytes()
+    assert main(["sample", str(saved), *common, *arguments, "--path", "linear", "--output", "linear.png"]) == 0
+    assert main(["sample", str(saved), *common, *arguments]) == 0
+    assert Path("interpolation.png").read_bytes() == before, "the same seed, the same walk"
+    assert Path("linear.png").read_bytes() != before
+
+
+def test_class_walks_go_in_the_order_given(saved: Path) -> None:
+    common = ["--num-images-per-class", "1", "--seed", "4"]
+    assert main(["sample", str(saved), *common, "--output", "plain"]) == 0
+    arguments = ["--interpolate", "class", "--class-labels", "2,0,1", "--frames", "3", "--output", "frames"]
+    assert main(["sample", str(saved), *common, *arguments]) == 0
+    frames = pixels(Path("frames"))
+    assert list(frames) == [f"row-{row:04d}_frame-{frame:04d}.png" for row in range(2) for frame in range(3)]
+    for row, label in enumerate((2, 0)):
+        expected = pixels(Path("plain"))[f"class-{label:04d}_image-000000.png"].astype(int)
+        assert np.abs(frames[f"row-{row:04d}_frame-0000.png"].astype(int) - expected).max() <= 1
+    assert not list(Path().glob(".*partial"))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".apng"])
+def test_walks_as_an_animation(saved: Path, suffix: str) -> None:
+    arguments = ["--interpolate", "latent", "--frames", "4", "--fps", "10", "--loop", "--output", f"deep/walk{suffix}"]
+    assert main(["sample", str(saved), *arguments]) == 0
+    assert [path.name for path in Path("deep").iterdir()] == [f"walk{suffix}"]
+    with Image.open(f"deep/walk{suffix}") as animation:
+        # Three rows play side by side, forth and back: 0 1 2 3 2 1.
+        assert animation.size == (2 + 2 * 66, 2 + 2 * 66) and animation.n_frames == 6
+        pictures = []
+        for number in range(6):
+            animation.seek(number)
+            pictures.append(np.asarray(animation.convert("RGB")).astype(int))
+        assert animation.info["duration"] == 100 and animation.info.get("loop") == 0
+    # A GIF has 256 colours to a frame.
+    tolerance = 24 if suffix == ".gif" else 0
+    for number, mirrored in ((1, 5), (2, 4)):
+        assert np.abs(pictures[number] - pictures[mirrored]).max() <= tolerance
+    assert np.abs(pictures[0] - pictures[3]).max() > 40
+    assert main(["sample", str(saved), "--interpolate", "latent", "--output", f"whole{suffix}"]) == 0
+    with Image.open(f"whole{suffix}") as animation:
+        assert animation.n_frames == 24
+
+
+def test_families_that_cannot_interpolate(diffusion: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = "DiffusionImagePipeline cannot interpolate, only a GAN's pipeline can; leave --interpolate out"
+    assert message in failure(capsys, str(diffusion), "--interpolate", "latent")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--interpolate", "noise"], "--interpolate: invalid choice: 'noise'"),
+        (["--interpolate", "latent", "--frames", "1"], "--frames must be at least 2, the two ends of a walk, got 1"),
+        (["--interpolate", "latent", "--path", "curved"], "--path: invalid choice: 'curved'"),
+        (["--interpolate", "class", "--path", "linear"], "--path is the way from noise to noise"),
+        (["--interpolate", "class", "--class-labels", "1"], "walks from class to class: name two or more"),
+        (["--interpolate", "class", "--class-labels", "1,7"], "class label 7 is outside 0..2"),
+        (["--interpolate", "class", "--class-labels", "1,1"], "names a class twice"),
+        (["--interpolate", "latent", "--fps", "0", "--output", "a.gif"], "--fps must be above 0 and at most 50, got 0"),
+        (["--interpolate", "latent", "--fps", "nan", "--output", "a.gif"], "--fps must be above 0 and at most 50, got nan"),
+        (["--interpolate", "latent", "--fps", "5"], "--fps is for animations, and 'interpolation.png' is none"),
+        (["--interpolate", "latent", "--loop"], "--loop is for animations, and 'interpolation.png' is none"),
+        (["--interpolate", "latent", "--num-images-per-class", "0"], "--num-images-per-class must be at least 1, got 0"),
+        (["--interpolate", "latent", "--num-images-per-class", "99"], "297 walks are too many for one picture"),
+        (["--interpolate", "latent", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--interpolate", "latent", "--truncation", "0"], "truncation must be a positive threshold"),
+        (["--interpolate", "latent", "--guidance-scale", "2"], "GANImagePipeline has no use for --guidance-scale"),
+        (["--interpolate", "latent", "--output", "walk.npz"], "'walk.npz' is of no kind that walks are written as"),
+        (["--interpolate", "latent", "--output", "taken"], "'taken' is there already; give a folder that is new or empty"),
+        (["--interpolate", "latent", "--output", "folder.png"], "'folder.png' is a folder"),
+        (["--interpolate", "latent", "--device", "nonsense"], "--device 'nonsense' cannot be used here"),
+        (["--frames", "8"], "--frames describes a walk between images; add --interpolate"),
+        (["--path", "linear"], "--path describes a walk"),
+        (["--fps", "8"], "--fps describes a walk"),
+        (["--loop"], "--loop describes a walk"),
+    ],
+)
+def test_wrong_walks(saved: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+    Path("taken").mkdir()
+    Path("taken/file").write_text("precious")
+    Path("folder.png").mkdir()
+    assert message in failure(capsys, str(saved), *flags)
+    assert sorted(path.name for path in Path().iterdir()) == ["folder.png", "taken"]
+    assert Path("taken/file").read_text() == "precious"
+
+
 @pytest.mark.slow
 def test_two_processes_sample_the_same_images(saved: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}

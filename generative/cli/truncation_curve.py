@@ -1,0 +1,295 @@
+"""``generative truncation-curve``: what a GAN's truncation buys and costs, FID against Inception Score (arXiv 1809.11096)."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from generative.cli.arguments import CommandParser
+from generative.core.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from pipelines.gan import GANImagePipeline
+
+EPILOG = """A small threshold gives quality, a large one variety; FID sees both, the Inception Score quality above all. The output
+folder gets curve.png (FID against IS, a point for each threshold, and both against the threshold), curve.csv and curve.json.
+  generative truncation-curve runs/imagenet-biggan --reference imagenet.npz --standing-statistics 100 --output curves/biggan
+  generative truncation-curve runs/digits-sagan --reference real/ --extractor efficientnet-lite0 --input-size 96 \\
+      --num-samples 1000 --thresholds 0.3,0.6,1,2,none --output curves/digits
+  torchrun --nproc-per-node 8 -m generative.cli.main truncation-curve runs/imagenet-biggan --reference imagenet.npz --output curve
+Samples are not written: they are scored as `fid-score` does, with its protocols and networks (`fid-score --help`). An extractor
+that is not inception-v3 gives a Frechet distance and a classifier score, which are called so. An interrupted command goes on
+where it stopped when it is repeated, and further thresholds can be added; with other settings the folder is refused."""
+
+THRESHOLDS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1,1.2,1.4,1.6,1.8,2,none"
+METRICS = "fid,is"
+NUM_SAMPLES = 50_000
+"""Samples of published FIDs."""
+STANDING_BATCH_SIZE = 64
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    parser = CommandParser("generative truncation-curve", "Score a GAN at several truncations of its noise.", EPILOG)
+    parser.add_argument(
+        "folder", metavar="RUN_OR_PIPELINE_DIR", type=Path, help="runs/NAME, or a folder written by save_pretrained"
+    )
+    parser.add_argument("--reference", type=Path, required=True, metavar="IMAGES|STATS.npz", help="real images, or statistics")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the curve")
+    parser.add_argument("--thresholds", default=THRESHOLDS, metavar="A,B,...,none", help=f"default {THRESHOLDS}")
+    parser.add_argument("--num-samples", type=int, default=NUM_SAMPLES, metavar="N", help=f"at each (default {NUM_SAMPLES:,})")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples, the same at every threshold (default 0)")
+    parser.add_argument(
+        "--standing-statistics",
+        type=int,
+        default=0,
+        metavar="N",
+        help="take batch-norm statistics anew at each threshold, over N "
+        "batches (the BigGAN paper: 100); default 0, the pipeline's own",
+    )
+    parser.add_argument(
+        "--standing-batch-size", type=int, metavar="N", help=f"images in each of those batches (default {STANDING_BATCH_SIZE})"
+    )
+    parser.add_argument("--batch-size", type=int, default=50, metavar="N", help="images at a time (default 50)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: CUDA where there is one)")
+    scoring = parser.add_argument_group("scoring, as in fid-score")
+    scoring.add_argument("--metrics", default=METRICS, metavar="LIST", help=f"default {METRICS}; others are drawn as well")
+    scoring.add_argument("--protocol", help="whose resize and rules (default: clean-fid's)")
+    scoring.add_argument("--extractor", default="inception-v3", metavar="NAME", help="feature network (default inception-v3)")
+    scoring.add_argument("--weights", metavar="FILE", help="its weights; default: packaged, or a verified download")
+    scoring.add_argument("--input-size", type=int, metavar="PX", help="side that images are brought to, if the network lets you")
+    return curve(**vars(parser.parse_args(arguments)))
+
+
+def curve(
+    folder: Path,
+    reference: Path,
+    output: Path,
+    thresholds: str,
+    num_samples: int,
+    seed: int,
+    standing_statistics: int,
+    standing_batch_size: int | None,
+    batch_size: int,
+    device: str | None,
+    **scoring: Any,
+) -> int:
+    """Score every threshold that the output does not hold yet, and write the curve after each; returns the exit code."""
+    wanted = parse_thresholds(thresholds)
+    standing = check_numbers(num_samples, seed, batch_size, standing_statistics, standing_batch_size)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output '{output}' is a file; give a folder")
+    from generative.cli.sample import move_pipeline
+    from generative.core.checkpoint import fingerprint_folder
+    from generative.core.runtime import build_accelerator
+    from generative.report.truncation import CURVE_FILE, format_curve, write_files
+    from pipelines import find_pipeline_folder
+
+    source = find_pipeline_folder(folder)
+    pipeline = load_gan(folder)
+    settings: dict[str, Any] = {
+        "pipeline": fingerprint_folder(source),
+        "truncation_law": pipeline.truncation_law,
+        "reference": reference_identity(reference),
+        "num_samples": num_samples,
+        "seed": seed,
+        "standing_statistics": list(standing) if standing[0] else None,
+        **{name: value for name, value in scoring.items() if name != "weights"},
+        "weights": None if scoring["weights"] is None else file_digest(Path(scoring["weights"])),
+    }
+    found = read_curve(output, settings)
+    accelerator = build_accelerator()
+    move_pipeline(pipeline, device, accelerator)
+    missing = [threshold for threshold in wanted if threshold not in [point["threshold"] for point in found["points"]]]
+    for threshold in missing:
+        options = {**scoring, "num_samples": num_samples, "seed": seed, "batch_size": batch_size, "device": device}
+        record = score_threshold(pipeline, threshold, standing, reference, output, options, accelerator)
+        found["points"].append({"threshold": threshold, "scores": record["scores"], "notes": record["notes"]})
+        found.update(reference=str(reference), protocol=record["protocol"], protocols=record["protocols"])
+        if accelerator.is_main_process:
+            write_files(found, output)
+            scores = ", ".join(f"{name} {value:.4f}" for name, value in record["scores"].items())
+            print(f"threshold {'none' if threshold is None else f'{threshold:g}'}: {scores}", flush=True)
+    if accelerator.is_main_process:
+        if not missing:
+            write_files(found, output)  # an earlier command may have been stopped before the picture
+        print(format_curve(found), end="")
+        print(f"'{output}' holds curve.png, curve.csv and {CURVE_FILE}")
+    return 0
+
+
+def check_numbers(
+    num_samples: int, seed: int, batch_size: int, standing_statistics: int, standing_batch_size: int | None
+) -> tuple[int, int]:
+    """Validate counts; returns number and size of the batches of standing statistics.
+
+    Raises:
+        UserError: Naming the flag whose number is too small.
+    """
+    if standing_batch_size is not None and standing_statistics == 0:
+        raise UserError("--standing-batch-size is the batch of --standing-statistics N; give both or neither")
+    standing = (standing_statistics, STANDING_BATCH_SIZE if standing_batch_size is None else standing_batch_size)
+    for name, value, least in (
+        ("--num-samples", num_samples, 2),
+        ("--seed", seed, 0),
+        ("--standing-statistics", standing[0], 0),
+        ("--standing-batch-size", standing[1], 1),
+        ("--batch-size", batch_size, 1),
+    ):
+        if value < least:
+            raise UserError(f"{name} must be at least {least}, got {value}")
+    return standing
+
+
+def parse_thresholds(text: str) -> list[float | None]:
+    """Positive numbers or ``none`` with commas between them, each once.
+
+    Raises:
+        UserError: If one is neither, or stands twice.
+    """
+    thresholds: list[float | None] = []
+    for part in (part.strip() for part in text.split(",")):
+        try:
+            value = None if part == "none" else float(part)
+        except ValueError:
+            value = math.nan
+        if value is not None and not (0 < value < math.inf):
+            raise UserError(f"--thresholds takes positive numbers or none with commas between them, got '{part}'")
+        if value in thresholds:
+            raise UserError(f"--thresholds names {part} twice; name each threshold once")
+        thresholds.append(value)
+    return thresholds
+
+
+def load_gan(folder: Path) -> GANImagePipeline:
+    """Load a pipeline that has a truncation.
+
+    Raises:
+        UserError: If it is of another family.
+    """
+    from pipelines import load_pipeline
+    from pipelines.gan import GANImagePipeline
+
+    pipeline = load_pipeline(folder)
+    if not isinstance(pipeline, GANImagePipeline):
+        raise UserError(f"'{folder}' holds a {type(pipeline).__name__}, which has no truncation; give the run of a GAN")
+    return pipeline
+
+
+def reference_identity(path: Path) -> str:
+    """What the reference holds, whatever it is called: images by their source's identity, statistics by their bytes.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    from metrics.scoring.sides import OpenOptions, open_side
+
+    try:
+        side = open_side(path, OpenOptions())
+        return file_digest(path) if side.images is None else side.images.identity()
+    except FileNotFoundError as error:
+        raise UserError(f"--reference '{path}' does not exist; give images or statistics") from error
+    except ValueError as error:
+        raise UserError(f"--reference: {error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, 16 hexadecimal digits.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    import hashlib
+
+    if not path.is_file():
+        raise UserError(f"'{path}' does not exist or is no file; give the file of the weights")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def read_curve(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The curve that an earlier command left, or an empty one.
+
+    Raises:
+        UserError: If it was made with other settings, or the folder holds something else.
+    """
+    from generative.report.truncation import CURVE_FILE
+
+    path = output / CURVE_FILE
+    if not path.exists():
+        if output.is_dir() and any(not entry.name.startswith(".") for entry in output.iterdir()):
+            raise UserError(f"--output '{output}' is not empty and holds no curve of ours; choose another folder")
+        return {"settings": settings, "points": []}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        before = found["settings"]
+        [(point["threshold"], point["scores"], point["notes"]) for point in found["points"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{path}' is damaged; move it away or choose another --output") from error
+    for name in settings:
+        if before.get(name) != settings[name]:
+            flag = {"pipeline": "the pipeline", "truncation_law": "the pipeline"}.get(name, f"--{name.replace('_', '-')}")
+            raise UserError(
+                f"--output '{output}' holds a curve of other settings: {flag} was {before.get(name)}, now {settings[name]}; "
+                "choose another folder"
+            )
+    return found
+
+
+def score_threshold(
+    pipeline: GANImagePipeline,
+    threshold: float | None,
+    standing: tuple[int, int],
+    reference: Path,
+    output: Path,
+    options: dict[str, Any],
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Score samples at one threshold; every process gets the record of ``metrics.score``.
+
+    The pipeline is saved with the threshold as its default, and scored as any other: what fid-score does of caching, sharing over
+    processes and naming of protocols holds here too.
+    """
+    from metrics import score
+
+    name = "threshold-none" if threshold is None else f"threshold-{threshold:g}"
+    place = output / ".sampling" / name
+    if accelerator.is_main_process:
+        save_truncated(pipeline, threshold, standing, int(options["seed"]), place)
+    accelerator.wait_for_everyone()
+    try:
+        weights = options.pop("weights")
+        record = score(place, reference, quiet=False, weights=[] if weights is None else [weights], **options)
+    except UserError:
+        raise
+    except (ValueError, FileNotFoundError) as error:
+        # The metrics package stands alone and has no error of its own for wrong input.
+        raise UserError(str(error)) from error
+    finally:
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(output / ".sampling", ignore_errors=True)
+    return record
+
+
+def save_truncated(
+    pipeline: GANImagePipeline, threshold: float | None, standing: tuple[int, int], seed: int, place: Path
+) -> None:
+    """Save the pipeline with a threshold as its default, and batch-norm statistics of it if asked for."""
+    from generative.core.seeding import keyed_generator
+    from generative.gan.sampling import take_standing_statistics
+
+    num_batches, batch_size = standing
+    if num_batches:
+        # Statistics are replaced, not adapted: what an earlier threshold left in the network is of no account.
+        random = keyed_generator(seed, "standing statistics")
+        take_standing_statistics(pipeline.generator, num_batches, batch_size, random, threshold, pipeline.truncation_law)
+    pipeline.register_to_config(sampling_defaults={**pipeline.sampling_defaults, "truncation": threshold})
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    pipeline.save_pretrained(place)
