@@ -138,23 +138,25 @@ class LossPair(NamedTuple):
     Attributes:
         discriminator: ``(real_logits, fake_logits) -> scalar``.
         generator: ``(fake_logits, real_logits) -> scalar``; ``real_logits`` is None unless ``needs_real``.
-        needs_real: Whether the generator's side compares with real images (the relativistic games). Real image i and generated
-            image i are then of one class.
+        needs_real: Whether the generator's side compares with real images (the relativistic games).
+        is_shift_invariant: Whether adding a constant to every logit changes nothing. A conditional discriminator then has a free
+            offset for each class, whose gradient is noise unless real image i and generated image i are of one class.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor | None], Tensor]
     needs_real: bool = False
+    is_shift_invariant: bool = False
 
 
 ADVERSARIAL_LOSSES: dict[AdversarialLoss, LossPair] = {
     "hinge": LossPair(d_hinge, g_hinge),
     "non_saturating": LossPair(d_non_saturating, g_non_saturating),
-    "wasserstein": LossPair(d_wasserstein, g_wasserstein),
+    "wasserstein": LossPair(d_wasserstein, g_wasserstein, is_shift_invariant=True),
     "least_squares": LossPair(d_least_squares, g_least_squares),
-    "relativistic": LossPair(d_relativistic, g_relativistic, needs_real=True),
-    "relativistic_average": LossPair(d_relativistic_average, g_relativistic_average, needs_real=True),
+    "relativistic": LossPair(d_relativistic, g_relativistic, needs_real=True, is_shift_invariant=True),
+    "relativistic_average": LossPair(d_relativistic_average, g_relativistic_average, needs_real=True, is_shift_invariant=True),
     "relativistic_average_least_squares": LossPair(
-        d_relativistic_average_least_squares, g_relativistic_average_least_squares, needs_real=True
+        d_relativistic_average_least_squares, g_relativistic_average_least_squares, needs_real=True, is_shift_invariant=True
     ),
 }
