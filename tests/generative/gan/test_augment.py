@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from generative.core.seeding import keyed_generator
-from generative.gan.augment import AUGMENTATIONS, augment
+from generative.gan.augment import (
+    AUGMENTATIONS,
+    SMALL_CUTOUT_RATIO,
+    ColorDraws,
+    PlaceDraws,
+    apply_color,
+    apply_cutout,
+    apply_translation,
+    augment,
+    draw_cutout,
+)
 
 
 @pytest.mark.parametrize("name", list(AUGMENTATIONS))
@@ -60,3 +70,43 @@ def test_color_keeps_the_pattern_of_a_grey_image() -> None:
     assert (ratio >= 0.5).all() and (ratio <= 1.5).all() and ratio.std() > 0.1
     shift = changed.mean((1, 2, 3)) - grey.mean((1, 2, 3))
     assert (shift.abs() <= 0.5).all() and shift.std() > 0.1
+
+
+def test_given_draws_move_by_rows_then_columns() -> None:
+    images = torch.arange(16.0).reshape(1, 1, 4, 4)
+    moved = apply_translation(images, PlaceDraws(torch.tensor([[1]]), torch.tensor([[-2]])))
+    expected = torch.tensor([[0, 0, 4, 5], [0, 0, 8, 9], [0, 0, 12, 13], [0, 0, 0, 0]])  # out[r, c] = in[r + 1, c - 2]
+    assert torch.equal(moved[0, 0], expected.float())
+
+
+def test_given_draws_cut_where_they_say() -> None:
+    images = torch.ones(3, 1, 10, 10)
+    draws = PlaceDraws(torch.tensor([[5], [0], [10]]), torch.tensor([[2], [9], [10]]))
+    holes = apply_cutout(images, draws, SMALL_CUTOUT_RATIO)[:, 0] == 0
+    # A hole of 2 pixels from centre - 1, what lies beyond an edge on the edge.
+    assert [place.tolist() for place in holes[0].nonzero()] == [[4, 1], [4, 2], [5, 1], [5, 2]]
+    assert [place.tolist() for place in holes[1].nonzero()] == [[0, 8], [0, 9]]
+    assert [place.tolist() for place in holes[2].nonzero()] == [[9, 9]]
+
+
+def test_given_draws_colour_as_the_paper_says() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 4, 4)
+    same = ColorDraws(*(torch.full((2, 1, 1, 1), value) for value in (0.5, 0.5, 0.5)))
+    torch.testing.assert_close(apply_color(images, same), images)
+    grey = apply_color(images, same._replace(saturation=torch.zeros(2, 1, 1, 1)))
+    torch.testing.assert_close(grey, images.mean(1, keepdim=True).expand_as(images))
+    brighter = apply_color(images, same._replace(brightness=torch.ones(2, 1, 1, 1)))
+    torch.testing.assert_close(brighter, images + 0.5)
+    flat = apply_color(images, same._replace(contrast=torch.zeros(2, 1, 1, 1)))
+    torch.testing.assert_close(flat.std((1, 2, 3)), images.std((1, 2, 3)) / 2)
+
+
+def test_small_holes_are_a_fifth_of_the_size() -> None:
+    images = augment(torch.ones(256, 3, 20, 20), ("small_cutout",), keyed_generator(0))
+    counts = (images[:, 0] == 0).sum((1, 2))
+    assert counts.max() == 16 and counts.min() >= 1
+    assert (counts == 16).float().mean() > 0.5
+    rows = draw_cutout(torch.ones(2000, 3, 10, 15), keyed_generator(0), SMALL_CUTOUT_RATIO)
+    assert set(rows.rows.flatten().tolist()) == set(range(11))  # an even hole: its centre may lie on either outer edge
+    assert set(rows.columns.flatten().tolist()) == set(range(15))

@@ -1,0 +1,9 @@
+"""How the outputs of projected-gan_256 parity files follow from their inputs."""
+
+from __future__ import annotations
+
+from projected_gan_outputs import compute_projected_gan as compute
+
+__all__ = ["SOURCE", "compute"]
+
+SOURCE = "projected-gan_256"
