@@ -153,7 +153,7 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
             hidden = block(hidden, condition)  # (B, C', 2H, 2W)
             if str(index) in self.attentions:
                 hidden = self.attentions[str(index)](hidden)
-        images = torch.tanh(self.conv_out(F.relu(self.norm_out(hidden))))  # (B, 1 or 3, H, W)
+        images = torch.tanh(self.conv_out(F.relu(self.norm_out(hidden), inplace=True)))  # (B, 1 or 3, H, W)
         return images.expand(-1, 3, -1, -1)  # (B, 3, H, W)
 
 

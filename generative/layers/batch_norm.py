@@ -103,6 +103,23 @@ class BatchNorm2d(nn.Module):
         scale = torch.rsqrt(variance + self.eps)
         return ((sample - mean[:, None, None]) * scale[:, None, None]).to(sample.dtype)
 
+    def fold_statistics(self, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain and bias that do eval mode's normalisation too: x * new gain + new bias = normalised * gain + bias.
+
+        Args:
+            gain: (..., C).
+            bias: (..., C).
+
+        Returns:
+            Both, of the same shapes.
+        """
+        gain = gain * torch.rsqrt(self.running_var + self.eps)
+        return gain, torch.addcmul(bias, self.running_mean, gain, value=-1)
+
+    def can_fold(self, sample: Tensor) -> bool:
+        """Whether ``fold_statistics`` may stand for the norm: in eval mode, and not in half precision, where it rounds more."""
+        return not self.training and sample.dtype not in (torch.float16, torch.bfloat16)
+
     def extra_repr(self) -> str:
         """Show the size and the settings."""
         return f"{len(self.running_mean)}, eps={self.eps}, momentum={self.momentum}, cross_replica={self.cross_replica}"
@@ -127,6 +144,21 @@ class InstanceNorm2d(BatchNorm2d):
             momentum=self.momentum,
             eps=self.eps,
         )
+
+
+def modulate(sample: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    """Multiply channels by a gain and add a bias, in the sample's precision.
+
+    Args:
+        sample: (B, C, H, W).
+        gain: (C,) or (B, C).
+        bias: (C,) or (B, C).
+
+    Returns:
+        (B, C, H, W).
+    """
+    gain, bias = gain.to(sample.dtype)[..., None, None], bias.to(sample.dtype)[..., None, None]  # (.., C, 1, 1)
+    return torch.addcmul(bias, sample, gain)
 
 
 class ConditionalNorm2d(nn.Module):
@@ -155,10 +187,13 @@ class ConditionalNorm2d(nn.Module):
         Returns:
             (B, C, H, W).
         """
-        normalised = self.norm(sample)
-        gain = (1 + self.gain(condition)).to(normalised.dtype)[:, :, None, None]  # (B, C, 1, 1)
-        bias = self.bias(condition).to(normalised.dtype)[:, :, None, None]  # (B, C, 1, 1)
-        return torch.addcmul(bias, normalised, gain)
+        gain, bias = 1 + self.gain(condition), self.bias(condition)  # (B, C)
+        if isinstance(self.norm, BatchNorm2d) and self.norm.can_fold(sample):
+            normalised = sample  # one pass over the map instead of two
+            gain, bias = self.norm.fold_statistics(gain, bias)
+        else:
+            normalised = self.norm(sample)
+        return modulate(normalised, gain, bias)
 
 
 class AffineBatchNorm2d(BatchNorm2d):
@@ -178,9 +213,11 @@ class AffineBatchNorm2d(BatchNorm2d):
 
     def forward(self, sample: Tensor) -> Tensor:
         """Normalise and modulate (B, C, H, W)."""
-        normalised = super().forward(sample)
-        gain = self.gain.to(normalised.dtype)[:, None, None]
-        return torch.addcmul(self.bias.to(normalised.dtype)[:, None, None], normalised, gain)
+        if not self.training or self.moving_variance == "unbiased" and not self.cross_replica:
+            return F.batch_norm(
+                sample, self.running_mean, self.running_var, self.gain, self.bias, self.training, self.momentum, self.eps
+            )
+        return modulate(super().forward(sample), self.gain, self.bias)
 
 
 @torch.no_grad()

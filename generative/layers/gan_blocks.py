@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generative.layers.batch_norm import AffineBatchNorm2d, BatchNorm2d, Condition, ConditionalNorm2d, InstanceNorm2d, NormKind
+from generative.layers.resample_conv import conv_downsample, upsample_conv
 from generative.layers.self_attention import ConvLayer
 from generative.layers.spectral_norm import SpectralNormConv2d, SpectralNormEmbedding, SpectralNormLinear
 
@@ -128,11 +129,9 @@ class GeneratorBlock(nn.Module):
         Returns:
             (B, C', 2H, 2W), or (B, C', H, W) without upsampling.
         """
-        hidden = F.relu(self.norm1(sample, condition))
-        if self.upsample:
-            hidden = F.interpolate(hidden, scale_factor=2)  # (B, C, 2H, 2W)
-        hidden = self.conv1(hidden)  # (B, C', 2H, 2W)
-        hidden = self.conv2(F.relu(self.norm2(hidden, condition)))
+        hidden = F.relu(self.norm1(sample, condition), inplace=True)
+        hidden = upsample_conv(hidden, self.conv1) if self.upsample else self.conv1(hidden)  # (B, C', 2H, 2W)
+        hidden = self.conv2(F.relu(self.norm2(hidden, condition), inplace=True))
         # A 1x1 convolution commutes with nearest upsampling: run it on the small map, at a quarter of the cost.
         shortcut = self.shortcut(sample)  # (B, C', H, W)
         if self.upsample:
@@ -180,12 +179,11 @@ class DiscriminatorBlock(nn.Module):
             (B, C', H/2, W/2), or (B, C', H, W) without downsampling.
         """
         hidden = F.relu(sample) if self.preactivation else sample
-        hidden = self.conv2(F.relu(self.conv1(hidden)))  # (B, C', H, W)
-        shortcut = sample
-        if self.downsample:
-            # A 1x1 convolution commutes with average pooling, so pooling first serves every block and is cheaper.
-            hidden, shortcut = F.avg_pool2d(hidden, 2), F.avg_pool2d(shortcut, 2)  # (B, C' or C, H/2, W/2)
-        return hidden + self.shortcut(shortcut)
+        hidden = F.relu(self.conv1(hidden), inplace=True)  # (B, C', H, W)
+        if not self.downsample:
+            return self.conv2(hidden) + self.shortcut(sample)
+        # A 1x1 convolution commutes with average pooling, so pooling first serves every block and is cheaper.
+        return conv_downsample(hidden, self.conv2) + self.shortcut(F.avg_pool2d(sample, 2))  # (B, C', H/2, W/2)
 
 
 def initialise_weights(network: nn.Module, init: WeightInit) -> None:

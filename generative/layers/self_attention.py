@@ -60,6 +60,8 @@ class SelfAttention2d(nn.Module):
         key = F.max_pool2d(self.key(sample), 2).flatten(2)  # (B, C/8, HW/4)
         value = F.max_pool2d(self.value(sample), 2).flatten(2)  # (B, C/2, HW/4)
         weights = torch.softmax(query.transpose(1, 2) @ key, dim=-1)  # (B, HW, HW/4)
-        attended = value @ weights.to(value.dtype).transpose(1, 2)  # (B, C/2, HW)
+        # Positions before channels: gradients of the large map of weights then come in its own layout, and the result is
+        # channels-last memory.
+        attended = (weights.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2)  # (B, C/2, HW)
         out = self.out(attended.unflatten(2, (height, width)))  # (B, C, H, W)
-        return self.gamma.to(out.dtype) * out + sample
+        return torch.addcmul(sample, self.gamma.to(out.dtype), out)

@@ -7,9 +7,13 @@ whose u is averaged along stays normalised after one iteration.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+ALIGNMENT = 64  # bytes, of torch's own CPU allocations
 
 
 def orthogonalise(vector: Tensor, basis: list[Tensor]) -> Tensor:
@@ -29,7 +33,7 @@ def orthogonalise(vector: Tensor, basis: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def power_iteration(matrix: Tensor, left: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def power_iteration(matrix: Tensor, left: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """One step towards the leading singular vectors.
 
     Args:
@@ -38,16 +42,57 @@ def power_iteration(matrix: Tensor, left: Tensor, eps: float) -> tuple[Tensor, T
         eps: Smallest norm that is divided by.
 
     Returns:
-        New left (S, out) and right (S, in) vectors, of unit length.
+        New left (S, out) and right (S, in) vectors, of unit length, and the singular values u W v (S,) that they give.
     """
     lefts: list[Tensor] = []
     rights: list[Tensor] = []
+    values: list[Tensor] = []
     for u in left:
         v = F.normalize(orthogonalise(u @ matrix, rights), dim=0, eps=eps)  # (in,)
         rights.append(v)
-        u = F.normalize(orthogonalise(matrix @ v, lefts), dim=0, eps=eps)  # (out,)
+        product = matrix @ v  # (out,)
+        u = F.normalize(orthogonalise(product, lefts), dim=0, eps=eps)  # (out,)
         lefts.append(u)
-    return torch.stack(lefts), torch.stack(rights)
+        values.append(u @ product)
+    return torch.stack(lefts), torch.stack(rights), torch.stack(values)
+
+
+class DivideBySingularValue(torch.autograd.Function):
+    """``matrix / sigma`` with sigma = u W v, differentiated with u and v held constant (arXiv 1802.05957, eq. 8).
+
+    Autograd's own way through the quotient makes eight passes over the weight, this one three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+        ctx.save_for_backward(matrix, u, v, sigma)
+        return matrix / sigma
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = gradients
+        matrix, u, v, sigma = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a gradient of this gradient, sigma is a function of the weight too
+            sigma = u @ (matrix @ v)
+        share = torch.dot(gradient.flatten(), matrix.flatten()) / sigma
+        return torch.addr(gradient, u * -share, v) / sigma, None, None, None
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Whether a weight lies in memory with its channels innermost, and only so."""
+    return weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """Flatten (N, ...) to (N, in), the inputs in the order in which they lie in memory: a channels-last weight is not copied."""
+    return (weight.permute(0, 2, 3, 1) if is_channels_last(weight) else weight).flatten(1)
+
+
+def from_matrix(matrix: Tensor, weight: Tensor) -> Tensor:
+    """Undo ``as_matrix``: (N, in) in the memory order of ``weight`` to (N, ...) of its shape."""
+    if is_channels_last(weight):
+        return matrix.unflatten(1, weight.permute(0, 2, 3, 1).shape[1:]).permute(0, 3, 1, 2)
+    return matrix.unflatten(1, weight.shape[1:])
 
 
 class SpectralNorm(nn.Module):
@@ -57,7 +102,7 @@ class SpectralNorm(nn.Module):
     with autocast off: in bfloat16 a power iteration has two digits.
 
     With ``num_inputs`` the right vector is kept as well and eval mode takes both as they are, without an iteration: what
-    ``torch.nn.utils.spectral_norm`` does, and so the networks that were trained with it (Projected GAN, the Hugging Face BigGAN-deep).
+    ``torch.nn.utils.spectral_norm`` does, and so the networks trained with it (Projected GAN, Hugging Face's BigGAN-deep).
 
     Args:
         num_outputs: First dimension of the weight; the others are flattened.
@@ -100,28 +145,35 @@ class SpectralNorm(nn.Module):
         """
         with torch.autocast(weight.device.type, enabled=False):
             full = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
-            # Weights read from a file may lie at odd addresses, where matrix-vector products round otherwise: a copy lies as any
-            # other tensor does, so that a saved and loaded network is bit-equal.
-            matrix = full.flatten(1).clone()  # (out, in)
-            u = self.u.to(full.dtype)
-            v = None if self.v is None else self.v.to(full.dtype)
-            iterations_in_eval = 1 if v is None else 0
-            for _ in range(self.num_iterations if self.training else iterations_in_eval):
-                u, v = power_iteration(matrix.detach(), u, self.eps)  # (S, out), (S, in)
-            assert v is not None
-            sigma = u[0] @ (matrix @ v[0])
-            if self.training:
-                self._remember(matrix.detach(), u, v, sigma.detach())
-            return (full / sigma).to(weight.dtype)
+            matrix = as_matrix(full)  # (out, in)
+            if torch.compiler.is_compiling():  # a compiler fuses the passes by itself
+                u, v, _ = self._estimate(matrix.detach(), full)
+                normalised = matrix / (u[0] @ (matrix @ v[0]))
+            else:
+                # Weights read from a file may lie at odd addresses, where matrix-vector products round otherwise: a copy lies as
+                # any other tensor does, so that a saved and loaded network is bit-equal.
+                matrix = matrix.clone() if matrix.data_ptr() % ALIGNMENT else matrix
+                u, v, values = self._estimate(matrix.detach(), full)
+                normalised = cast(Tensor, DivideBySingularValue.apply(matrix, u[0], v[0], values[0]))
+            return from_matrix(normalised, full).to(weight.dtype)
 
     @torch.no_grad()
-    def _remember(self, matrix: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> None:
-        self.u.copy_(u)
-        if self.v is not None:
-            self.v.copy_(v)
-        self.singular_values[0] = sigma
-        if len(u) > 1:
-            self.singular_values[1:] = ((v[1:] @ matrix.T) * u[1:]).sum(1)
+    def _estimate(self, matrix: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Singular vectors (S, out) and (S, in, in memory order) and values (S,) of this forward; train mode remembers them."""
+        u = self.u.to(matrix.dtype).clone()  # for its address, as the matrix's
+        if self.v is not None and not self.training:
+            v = self.v.to(matrix.dtype).clone()
+            if is_channels_last(weight):
+                v = v.unflatten(1, weight.shape[1:]).permute(0, 2, 3, 1).flatten(1)  # (S, in)
+            return u, v, ((matrix @ v.T).T * u).sum(1)
+        for _ in range(self.num_iterations if self.training else 1):
+            u, v, values = power_iteration(matrix, u, self.eps)
+        if self.training:
+            self.u.copy_(u)
+            if self.v is not None:
+                self.v.copy_(from_matrix(v, weight).flatten(1))
+            self.singular_values.copy_(values)
+        return u, v, values
 
     def extra_repr(self) -> str:
         """Show the size and the settings."""

@@ -68,6 +68,40 @@ def test_conditional_gain_is_one_plus_the_table() -> None:
     torch.testing.assert_close(out[:, :, 0, 0], torch.tensor([[13.0, 24.0], [5.0, 1.5]]))
 
 
+@pytest.mark.parametrize("norm", [BatchNorm2d(4), InstanceNorm2d(4)])
+def test_conditional_norm_in_eval_mode_is_normalisation_then_modulation(norm: BatchNorm2d) -> None:
+    torch.manual_seed(0)
+    layer = ConditionalNorm2d(norm, 4, lambda channels: nn.Embedding(3, channels)).eval()
+    norm.running_mean.copy_(torch.tensor([-3.0, 0.0, 2.0, 5.0]))
+    norm.running_var.copy_(torch.tensor([0.1, 1.0, 4.0, 0.0]))
+    sample, labels = torch.randn(2, 4, 3, 3) + 1, torch.tensor([2, 0])
+    normalised = (sample - norm.running_mean[:, None, None]) / (norm.running_var + norm.eps).sqrt()[:, None, None]
+    expected = normalised * (1 + layer.gain(labels))[..., None, None] + layer.bias(labels)[..., None, None]
+    torch.testing.assert_close(layer(sample, labels), expected, rtol=1e-4, atol=1e-4)
+    half = layer(sample.bfloat16(), labels)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), layer(sample.bfloat16().float(), labels), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("moving_variance", ["unbiased", "biased"])
+def test_affine_batch_norm_equals_torch(moving_variance: str) -> None:
+    torch.manual_seed(0)
+    ours, theirs = AffineBatchNorm2d(4, moving_variance=moving_variance), nn.BatchNorm2d(4)
+    for values, parameters in ((torch.randn(4), (ours.gain, theirs.weight)), (torch.randn(4), (ours.bias, theirs.bias))):
+        for parameter in parameters:
+            parameter.data.copy_(values)
+    sample, cotangent = torch.randn(3, 4, 2, 2) * 2 + 5, torch.randn(3, 4, 2, 2)
+    results = []
+    for layer in (ours, theirs):
+        out = layer(sample)
+        (out * cotangent).sum().backward()
+        results.append([out.detach(), *(parameter.grad for parameter in layer.parameters())])
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+    theirs.load_state_dict({**theirs.state_dict(), "running_mean": ours.running_mean, "running_var": ours.running_var})
+    torch.testing.assert_close(ours.eval()(sample), theirs.eval()(sample))
+
+
 def test_standing_statistics_are_the_plain_average_over_batches() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(AffineBatchNorm2d(2), nn.Dropout(0.5))

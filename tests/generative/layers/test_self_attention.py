@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from generative.core.errors import UserError
-from generative.gan.sagan import plain_conv
+from generative.layers.gan_blocks import plain_conv
 from generative.layers.self_attention import SelfAttention2d
 
 
@@ -30,6 +30,19 @@ def test_equals_the_formula_position_by_position() -> None:
             weights = torch.softmax(query[:, row, column] @ key, dim=0)
             mixed[0, :, row, column] = value @ weights
     torch.testing.assert_close(layer(sample), sample + 0.7 * layer.out(mixed))
+
+
+def test_keeps_channels_last_and_has_two_gradients() -> None:
+    torch.manual_seed(0)
+    layer = SelfAttention2d(8, plain_conv).double()
+    layer.gamma.data.fill_(0.7)
+    sample = torch.randn(2, 8, 4, 2, dtype=torch.float64, requires_grad=True)
+    last = sample.detach().to(memory_format=torch.channels_last)
+    out = layer.to(memory_format=torch.channels_last)(last)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, layer(sample))
+    assert torch.autograd.gradcheck(layer, (sample,))
+    assert torch.autograd.gradgradcheck(layer, (sample,))  # penalties on the discriminator's gradient need it
 
 
 def test_too_few_channels_is_told() -> None:

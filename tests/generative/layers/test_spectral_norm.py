@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -75,6 +77,39 @@ def test_gradient_differentiates_sigma_with_vectors_held() -> None:
     inner = (cotangent * weight.detach()).sum()
     expected = cotangent / sigma - inner / sigma**2 * torch.outer(u, v)  # quotient rule
     torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep_right", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_memory_layout_changes_nothing(keep_right: bool, training: bool) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(5, 3, 2, 4)
+    norm = SpectralNorm(5, num_singular_values=2, num_inputs=24 if keep_right else None).train(training)
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        copied, ours = copy.deepcopy(norm), weight.clone(memory_format=memory_format).requires_grad_()
+        out = copied(ours)
+        (out * weight.cos()).sum().backward()
+        results.append([out.detach(), ours.grad, *copied.buffers()])
+    assert len(results[0]) == (5 if keep_right else 4)
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_gradient_of_the_gradient() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    norm = SpectralNorm(3, num_inputs=8).double().eval()  # stored vectors stay as they are: a function of the weight alone
+    assert torch.autograd.gradcheck(norm, (weight,))
+    assert torch.autograd.gradgradcheck(norm, (weight,))
+
+
+def test_odd_addresses_change_nothing() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(64, 33)
+    shifted = torch.empty(weight.numel() + 1)[1:].view_as(weight).copy_(weight)  # four bytes off
+    norm = SpectralNorm(64).eval()
+    assert shifted.data_ptr() % 64 and torch.equal(norm(weight), norm(shifted))
 
 
 def test_stays_in_float32_under_autocast() -> None:
