@@ -11,8 +11,14 @@ from generative.core.errors import UserError
 # Source -> module and class; imported when asked for, since each brings its networks with it.
 SOURCES = MappingProxyType(
     {
+        "biggan": ("generative.convert.biggan_pytorch", "BigGANSource"),
+        "biggan-deep": ("generative.convert.biggan_deep", "BigGANDeepSource"),
         "dit": ("generative.convert.dit", "DiTSource"),
+        "pretrained-biggan": ("generative.convert.pretrained_biggan", "PretrainedBigGANSource"),
+        "projected-gan": ("generative.convert.projected_gan", "ProjectedGANSource"),
+        "projected-gan_256": ("generative.convert.projected_gan", "ProjectedGANSource"),
         "sagan": ("generative.convert.biggan_pytorch", "SAGANSource"),
+        "wgan-gp": ("generative.convert.studiogan", "StudioGANSource"),
     }
 )
 

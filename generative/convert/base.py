@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from diffusers import ModelMixin
 from torch import Tensor
 
 from generative.core.errors import UserError
 
+if TYPE_CHECKING:
+    from pipelines.base import ImageGenerationPipeline
+
 MAX_NAMES_SHOWN = 5
 """Names listed in a message before the rest is only counted."""
+
+
+class UnknownKeysError(UserError):
+    """Official tensors that a source has no place for.
+
+    Args:
+        owner: Whose layout it is, for example ``generator of sagan``.
+        keys: All of them.
+    """
+
+    def __init__(self, owner: str, keys: Iterable[str]) -> None:
+        self.keys = sorted(keys)
+        super().__init__(f"{owner} has no place for the official keys {show_names(self.keys)}")
+
+
+class MismatchError(UserError):
+    """A checkpoint that does not fit the network.
+
+    Args:
+        sentence: What is wrong, in one sentence.
+        problems: One line for each key that is missing, unknown or of another shape; all of them.
+    """
+
+    def __init__(self, sentence: str, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__(sentence)
 
 
 class OfficialSource(abc.ABC):
@@ -53,7 +82,31 @@ class OfficialSource(abc.ABC):
             Tensors by our keys.
 
         Raises:
-            UserError: If a key is unknown.
+            UserError: If a key is unknown (``UnknownKeysError``, so that all of them are listed).
+        """
+
+    @abc.abstractmethod
+    def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Tell from names and shapes whether a checkpoint is of this layout, and of which options.
+
+        Args:
+            state: Official tensors, keyed as ``load_official`` takes them: ``<module>/<key>``, or ``<key>`` where which module it
+                is of is not known. Modules that the checkpoint lacks are absent.
+
+        Returns:
+            Official options in the form that ``build`` takes, for the modules that are there; None for another layout.
+        """
+
+    @abc.abstractmethod
+    def pipeline(self, networks: Mapping[str, ModelMixin], config: Mapping[str, Any]) -> ImageGenerationPipeline:
+        """Make a pipeline of converted networks.
+
+        Args:
+            networks: From ``build``, loaded.
+            config: The official options they were built from.
+
+        Raises:
+            UserError: If the network that samples is not among them.
         """
 
 
@@ -68,25 +121,37 @@ def split_modules(networks: Mapping[str, ModelMixin], state: Mapping[str, Tensor
 
     Args:
         networks: Networks by module name.
-        state: Tensors by ``<module>/<key>``, or by ``<key>`` where there is one network.
+        state: Tensors by ``<module>/<key>``, or by ``<key>`` where there is one network (whose keys may hold slashes, as
+            TensorFlow's do).
 
     Raises:
         UserError: If a tensor belongs to no module.
     """
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in networks}
-    only = next(iter(networks)) if len(networks) == 1 else None
+    if len(networks) == 1 and not any(key.startswith(f"{name}/") for key in state for name in networks):
+        return {name: dict(state) for name in networks}
     strays = []
     for key, value in state.items():
         module, slash, rest = key.partition("/")
         if slash and module in parts:
             parts[module][rest] = value
-        elif only is not None and not slash:
-            parts[only][key] = value
         else:
             strays.append(key)
     if strays:
-        raise UserError(f"the checkpoint has tensors of no module of {', '.join(networks)}: {show_names(sorted(strays))}")
+        sentence = f"the checkpoint has tensors of no module of {', '.join(networks)}: {show_names(sorted(strays))}"
+        raise MismatchError(sentence, [f"belongs to no module: {key}" for key in sorted(strays)])
     return parts
+
+
+def convert_known(
+    source: OfficialSource, module: str, tensors: dict[str, Tensor], network: ModelMixin
+) -> tuple[dict[str, Tensor], UnknownKeysError | None]:
+    """Rename the tensors that a source knows, and keep its complaint about the others."""
+    try:
+        return source.convert_state(module, tensors, network), None
+    except UnknownKeysError as error:
+        known = {key: value for key, value in tensors.items() if key not in error.keys}
+        return source.convert_state(module, known, network), error
 
 
 def load_official(source: OfficialSource, networks: Mapping[str, ModelMixin], state: Mapping[str, Tensor]) -> None:
@@ -94,27 +159,40 @@ def load_official(source: OfficialSource, networks: Mapping[str, ModelMixin], st
 
     Args:
         source: The layout.
-        networks: From ``source.build``; changed in place.
+        networks: From ``source.build``; changed in place, and only if everything fits.
         state: Official tensors by ``<module>/<key>``, or by ``<key>`` where there is one network.
 
     Raises:
-        UserError: If a tensor is missing, left over or of another shape.
+        MismatchError: If a tensor is missing, left over or of another shape; it lists every one of them.
+        UserError: If a tensor's content is not what the layout can hold.
     """
+    sentences: list[str] = []
+    problems: list[str] = []
+    states = {}
     for module, tensors in split_modules(networks, state).items():
-        network = networks[module]
-        converted = source.convert_state(module, tensors, network)
-        ours = network.state_dict()
-        wrong_shape = [
-            f"{key} {tuple(value.shape)} for {tuple(ours[key].shape)}"
-            for key, value in converted.items()
-            if key in ours and value.shape != ours[key].shape
-        ]
-        problems = {
-            "lacks": sorted(ours.keys() - converted.keys()),
-            "has no place for": sorted(converted.keys() - ours.keys()),
-            "has other shapes for": wrong_shape,
-        }
-        for verb, names in problems.items():
+        states[module], unknown = convert_known(source, module, tensors, networks[module])
+        owner = f"the official checkpoint of {source.name} ({module})"
+        if unknown is not None:
+            sentences.append(str(unknown))
+            problems += [f"{module}: no place for {key}" for key in unknown.keys]
+        for verb, names in differences(states[module], networks[module].state_dict()).items():
             if names:
-                raise UserError(f"the official checkpoint of {source.name} ({module}) {verb} {show_names(names)}")
-        network.load_state_dict(converted)
+                sentences.append(f"{owner} {verb} {show_names(names)}")
+                problems += [f"{module}: {verb} {name}" for name in names]
+    if problems:
+        raise MismatchError("; ".join(sentences), problems)
+    for module, converted in states.items():
+        networks[module].load_state_dict(converted)
+
+
+def differences(converted: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Keys by what is wrong with them, the verb of a sentence whose subject is the checkpoint."""
+    return {
+        "lacks": sorted(ours.keys() - converted.keys()),
+        "has no place for": sorted(converted.keys() - ours.keys()),
+        "has other shapes for": [
+            f"{key} {tuple(value.shape)} for {tuple(ours[key].shape)}"
+            for key, value in sorted(converted.items())
+            if key in ours and value.shape != ours[key].shape
+        ],
+    }

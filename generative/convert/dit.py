@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers import DDPMScheduler, ModelMixin
 from torch import Tensor
 
-from generative.convert.base import OfficialSource, show_names
+from generative.convert.base import OfficialSource, UnknownKeysError, show_names
 from generative.core.errors import UserError
 from generative.diffusion.dit import DiT
+
+if TYPE_CHECKING:
+    from pipelines.diffusion import DiffusionImagePipeline
 
 # Official constructor argument -> (ours, official default, types taken).
 ARGUMENTS: MappingProxyType[str, tuple[str, Any, tuple[type, ...]]] = MappingProxyType(
@@ -34,6 +39,21 @@ NOISE_SCHEDULES = ("linear", "squaredcos_cap_v2")
 SCRIPT_OPTIONS = ("cfg_scale", "noise_schedule", "diffusion_steps")
 # The official linear schedule for 1,000 steps; other lengths scale both ends by 1000 / steps (arXiv 2006.11239, section 4).
 LINEAR_STEPS, LINEAR_BETA_START, LINEAR_BETA_END = 1000, 1e-4, 0.02
+# Heads of the published sizes S, B, L and XL by hidden size (arXiv 2212.09748, table 1; XL has 16): a checkpoint does not tell.
+HEADS = MappingProxyType({384: 6, 768: 12, 1024: 16, 1152: 16})
+# What the published FID was sampled with (the official sample_ddp.py): so many steps, guidance of so many channels.
+SAMPLING_STEPS, GUIDED_CHANNELS, FID_GUIDANCE = 250, 3, 1.5
+LATENT_CHANNELS = 4
+# Keys that every DiT checkpoint has, and no other layout together.
+OWN_KEYS = (
+    "pos_embed",
+    "x_embedder.proj.weight",
+    "t_embedder.mlp.0.weight",
+    "y_embedder.embedding_table.weight",
+    "blocks.0.adaLN_modulation.1.weight",
+    "blocks.0.mlp.fc1.weight",
+    "final_layer.linear.weight",
+)
 
 # Official key -> ours, first match wins.
 KEY_PATTERNS = (
@@ -102,6 +122,11 @@ class DiTSource(OfficialSource):
         cfg_scale = config.get("cfg_scale", 1.0)
         if isinstance(cfg_scale, bool) or not isinstance(cfg_scale, (int, float)):
             raise UserError(f"cfg_scale of DiT must be a number, got {cfg_scale!r}")
+        if config.get("num_heads", True) is None:
+            raise UserError(
+                f"a DiT of hidden size {config.get('hidden_size')} is none of the published ones ({', '.join(map(str, HEADS))}), "
+                'and its file does not tell how many heads it has; give them as {"num_heads": N} in --config'
+            )
         arguments = {}
         for official, (ours, default, types) in ARGUMENTS.items():
             value = config.get(official, default)
@@ -129,5 +154,51 @@ class DiTSource(OfficialSource):
             else:
                 converted[re.sub(*match, key)] = value
         if unknown:
-            raise UserError(f"DiT has no place for the official keys {show_names(sorted(unknown))}")
+            raise UnknownKeysError("DiT", unknown)
         return converted
+
+    def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Read the official options off a checkpoint's names and shapes.
+
+        Args:
+            state: Official tensors by key.
+
+        Returns:
+            What ``build`` takes, ``num_heads`` None where the hidden size is none of the published ones; None for another layout.
+            The rows of the label table are the classes and the null class, which published models are all trained with.
+        """
+        if any(key not in state for key in OWN_KEYS):
+            return None
+        hidden_size, in_channels, patch_size, _ = state["x_embedder.proj.weight"].shape
+        num_patches = state["pos_embed"].shape[1]
+        blocks = [int(match[1]) for match in (re.match(r"^blocks\.(\d+)\.", key) for key in state) if match]
+        out_channels = state["final_layer.linear.weight"].shape[0] // patch_size**2
+        return {
+            "input_size": math.isqrt(num_patches) * patch_size,
+            "patch_size": patch_size,
+            "in_channels": in_channels,
+            "hidden_size": hidden_size,
+            "depth": max(blocks) + 1,
+            "num_heads": HEADS.get(hidden_size),
+            "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / hidden_size,
+            "num_classes": state["y_embedder.embedding_table.weight"].shape[0] - 1,
+            "learn_sigma": out_channels == 2 * in_channels,
+            "frequency_embedding_size": state["t_embedder.mlp.0.weight"].shape[1],
+        }
+
+    def pipeline(self, networks: Mapping[str, ModelMixin], config: Mapping[str, Any]) -> DiffusionImagePipeline:
+        """Pipeline with the official sampler; the autoencoder, which no DiT checkpoint holds, is the caller's to add.
+
+        Args:
+            networks: From ``build``, loaded.
+            config: What they were built from.
+        """
+        from pipelines.diffusion import DiffusionImagePipeline
+
+        scheduler = noise_scheduler(dict(config))
+        defaults: dict[str, Any] = {"num_inference_steps": min(SAMPLING_STEPS, scheduler.config.num_train_timesteps)}
+        if config.get("class_dropout_prob", ARGUMENTS["class_dropout_prob"][1]) > 0:
+            defaults["guidance_scale"] = config.get("cfg_scale", FID_GUIDANCE)
+            if config.get("in_channels", LATENT_CHANNELS) == LATENT_CHANNELS:
+                defaults["guidance_channels"] = GUIDED_CHANNELS
+        return DiffusionImagePipeline(networks["model"], scheduler, sampling_defaults=defaults)
