@@ -29,8 +29,10 @@ LEAST_DIVERSITY = 0.2
 """Collapse: the share of the real images' spread within a class below which generated images are almost one image."""
 GAP_GROWTH = 1.5
 """The discriminator wins: growth of the gap between its real and fake logits over the median of earlier entries."""
+LEAST_GAP = 0.5
+"""... and above this, in logits: a gap that grows from nothing to little wins nothing."""
 GRADIENT_DECAY = 0.1
-"""... while the generator's gradient falls to this share of its earlier median."""
+"""... while the generator's gradient falls to this share of its earlier median (or the discriminator's, where it has died)."""
 SPECTRAL_GROWTH = 2.0
 """Spectral explosion: growth of the largest singular value over its median in the ``BEFORE`` entries before the recent ones."""
 EXCESS_SATURATION = 0.3
@@ -97,6 +99,7 @@ def find_warnings(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """
     rules: dict[str, Callable[[Sequence[Mapping[str, Any]]], str | None]] = {
         "discriminator_wins": discriminator_wins,
+        "discriminator_died": discriminator_died,
         "mode_collapse": mode_collapse,
         "generator_spectral_explosion": lambda entries: spectral_explosion(entries, "generator"),
         "discriminator_spectral_explosion": lambda entries: spectral_explosion(entries, "discriminator"),
@@ -124,11 +127,26 @@ def discriminator_wins(history: Sequence[Mapping[str, Any]]) -> str | None:
     if not gaps or not norms:
         return None
     gap, new_gap, norm, new_norm = median(gaps), median(new_gaps), median(norms), median(new_norms)
-    if not (new_gap > GAP_GROWTH * max(gap, 0.0) and new_norm < GRADIENT_DECAY * norm):
+    if not (new_gap > max(GAP_GROWTH * gap, LEAST_GAP) and new_norm < GRADIENT_DECAY * norm):
         return None
     return (
         f"the discriminator is winning: its gap between real and fake logits rose from {gap:.3g} to {new_gap:.3g} while the "
         f"generator's gradient norm fell from {norm:.3g} to {new_norm:.3g}; lower the discriminator's learning rate"
+    )
+
+
+def discriminator_died(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """The discriminator tells nothing apart and its gradient has gone (dead relus before its last layer)."""
+    _, gaps = split_series(history, lambda entry: entry["discriminator/real_logits"] - entry["discriminator/fake_logits"])
+    norms, new_norms = split_series(history, lambda entry: entry["discriminator/grad_norm"])
+    if not gaps or not norms:
+        return None
+    norm, new_norm = median(norms), median(new_norms)
+    if not (max(abs(gap) for gap in gaps) < LEAST_GAP and new_norm < GRADIENT_DECAY * norm):
+        return None
+    return (
+        f"the discriminator no longer learns: it tells real from generated images by {median(gaps):.2g} in its logits, and its "
+        f"gradient norm fell from {norm:.3g} to {new_norm:.3g}; go back to an earlier checkpoint and lower its learning rate"
     )
 
 

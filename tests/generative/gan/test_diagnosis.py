@@ -83,11 +83,12 @@ def history(length: int = 40, **changes: Any) -> list[dict[str, Any]]:
     random = torch.Generator().manual_seed(0)
     entries = []
     for index in range(length):
-        noise = [1 + 0.2 * float(x) for x in torch.randn(6, generator=random).clamp(-2, 2)]
+        noise = [1 + 0.2 * float(x) for x in torch.randn(7, generator=random).clamp(-2, 2)]
         values = {
             "discriminator/real_logits": 0.4 * noise[0],
             "discriminator/fake_logits": -0.5 * noise[1],
             "generator/grad_norm": 3.0 * noise[2],
+            "discriminator/grad_norm": 9.0 * noise[6],
             "diagnosis/diversity": 0.8 * noise[3],
             "diagnosis/generator_largest_singular_value": 2.0 * 1.01**index * noise[4],
             "diagnosis/discriminator_largest_singular_value": 3.0 * 1.01**index,
@@ -108,6 +109,11 @@ BAD: dict[str, dict[str, Any]] = {
         "discriminator__real_logits": lambda i: 4.0 if sick(i) else 0.4,
         "discriminator__fake_logits": lambda i: -6.0 if sick(i) else -0.5,
         "generator__grad_norm": lambda i: 0.02 if sick(i) else 3.0,
+    },
+    "discriminator_died": {
+        "discriminator__real_logits": lambda i: -0.09 if sick(i) else 0.4,
+        "discriminator__fake_logits": lambda i: -0.09 if sick(i) else -0.5,
+        "discriminator__grad_norm": lambda i: 0.1 if sick(i) else 9.0,
     },
     "mode_collapse": {"diagnosis__diversity": lambda i: 0.05 if sick(i) else 0.8},
     "generator_spectral_explosion": {
