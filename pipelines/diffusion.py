@@ -20,6 +20,8 @@ from generative.diffusion.latents import decode_latents, latent_stride
 from generative.diffusion.schedule import DiffusersSampler
 from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
 
+IMAGE_CHANNELS = 3
+
 
 class DiffusionImagePipeline(ImageGenerationPipeline):
     """Images by denoising noise step by step.
@@ -139,5 +141,14 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         return prediction.float().unflatten(0, (branches, batch_size))
 
     def decode(self, state: SampleState) -> Tensor:
-        """Images (B, 3, H, W) of the final sample."""
+        """Images (B, 3, H, W) of the final sample.
+
+        Raises:
+            UserError: If the sample is of latents and there is no autoencoder.
+        """
+        if self.autoencoder is None and state.sample.shape[1] != IMAGE_CHANNELS:
+            raise UserError(
+                f"the denoiser makes latents of {state.sample.shape[1]} channels and the pipeline has no autoencoder to decode them; "
+                "convert with --autoencoder DIR, or build the pipeline with autoencoder=..."
+            )
         return state.sample if self.autoencoder is None else decode_latents(self.autoencoder, state.sample)

@@ -186,3 +186,9 @@ def test_guidance_without_a_null_condition_is_refused() -> None:
     assert run(pipeline, [0]).shape == (1, 3, 4, 4)
     with pytest.raises(UserError, match="guidance_scale 2.0 needs a denoiser with a null condition"):
         run(pipeline, [0], guidance_scale=2.0)
+
+
+def test_latents_without_an_autoencoder_are_refused() -> None:
+    denoiser = DiT(sample_size=4, patch_size=2, in_channels=4, hidden_size=16, depth=1, num_heads=2, num_classes=3)
+    with pytest.raises(UserError, match="latents of 4 channels"):
+        DiffusionImagePipeline(denoiser, DDIMScheduler())(class_labels=[0], num_inference_steps=1)
