@@ -148,7 +148,7 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         """
         if self.autoencoder is None and state.sample.shape[1] != IMAGE_CHANNELS:
             raise UserError(
-                f"the denoiser makes latents of {state.sample.shape[1]} channels and the pipeline has no autoencoder to decode them; "
+                f"the denoiser makes latents of {state.sample.shape[1]} channels and the pipeline has no autoencoder; "
                 "convert with --autoencoder DIR, or build the pipeline with autoencoder=..."
             )
         return state.sample if self.autoencoder is None else decode_latents(self.autoencoder, state.sample)

@@ -19,6 +19,7 @@ from generative.gan.dcgan_layers import Activation, DCGANLayers, initialise, mak
 from generative.gan.residual import check_attention, check_positive
 from generative.layers.batch_norm import AffineBatchNorm2d, BatchNorm2d, ConditionalNorm2d
 from generative.layers.gan_blocks import WeightInit
+from generative.layers.projection_head import projection_logits, sum_pool
 from generative.layers.self_attention import SelfAttention2d
 
 Conditioning = Literal["none", "projection", "class_output"]
@@ -210,7 +211,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
             hidden = block(hidden)  # (B, C', H/2, W/2)
             if str(index) in self.attentions:
                 hidden = self.attentions[str(index)](hidden)
-        return self.last(hidden).sum((2, 3))  # (B, D)
+        return sum_pool(self.last(hidden))  # (B, D)
 
     def forward(self, images: Tensor, class_labels: Tensor) -> Tensor:
         """Judge images.
@@ -223,9 +224,8 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
             (B,) logits, higher is more real; (B, output_dim) if that is more than 1.
         """
         features = self.features(images)  # (B, D)
-        logits = self.linear(features)  # (B, output_dim), or (B, num_classes)
+        # (B, output_dim), or (B, num_classes)
+        logits = projection_logits(features, class_labels, self.linear, self.class_embedding)
         if self.conditioning == "class_output":
             return logits.gather(1, class_labels[:, None])[:, 0]  # (B,)
-        if self.class_embedding is not None:
-            logits = logits + (self.class_embedding(class_labels) * features).sum(1, keepdim=True)  # (B, output_dim)
         return logits[:, 0] if self.output_dim == 1 else logits

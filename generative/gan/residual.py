@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from generative.core.errors import UserError
 from generative.layers.class_embedding import ClassEmbedding
 from generative.layers.gan_blocks import DiscriminatorBlock, GANLayers, GeneratorBlock, WeightInit, initialise_weights
+from generative.layers.projection_head import projection_logits, sum_pool
 from generative.layers.self_attention import SelfAttention2d
 
 # Width of the generator's stages by resolution, in multiples of `channels`: into the first block, then out of each, every one of
@@ -213,7 +214,7 @@ class ResidualDiscriminator(ModelMixin, ConfigMixin):
             hidden = block(hidden)  # (B, C', H/2, W/2), later ones (B, C', H, W)
             if str(index) in self.attentions:
                 hidden = self.attentions[str(index)](hidden)
-        return F.relu(hidden).sum((2, 3))  # (B, D)
+        return sum_pool(F.relu(hidden))  # (B, D)
 
     def forward(self, images: Tensor, class_labels: Tensor) -> Tensor:
         """Judge images.
@@ -225,7 +226,5 @@ class ResidualDiscriminator(ModelMixin, ConfigMixin):
         Returns:
             (B,) logits, higher is more real; (B, output_dim) if that is more than 1.
         """
-        features = self.features(images)  # (B, D)
-        projection = (self.class_embedding(class_labels) * features).sum(1, keepdim=True)  # (B, 1)
-        logits = self.linear(features) + projection  # (B, output_dim)
+        logits = projection_logits(self.features(images), class_labels, self.linear, self.class_embedding)  # (B, output_dim)
         return logits[:, 0] if self.output_dim == 1 else logits
