@@ -41,7 +41,9 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("--reference", type=Path, required=True, metavar="IMAGES|STATS.npz", help="real images, or statistics")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the curve")
-    parser.add_argument("--thresholds", default=THRESHOLDS, metavar="A,B,...,none", help=f"default {THRESHOLDS}")
+    parser.add_argument(
+        "--thresholds", metavar="A,B,...,none", help=f"default {THRESHOLDS}, as far as the pipeline's batch norm has statistics"
+    )
     parser.add_argument("--num-samples", type=int, default=NUM_SAMPLES, metavar="N", help=f"at each (default {NUM_SAMPLES:,})")
     parser.add_argument("--seed", type=int, default=0, help="of the samples, the same at every threshold (default 0)")
     parser.add_argument(
@@ -70,7 +72,7 @@ def curve(
     folder: Path,
     reference: Path,
     output: Path,
-    thresholds: str,
+    thresholds: str | None,
     num_samples: int,
     seed: int,
     standing_statistics: int,
@@ -80,7 +82,7 @@ def curve(
     **scoring: Any,
 ) -> int:
     """Score every threshold that the output does not hold yet, and write the curve after each; returns the exit code."""
-    wanted = parse_thresholds(thresholds)
+    wanted = parse_thresholds(thresholds or THRESHOLDS)
     standing = check_numbers(num_samples, seed, batch_size, standing_statistics, standing_batch_size)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output '{output}' is a file; give a folder")
@@ -92,6 +94,7 @@ def curve(
 
     source = find_pipeline_folder(folder)
     pipeline = load_gan(folder)
+    wanted = covered_thresholds(pipeline, wanted, is_default=thresholds is None, has_standing=standing[0] > 0)
     settings: dict[str, Any] = {
         "pipeline": fingerprint_folder(source),
         "truncation_law": pipeline.truncation_law,
@@ -181,6 +184,27 @@ def load_gan(folder: Path) -> GANImagePipeline:
     return pipeline
 
 
+def covered_thresholds(
+    pipeline: GANImagePipeline, thresholds: list[float | None], is_default: bool, has_standing: bool
+) -> list[float | None]:
+    """The thresholds, or those of the default list for which a generator with statistics by truncation has them.
+
+    Raises:
+        UserError: If such a generator is asked for another, or to take statistics anew.
+    """
+    from generative.gan.sampling import has_truncated_statistics
+    from generative.layers.deep_blocks import FULL_TRUNCATION
+
+    if not has_truncated_statistics(pipeline.generator):
+        return thresholds
+    if has_standing:
+        raise UserError("the pipeline brings batch-norm statistics for each truncation; leave --standing-statistics out")
+    covered = [threshold for threshold in thresholds if threshold is not None and threshold <= FULL_TRUNCATION]
+    if covered != thresholds and not is_default:
+        raise UserError(f"the pipeline's batch-norm statistics cover thresholds up to {FULL_TRUNCATION:g}; leave others out")
+    return covered
+
+
 def reference_identity(path: Path) -> str:
     """What the reference holds, whatever it is called: images by their source's identity, statistics by their bytes.
 
@@ -259,8 +283,11 @@ def score_threshold(
 
     name = "threshold-none" if threshold is None else f"threshold-{threshold:g}"
     place = output / ".sampling" / name
+    set_truncation(pipeline, threshold, standing, int(options["seed"]))
     if accelerator.is_main_process:
-        save_truncated(pipeline, threshold, standing, int(options["seed"]), place)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        pipeline.save_pretrained(place)
     accelerator.wait_for_everyone()
     try:
         weights = options.pop("weights")
@@ -277,10 +304,11 @@ def score_threshold(
     return record
 
 
-def save_truncated(
-    pipeline: GANImagePipeline, threshold: float | None, standing: tuple[int, int], seed: int, place: Path
-) -> None:
-    """Save the pipeline with a threshold as its default, and batch-norm statistics of it if asked for."""
+def set_truncation(pipeline: GANImagePipeline, threshold: float | None, standing: tuple[int, int], seed: int) -> None:
+    """Give the pipeline a threshold as its default, and batch-norm statistics of it if asked for.
+
+    Runs on every process, to the same end: batch norm over all processes needs them all.
+    """
     from generative.core.seeding import keyed_generator
     from generative.gan.sampling import take_standing_statistics
 
@@ -290,6 +318,3 @@ def save_truncated(
         random = keyed_generator(seed, "standing statistics")
         take_standing_statistics(pipeline.generator, num_batches, batch_size, random, threshold, pipeline.truncation_law)
     pipeline.register_to_config(sampling_defaults={**pipeline.sampling_defaults, "truncation": threshold})
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    pipeline.save_pretrained(place)

@@ -127,10 +127,15 @@ def or_one(denominator: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_buffers(networks: dict[str, nn.Module], accelerator: Accelerator) -> None:
-    """Average floating-point buffers (moving statistics) over processes, so that every process evaluates the same network."""
+    """Average floating-point buffers (moving statistics) over processes, so that every process evaluates the same network.
+
+    Modules that say ``has_frozen_buffers`` are left out: their buffers are weights that never move, which averaging would round.
+    """
     if accelerator.num_processes == 1:
         return
-    buffers = [b for network in networks.values() for b in network.buffers() if b.is_floating_point()]
+    modules = [module for network in networks.values() for module in network.modules()]
+    moving = [module for module in modules if not getattr(module, "has_frozen_buffers", False)]
+    buffers = [b for module in moving for b in module.buffers(recurse=False) if b.is_floating_point()]
     if not buffers:
         return
     flat = accelerator.reduce(torch.cat([b.float().flatten() for b in buffers]), reduction="mean")

@@ -19,6 +19,7 @@ from generative.gan.losses import ADVERSARIAL_LOSSES, AdversarialLoss
 from generative.gan.orthogonal import add_orthogonal_gradient
 from generative.gan.penalties import Penalty, PenaltyInputs, add_losses, check_penalties
 from generative.gan.sampling import check_truncation, draw_z, take_standing_statistics
+from generative.layers.spectral_norm import SpectralNorm
 
 if TYPE_CHECKING:
     from pipelines.gan import GANImagePipeline
@@ -47,7 +48,8 @@ class GANObjective(Objective):
         separate_batches: Show the discriminator real and generated images in two forwards, so that batch norm in it takes
             statistics of each alone (Projected GAN, DCGAN). One forward is faster, and the same without batch norm.
         ema: Decay law of the generator's average, which is what samples. None samples from the generator itself.
-        ema_buffers: ``average`` averages batch-norm statistics and spectral vectors too (BigGAN); ``copy`` takes the newest.
+        ema_buffers: ``average`` averages batch-norm statistics and spectral vectors too (BigGAN); ``copy`` takes the newest, as a
+            generator that keeps both singular vectors must (FastGAN).
         augmentation: Differentiable augmentations of every image that the discriminator sees, real or generated.
         penalties: Penalties on the discriminator (``generative.gan.penalties``, ``generative.gan.consistency``), each kind once.
         generator_orthogonal_weight: Strength of the generator's orthogonal regularisation (arXiv 1809.11096, eq. 3; 1e-4 there),
@@ -101,6 +103,7 @@ class GANObjective(Objective):
             if not value >= least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
         check_truncation(truncation)
+        check_average(generator, ema, ema_buffers)
         self.networks = {"generator": generator, "discriminator": discriminator}
         self.frozen = {}
         self.optimizers = {"generator": generator_optimizer, "discriminator": discriminator_optimizer}
@@ -291,8 +294,27 @@ class GANObjective(Objective):
         return diagnosis.find_warnings(history)
 
 
+def check_average(generator: nn.Module, ema: EMAProfile | None, buffers: str) -> None:
+    """Raise ``UserError`` for a treatment of buffers that is unknown, or that the generator's spectral norm does not bear."""
+    if buffers not in ("copy", "average"):
+        raise UserError(f"ema_buffers must be copy or average, got {buffers!r}")
+    has_pairs = any(isinstance(module, SpectralNorm) and module.v is not None for module in generator.modules())
+    if ema is not None and buffers == "average" and has_pairs:
+        raise UserError(
+            f"{type(generator).__name__} keeps both singular vectors of its weights and eval mode uses them as they are, but an "
+            "average of unit vectors is shorter than 1; set ema_buffers to copy"
+        )
+
+
 def check_pair(generator: nn.Module, discriminator: nn.Module) -> None:
-    """Raise ``UserError`` unless both networks are for the same images and classes."""
+    """Raise ``UserError`` unless both networks are a GAN's, for the same images and classes."""
+    for role, network, needed in (
+        ("generator", generator, ("num_classes", "image_size", "z_dim")),
+        ("discriminator", discriminator, ("num_classes", "image_size")),
+    ):
+        missing = [name for name in needed if not hasattr(network, name)]
+        if missing:
+            raise UserError(f"{type(network).__name__} is no {role} of this project: it has no attribute {missing[0]}")
     for name in ("num_classes", "image_size"):
         ours, theirs = getattr(generator, name), getattr(discriminator, name)
         if ours != theirs:

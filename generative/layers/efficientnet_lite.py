@@ -53,6 +53,7 @@ class FrozenConv2d(nn.Module):
         groups: Number of channel groups.
     """
 
+    has_frozen_buffers = True  # the trainer leaves them alone: see generative.core.step.average_buffers
     weight: Tensor
     bias: Tensor
 

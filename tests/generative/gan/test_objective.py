@@ -21,6 +21,7 @@ from generative.core.trainer_config import TrainerConfig
 from generative.core.types import Batch
 from generative.data.digits import DigitsDataset
 from generative.gan.consistency import Consistency
+from generative.gan.fastgan import FastGANGenerator
 from generative.gan.losses import ADVERSARIAL_LOSSES
 from generative.gan.objective import GANObjective
 from generative.gan.orthogonal import orthogonal_gradient
@@ -391,3 +392,18 @@ def test_every_penalty_and_regularisation_trains_on_the_real_trainer(tmp_path: P
     )
     train_on_digits(objective, tmp_path).fit()
     assert [path.name for path in ckpt.list_checkpoints(tmp_path)] == ["checkpoint-00000002", "checkpoint-00000004"]
+
+
+def test_pairs_of_singular_vectors_are_not_averaged() -> None:
+    generator = FastGANGenerator(image_size=8, z_dim=4, num_classes=NUM_CLASSES, channels=2)
+    networks = (generator, SAGANDiscriminator(8, channels=4, num_classes=NUM_CLASSES, attention_resolutions=()))
+    with pytest.raises(UserError, match="set ema_buffers to copy"):
+        GANObjective(*networks, torch.optim.Adam, torch.optim.Adam, ema=HalfLifeEMA(1000))
+    GANObjective(*networks, torch.optim.Adam, torch.optim.Adam, ema=HalfLifeEMA(1000), ema_buffers="copy")
+
+
+def test_networks_of_another_kind_are_refused() -> None:
+    with pytest.raises(UserError, match="Linear is no generator of this project: it has no attribute num_classes"):
+        GANObjective(nn.Linear(1, 1), nn.Linear(1, 1), torch.optim.Adam, torch.optim.Adam)
+    with pytest.raises(UserError, match="ema_buffers must be copy or average, got 'averages'"):
+        make_objective(ema_buffers="averages")

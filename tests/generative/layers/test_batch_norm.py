@@ -128,15 +128,17 @@ def _cross_replica_worker(rank: int, port_file: str, result_dir: str) -> None:
     norm = BatchNorm2d(4, cross_replica=True)
     sample = data["sample"][rows].clone().requires_grad_(True)
     out = norm(sample)
-    (out * data["cotangent"][rows]).sum().backward()
-    result = {"out": out.detach(), "grad": sample.grad, "mean": norm.running_mean, "var": norm.running_var}
+    loss = (out * data["cotangent"][rows]).sum()
+    (grad,) = torch.autograd.grad(loss, sample, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum(), sample)  # as a gradient penalty has it
+    result = {"out": out.detach(), "grad": grad.detach(), "second": second, "mean": norm.running_mean, "var": norm.running_var}
     torch.save(result, Path(result_dir) / f"rank{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file:// rendezvous")
 def test_cross_replica_equals_one_big_batch(tmp_path: Path) -> None:
-    """Two CPU processes against torch on their batches together: outputs, gradients and moving averages."""
+    """Two CPU processes against torch on their batches together: outputs, first and second gradients, moving averages."""
     torch.manual_seed(0)
     data = {"sample": torch.randn(8, 4, 3, 3) * 2 + 1, "cotangent": torch.randn(8, 4, 3, 3)}
     torch.save(data, tmp_path / "data.pt")
@@ -145,9 +147,11 @@ def test_cross_replica_equals_one_big_batch(tmp_path: Path) -> None:
     oracle = nn.BatchNorm2d(4, affine=False)
     sample = data["sample"].clone().requires_grad_(True)
     out = oracle(sample)
-    (out * data["cotangent"]).sum().backward()
+    (grad,) = torch.autograd.grad((out * data["cotangent"]).sum(), sample, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum(), sample)
+    torch.testing.assert_close(torch.cat([part["second"] for part in parts]), second, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.cat([part["out"] for part in parts]), out.detach(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(torch.cat([part["grad"] for part in parts]), sample.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat([part["grad"] for part in parts]), grad.detach(), rtol=1e-4, atol=1e-5)
     for part in parts:
         torch.testing.assert_close(part["mean"], oracle.running_mean)
         torch.testing.assert_close(part["var"], oracle.running_var)
