@@ -116,6 +116,22 @@ def show_names(names: list[str]) -> str:
     return ", ".join(names[:MAX_NAMES_SHOWN]) + rest
 
 
+def split_by_module(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Sort official tensors by the modules that their names begin with.
+
+    Args:
+        state: Tensors by ``<module>/<key>``, or those of one network by ``<key>``.
+
+    Returns:
+        Tensors by key, by module; those without one under the empty name.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        module, slash, rest = key.partition("/")
+        parts.setdefault(module if slash else "", {})[rest if slash else key] = value
+    return parts
+
+
 def split_modules(networks: Mapping[str, ModelMixin], state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Sort official tensors by module.
 

@@ -59,7 +59,7 @@ def take_resolution(options: OfficialOptions) -> int:
     Raises:
         UserError: If BigGANdeep.py has no layout for it.
     """
-    resolution = options.take_integer("resolution", 128)
+    resolution = options.take("resolution", 128, int)
     check_resolution(resolution, dict.fromkeys(RESOLUTIONS))
     options.options["resolution"] = resolution
     return resolution
@@ -156,7 +156,7 @@ class BigGANDeepSource(SAGANSource):
         # Its first linear layer takes embedding and noise, which reach it with these two options alone.
         options.choose("hier", False, {True: None})
         options.options["G_shared"] = options.choose("G_shared", True, {True: True})
-        depth, resolution = options.take_integer("G_depth", OFFICIAL_DEPTH), take_resolution(options)
+        depth, resolution = options.take("G_depth", OFFICIAL_DEPTH, int), take_resolution(options)
         if depth != OFFICIAL_DEPTH and resolution != ANY_DEPTH_RESOLUTION:
             raise UserError(
                 f"generator option G_depth={depth} of BigGAN-PyTorch runs at resolution {ANY_DEPTH_RESOLUTION} only, "
@@ -170,7 +170,7 @@ class BigGANDeepSource(SAGANSource):
         Raises:
             UserError: If an option is unknown or unsupported.
         """
-        depth = options.take_integer("D_depth", OFFICIAL_DEPTH)
+        depth = options.take("D_depth", OFFICIAL_DEPTH, int)
         take_resolution(options)
         arguments = discriminator_arguments(options)
         del arguments["wide"]  # taken by the official blocks, and not looked at

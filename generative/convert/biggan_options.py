@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from generative.convert.biggan_recognition import DISCRIMINATOR_RESOLUTIONS, GENERATOR_RESOLUTIONS
+from generative.convert.options import ConstructorOptions
 from generative.core.errors import UserError
 from generative.gan.residual import check_resolution, discriminator_stages, generator_stages
 
@@ -19,57 +20,17 @@ INIT_NAMES = {"xavier": "xavier", "glorot": "xavier", "ortho": "orthogonal", "N0
 NORM_STYLES = {"bn": "batch", "in": "instance", "nonorm": "none"}
 
 
-class OfficialOptions:
-    """Arguments of an official constructor that must all be consumed.
+class OfficialOptions(ConstructorOptions):
+    """Arguments of one constructor of the official code."""
 
-    Args:
-        module: ``generator`` or ``discriminator``, for messages.
-        options: Arguments by name.
-    """
-
-    def __init__(self, module: str, options: dict[str, Any]) -> None:
-        self.module = module
-        self.options = dict(options)
-
-    def take(self, name: str, default: Any) -> Any:
-        """Remove and return an option, or the official default."""
-        return self.options.pop(name, default)
-
-    def take_integer(self, name: str, default: int) -> int:
-        """Take an option that is a whole number.
-
-        Raises:
-            UserError: If it is not.
-        """
-        value = self.take(name, default)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(f"{self.module} option {name} of BigGAN-PyTorch must be a whole number, got {value!r}")
-        return value
-
-    def choose(self, name: str, default: Any, choices: dict[Any, Any]) -> Any:
-        """Take an option and translate it.
-
-        Raises:
-            UserError: If its value is not among the choices.
-        """
-        value = self.take(name, default)
-        if not isinstance(value, (str, bool, int, float, type(None))) or value not in choices:
-            known = ", ".join(map(repr, choices))
-            raise UserError(f"{self.module} option {name}={value!r} of BigGAN-PyTorch is not supported here; supported: {known}")
-        return choices[value]
+    repository = "BigGAN-PyTorch"
 
     def drop_training_options(self, prefix: str) -> None:
         """Consume the options that build no layer; half precision must be off."""
-        for name in [*(f"{prefix}_{option}" for option in TRAINING_OPTIONS), *SHARED_TRAINING_OPTIONS]:
-            self.take(name, None)
+        self.drop(*(f"{prefix}_{option}" for option in TRAINING_OPTIONS), *SHARED_TRAINING_OPTIONS)
         for option in HALF_PRECISION_OPTIONS:
             self.choose(f"{prefix}_{option}", False, {False: None})
-        self.take(f"{prefix}_kernel_size", 3)  # the official code stores it and builds 3x3 convolutions all the same
-
-    def finish(self) -> None:
-        """Raise ``UserError`` if an option is left over."""
-        if self.options:
-            raise UserError(f"{self.module} option {next(iter(self.options))!r} of BigGAN-PyTorch is unknown here")
+        self.drop(f"{prefix}_kernel_size")  # the official code stores it and builds 3x3 convolutions all the same
 
 
 def attention_from_string(text: str, stages: list[int]) -> tuple[int, ...]:
@@ -87,8 +48,8 @@ def spectral_options(options: OfficialOptions, prefix: str) -> dict[str, Any]:
     """Translate what both networks say of spectral norm and initialisation."""
     return {
         "spectral_norm_eps": options.take("SN_eps", 1e-12),
-        "num_singular_values": options.take_integer(f"num_{prefix}_SVs", 1),
-        "num_power_iterations": options.take_integer(f"num_{prefix}_SV_itrs", 1),
+        "num_singular_values": options.take(f"num_{prefix}_SVs", 1, int),
+        "num_power_iterations": options.take(f"num_{prefix}_SV_itrs", 1, int),
         "weight_init": options.choose(f"{prefix}_init", "ortho", INIT_NAMES),
     }
 
@@ -103,20 +64,20 @@ def generator_arguments(options: OfficialOptions) -> dict[str, Any]:
     # Outside multi-GPU training, eval mode included, the official code adds the gain in this mode where it should multiply.
     options.choose("cross_replica", False, {False: None})
     options.choose("G_activation", "relu", dict.fromkeys(RELU_NAMES))
-    resolution = options.take_integer("resolution", 128)
+    resolution = options.take("resolution", 128, int)
     check_resolution(resolution, dict.fromkeys(GENERATOR_RESOLUTIONS))
-    z_dim = options.take_integer("dim_z", 128)
+    z_dim = options.take("dim_z", 128, int)
     is_shared = options.choose("G_shared", True, {True: True, False: False})
-    shared_dim = options.take_integer("shared_dim", 0)
+    shared_dim = options.take("shared_dim", 0, int)
     has_own_norm = options.choose("mybn", False, {False: False, True: True})
     norm = options.choose("norm_style", "bn", NORM_STYLES)
     arguments = {
         "resolution": resolution,
-        "channels": options.take_integer("G_ch", 64),
+        "channels": options.take("G_ch", 64, int),
         "z_dim": z_dim,
-        "num_classes": options.take_integer("n_classes", 1000),
+        "num_classes": options.take("n_classes", 1000, int),
         "attention_resolutions": attention_from_string(options.take("G_attn", "64"), generator_stages(resolution)),
-        "bottom_width": options.take_integer("bottom_width", 4),
+        "bottom_width": options.take("bottom_width", 4, int),
         "shared_embedding_dim": (shared_dim if shared_dim > 0 else z_dim) if is_shared else None,
         "norm": "batch" if has_own_norm else norm,  # the official code looks at mybn first
         "moving_variance": "biased" if has_own_norm else "unbiased",
@@ -137,7 +98,7 @@ def discriminator_arguments(options: OfficialOptions) -> dict[str, Any]:
     options.drop_training_options("D")
     options.choose("D_activation", "relu", dict.fromkeys(RELU_NAMES))
     options.choose("D_param", "SN", {"SN": None})
-    resolution = options.take_integer("resolution", 128)
+    resolution = options.take("resolution", 128, int)
     check_resolution(resolution, dict.fromkeys(DISCRIMINATOR_RESOLUTIONS))
     attention = options.take("D_attn", "64")
     attended: tuple[int, ...]
@@ -147,11 +108,11 @@ def discriminator_arguments(options: OfficialOptions) -> dict[str, Any]:
         attended = attention_from_string(attention, discriminator_stages(resolution))
     arguments = {
         "resolution": resolution,
-        "channels": options.take_integer("D_ch", 64),
-        "num_classes": options.take_integer("n_classes", 1000),
+        "channels": options.take("D_ch", 64, int),
+        "num_classes": options.take("n_classes", 1000, int),
         "attention_resolutions": attended,
         "wide": options.choose("D_wide", True, {True: True, False: False}),
-        "output_dim": options.take_integer("output_dim", 1),
+        "output_dim": options.take("output_dim", 1, int),
         **spectral_options(options, "D"),
     }
     options.finish()

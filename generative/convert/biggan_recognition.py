@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from generative.convert.base import split_by_module
 from generative.gan.residual import DISCRIMINATOR_WIDTHS, GENERATOR_WIDTHS, discriminator_stages, generator_stages
 
 State = Mapping[str, Tensor]
@@ -33,10 +34,7 @@ def split_prefixes(state: State) -> dict[str, dict[str, Tensor]]:
     Returns:
         Tensors by key, by ``generator`` or ``discriminator``; empty for another layout.
     """
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        module, slash, rest = key.partition("/")
-        parts.setdefault(module if slash else "", {})[rest if slash else key] = value
+    parts = split_by_module(state)
     if "" in parts and len(parts) == 1:
         bare = parts[""]
         return {"generator" if bare.keys() >= GENERATOR_KEYS else "discriminator": bare}

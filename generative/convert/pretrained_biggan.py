@@ -23,6 +23,7 @@ from generative.convert.pretrained_biggan_hub import (
     hub_shapes,
     is_hub,
 )
+from generative.convert.spectral import add_singular_values
 from generative.core.errors import UserError
 from generative.gan.biggan_deep import BigGANDeepGenerator, BlockWidths
 
@@ -46,11 +47,8 @@ DEFAULTS: MappingProxyType[str, Any] = MappingProxyType(
         "n_stats": 51,
     }
 )
-FIRST_WIDTH, BOTTOM_WIDTH, LAST_WIDTH = (
-    16,
-    4,
-    1,
-)  # of the official first linear layer and of its last norm, whatever `layers` says
+# Of the official first linear layer and of its last norm, whatever `layers` says.
+FIRST_WIDTH, BOTTOM_WIDTH, LAST_WIDTH = 16, 4, 1
 LAYER_FIELDS = 3  # upsample, width in, width out
 RGB = 3  # the last convolution puts out channel_width channels, the first three of which are the image
 
@@ -138,17 +136,6 @@ def our_key(key: str, position: int | None) -> str | None:
     if path == "generator.bn" and tensor == "weight":
         return f"{ours}.gain"
     return f"{ours}.{TENSOR_NAMES[tensor]}" if ours is not None and tensor in TENSOR_NAMES else None
-
-
-def singular_values(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Singular values u W v of the weights in one of our state dicts, by our keys; the official layouts have none."""
-    values = {}
-    for key in [key for key in state if key.endswith(".spectral_norm.u")]:
-        path = key.removesuffix(".spectral_norm.u")
-        matrix, v = state.get(f"{path}.weight"), state.get(f"{path}.spectral_norm.v")
-        if matrix is not None and v is not None:
-            values[f"{path}.spectral_norm.singular_values"] = ((state[key] @ matrix.flatten(1)) * v).sum(1)  # (1,)
-    return values
 
 
 def torch_shapes(state: Mapping[str, Tensor]) -> Shapes | None:
@@ -255,7 +242,8 @@ class PretrainedBigGANSource(OfficialSource):
             if path.endswith((".gen_z", ".scale", ".offset")) and tensor in ("weight_orig", "weight_v"):
                 value = to_our_columns(value, z_dim)
             converted[name] = value[None] if tensor in ("weight_u", "weight_v") else value
-        return converted | singular_values(converted)
+        add_singular_values(converted)
+        return converted
 
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         """Read the official options off a checkpoint's names and shapes.
@@ -290,10 +278,15 @@ class PretrainedBigGANSource(OfficialSource):
     def pipeline(self, networks: Mapping[str, ModelMixin], config: Mapping[str, Any]) -> GANImagePipeline:
         """Pipeline whose truncation scales noise truncated at +-2, as the official samples are drawn.
 
+        Samplers start from truncation 1.0, the default of the official ``truncated_noise_sample``: the batch norms have rows of
+        statistics for truncations up to 1, and none for noise that is not truncated.
+
         Args:
             networks: From ``build``.
             config: What they were built from.
         """
         from pipelines.gan import GANImagePipeline
 
-        return GANImagePipeline(generator=networks["model"], truncation_law="scaled_truncated")
+        return GANImagePipeline(
+            generator=networks["model"], sampling_defaults={"truncation": 1.0}, truncation_law="scaled_truncated"
+        )

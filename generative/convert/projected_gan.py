@@ -9,11 +9,11 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.base import OfficialSource, UnknownKeysError
+from generative.convert.base import OfficialSource, UnknownKeysError, split_by_module
+from generative.convert.options import REQUIRED, ConstructorOptions
 from generative.convert.projected_gan_keys import (
     NORM_TENSORS,
     TENSORS,
-    add_singular_values,
     backbone_pairs,
     module_places,
     recognise_discriminator,
@@ -21,6 +21,7 @@ from generative.convert.projected_gan_keys import (
     recognise_heads,
     recognise_projector,
 )
+from generative.convert.spectral import add_singular_values
 from generative.core.errors import UserError
 from generative.gan.fastgan import FastGANGenerator
 from generative.gan.projected import FeatureProjector, Projection, mixed_channels
@@ -35,33 +36,12 @@ OFFICIAL_CLASSES = 1000  # the official embeddings' default, which its training 
 GENERATOR_RESOLUTIONS = (128, 256, 512, 1024)
 CONDITIONAL_RESOLUTIONS = (128, 256)
 PROJECTIONS: dict[int, Projection] = {0: "none", 1: "channel", 2: "scale"}
-REQUIRED = object()
-"""Default of an option that has none."""
 
 
-class Options:
-    """Arguments of an official constructor, all of which must be consumed.
+class Options(ConstructorOptions):
+    """Arguments of one constructor of the official code, or nested ones of it."""
 
-    Args:
-        owner: Module they are of, for messages.
-        options: Arguments by name.
-    """
-
-    def __init__(self, owner: str, options: Any) -> None:
-        if not isinstance(options, Mapping):
-            raise UserError(f"options of {owner} of Projected GAN must be a mapping by name, got {options!r}")
-        self.owner = owner
-        self.options = dict(options)
-
-    def take(self, name: str, default: Any, *types: type) -> Any:
-        """Remove and return an option, or the official default; its type must be one of ``types``, if any are given."""
-        value = self.options.pop(name, default)
-        if value is REQUIRED:
-            raise UserError(f"{self.owner} of Projected GAN needs the option {name}")
-        is_wrong = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
-        if types and is_wrong:
-            raise UserError(f"{self.owner} option {name} of Projected GAN must be of type {types[0].__name__}, got {value!r}")
-        return value
+    repository = "Projected GAN"
 
     def take_switch(self, name: str, default: bool) -> bool:
         """Take an option that the official code asks for its truth only (``cond=1``)."""
@@ -70,24 +50,6 @@ class Options:
     def take_group(self, name: str) -> Options:
         """Take a mapping of options, empty by default."""
         return Options(f"{self.owner}.{name}", self.take(name, {}))
-
-    def choose(self, name: str, default: Any, choices: tuple[Any, ...], reason: str = "") -> Any:
-        """Take an option that must have one of some values."""
-        value = self.take(name, default)
-        if not any(value is choice or (value == choice and type(value) is type(choice)) for choice in choices):
-            known = ", ".join(map(repr, choices))
-            raise UserError(f"{self.owner} option {name}={value!r} of Projected GAN is not supported{reason}; supported: {known}")
-        return value
-
-    def drop(self, *names: str) -> None:
-        """Consume options that the official code takes and ignores, or that build no layer."""
-        for name in names:
-            self.options.pop(name, None)
-
-    def finish(self) -> None:
-        """Raise ``UserError`` if an option is left over."""
-        if self.options:
-            raise UserError(f"{self.owner} option {next(iter(self.options))!r} of Projected GAN is unknown here")
 
 
 def build_generator(options: Options) -> FastGANGenerator:
@@ -119,7 +81,7 @@ def build_projector(options: Options) -> FeatureProjector | None:
         "in_channels": tuple(options.take("in_channels", REQUIRED, list, tuple)),
         "out_channels": options.take("cout", 64, int),
         "expand": options.take_switch("expand", True),
-        "projection": PROJECTIONS[options.choose("proj_type", 2, tuple(PROJECTIONS))],
+        "projection": options.choose("proj_type", 2, PROJECTIONS),
     }
     derived = mixed_channels(arguments["out_channels"], arguments["expand"])
     for name, expected in zip(("ccm_channels", "csm_channels"), derived, strict=True):
@@ -169,7 +131,7 @@ def build_discriminator(options: Options) -> ProjectedDiscriminator:
         "num_classes": max(c_dim, 1),
         "conditional": is_conditional,
         "feature_resolution": PRETRAINED_RESOLUTION if options.take_switch("interp224", True) else image_size,
-        "projection": PROJECTIONS[backbone.choose("proj_type", 2, tuple(PROJECTIONS))],
+        "projection": backbone.choose("proj_type", 2, PROJECTIONS),
         "projection_channels": backbone.take("cout", 64, int),
         "expand": backbone.take_switch("expand", True),
         "num_heads": backbone.choose("num_discs", 1, (1, 2, 3, 4)),
@@ -261,7 +223,7 @@ class ProjectedGANSource(OfficialSource):
                 converted[f"{ours}.{name}"] = value[None] if tensor in ("weight_u", "weight_v") else value
         if unknown:
             raise UnknownKeysError(f"{module} of {self.name}", unknown)
-        add_singular_values(converted)
+        add_singular_values(converted, transposed=("project_in",))
         if isinstance(network, ProjectedDiscriminator):
             for name, (conv, norm) in zip(network.backbone.conv_names(), pairs, strict=True):
                 keys = [f"{conv}.weight", *(f"{norm}.{tensor}" for tensor in NORM_TENSORS)]
@@ -278,10 +240,7 @@ class ProjectedGANSource(OfficialSource):
         Returns:
             What ``build`` takes; None if a part of it is of another layout.
         """
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            module, slash, rest = key.partition("/")
-            parts.setdefault(module if slash else "", {})[rest if slash else key] = value
+        parts = split_by_module(state)
         readers: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Any] | None]] = {
             "generator": recognise_generator,
             "discriminator": lambda tensors: recognise_discriminator(tensors) or recognise_heads(tensors),

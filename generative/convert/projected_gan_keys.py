@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from generative.gan.fastgan import BOTTOM_SIZE, EXCITATIONS, STAGE_WIDTHS, FastGANGenerator
@@ -160,19 +159,6 @@ def backbone_pairs(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
         if index in TAPPED_STAGES:
             part, position = part + 1, 0
     return pairs
-
-
-def add_singular_values(converted: dict[str, Tensor]) -> None:
-    """Add u W v of every spectral norm, which the official code does not store and ours logs."""
-    suffix = ".spectral_norm.u"
-    for path in [key.removesuffix(suffix) for key in converted if key.endswith(suffix)]:
-        u, v, weight = (converted.get(f"{path}.{name}") for name in ("spectral_norm.u", "spectral_norm.v", "weight"))
-        sigma = torch.ones(1)
-        if v is not None and weight is not None and weight.ndim > 1:
-            matrix = (weight.transpose(0, 1) if path == "project_in" else weight).flatten(1).float()  # (out, in)
-            if u is not None and matrix.shape == (u.numel(), v.numel()):
-                sigma = (u.flatten().float() @ matrix @ v.flatten().float())[None]
-        converted[f"{path}.spectral_norm.singular_values"] = sigma
 
 
 def recognise_generator(state: Mapping[str, Tensor]) -> dict[str, Any] | None:

@@ -158,13 +158,19 @@ def read_file(path: Path) -> dict[str, Any] | list[NetworkPart]:
 
 
 def holds_torch_zip(path: Path) -> bool:
-    """Whether a zip file is torch's; one whose content is compressed, which torch never writes, is refused."""
+    """Whether a zip file is torch's.
+
+    Raises:
+        UserError: If it is, and its parts are compressed, which torch never writes, or overlap: a small file may fill the memory.
+    """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     if not any(member.filename.endswith("data.pkl") for member in members):
         return False
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError(f"checkpoint '{path}' is refused: its content is compressed, as torch never writes it")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise UserError(f"checkpoint '{path}' is refused: its parts are larger than the file")
     return True
 
 

@@ -42,6 +42,8 @@ MAX_EMPTY_AXIS = 1 << 16
 """Longest axis of a tensor without values; attention of fewer than 8 channels has such in BigGAN-PyTorch."""
 MAX_TENSORS = 100_000
 """Most tensors, and most modules, of one network; the discriminator of Projected GAN has less than a thousand."""
+MAX_NAMES = 10_000
+"""Most times that a snapshot may name something. A pickler names each class once; each time takes a class of its own here."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,13 @@ class _SnapshotUnpickler(ArrayUnpickler):
     def __init__(self, stream: io.BytesIO, num_bytes: int) -> None:
         super().__init__(stream)
         self.num_bytes_left = num_bytes
+        self.num_names_left = MAX_NAMES
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         """Look a name up: here, nowhere else."""
+        self.num_names_left -= 1
+        if self.num_names_left < 0:
+            raise pickle.UnpicklingError("it names more classes than networks have")
         if (module, name) == ("torch.storage", "_load_from_bytes"):
             return lambda data: self.load_storage(data)
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):

@@ -10,6 +10,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from generative.convert.base import OfficialSource, UnknownKeysError
+from generative.convert.spectral import add_singular_values
 from generative.convert.studiogan_options import (
     OWN_OPTIONS,
     TRAINING_OPTIONS,
@@ -89,13 +90,6 @@ def reshape(network: nn.Module, name: str, value: Tensor) -> Tensor:
     return value.T.contiguous() if is_table else value  # a layer on one-hot labels (C, K) -> a table (K, C)
 
 
-def singular_value(state: Mapping[str, Tensor], path: str, is_transposed: bool) -> Tensor:
-    """The one u W v of a spectrally normalised official layer, shape (1,)."""
-    weight, u, v = (state[f"{path}.{name}"].float() for name in ("weight_orig", "weight_u", "weight_v"))
-    matrix = (weight.transpose(0, 1) if is_transposed else weight).flatten(1)  # (out, in)
-    return (u @ (matrix @ v))[None]
-
-
 class StudioGANSource(OfficialSource):
     """The ``deep_conv`` generator and discriminator of PyTorch-StudioGAN."""
 
@@ -158,12 +152,10 @@ class StudioGANSource(OfficialSource):
                 unknown.append(key)
                 continue
             converted[name] = reshape(network, name, value)
-            if tensor == "weight_u" and {f"{path}.weight_orig", f"{path}.weight_v"} <= state.keys():
-                layer = network.get_submodule(name.removesuffix(".spectral_norm.u"))
-                sigma = singular_value(state, path, isinstance(layer, nn.ConvTranspose2d))
-                converted[name.removesuffix("u") + "singular_values"] = sigma
         if unknown:
             raise UnknownKeysError(f"{module} of {self.name}", unknown)
+        transposed = [name for name, layer in network.named_modules() if isinstance(layer, (nn.ConvTranspose2d, ClassEmbedding))]
+        add_singular_values(converted, transposed)
         return converted
 
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:

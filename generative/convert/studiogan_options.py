@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from generative.convert.base import split_by_module
+from generative.convert.options import ConstructorOptions
 from generative.core.errors import UserError
 from generative.gan.dcgan import BOTTOM_SIZE, DCGANDiscriminator, DCGANGenerator
 
@@ -39,8 +41,8 @@ def kind_of(module: str) -> str | None:
     return next((kind for kind in OWN_OPTIONS if module == kind or module.startswith(f"{kind}_")), None)
 
 
-class StudioOptions:
-    """Official options of one network that must all be consumed.
+class StudioOptions(ConstructorOptions):
+    """Official options of one network.
 
     Args:
         module: Name of the network, for messages.
@@ -48,42 +50,15 @@ class StudioOptions:
         options: Arguments by name.
     """
 
+    repository = "PyTorch-StudioGAN"
+
     def __init__(self, module: str, kind: str, options: Mapping[str, Any]) -> None:
-        self.module = module
-        self.options = dict(options)
-        for name in UNUSED_OPTIONS[kind]:
-            self.options.pop(name, None)
-        self.choose("backbone", BACKBONE, {BACKBONE: None})
-        self.choose("mixed_precision", False, {False: None})  # half precision is the trainer's here
+        super().__init__(module, options)
+        self.drop(*UNUSED_OPTIONS[kind])
+        self.choose("backbone", BACKBONE, (BACKBONE,))
+        self.choose("mixed_precision", False, (False,))  # half precision is the trainer's here
         for name in ("info_type", "g_info_injection", "info_num_discrete_c", "info_dim_discrete_c", "info_num_conti_c"):
-            self.choose(name, "N/A", {"N/A": None})  # InfoGAN's codes and heads
-
-    def refuse(self, name: str, value: Any, wanted: str) -> UserError:
-        """Error for an option's value."""
-        return UserError(f"{self.module} option {name}={value!r} of PyTorch-StudioGAN is not supported here; use {wanted}")
-
-    def choose(self, name: str, default: Any, choices: Mapping[Any, Any]) -> Any:
-        """Take an option and translate it.
-
-        Raises:
-            UserError: If its value is not among the choices.
-        """
-        value = self.options.pop(name, default)
-        if not isinstance(value, (str, bool, int, float, type(None))) or value not in choices:
-            raise self.refuse(name, value, " or ".join(map(repr, choices)))
-        return choices[value]
-
-    def number(self, name: str, default: int | float) -> Any:
-        """Take a number, whole where the default is.
-
-        Raises:
-            UserError: If it is not one.
-        """
-        value = self.options.pop(name, default)
-        allowed = (int,) if isinstance(default, int) else (int, float)
-        if not isinstance(value, allowed) or isinstance(value, bool):
-            raise self.refuse(name, value, "a whole number" if isinstance(default, int) else "a number")
-        return value
+            self.choose(name, "N/A", ("N/A",))  # InfoGAN's codes and heads
 
     def numbers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
         """Take a list of whole numbers.
@@ -91,7 +66,7 @@ class StudioOptions:
         Raises:
             UserError: If it is not one.
         """
-        value = self.options.pop(name, default)
+        value = self.take(name, default)
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
             raise self.refuse(name, value, "a list of whole numbers")
         return tuple(value)
@@ -105,42 +80,37 @@ class StudioOptions:
         official = [tuple(dim if dim == 3 else dim // divisor for dim in dims) for dims in default]
         in_dims, out_dims = self.numbers("in_dims", official[0]), self.numbers("out_dims", official[1])
         if not in_dims or len(in_dims) != len(out_dims) or in_dims[1:] != out_dims[:-1]:
-            raise UserError(f"{self.module} option in_dims {list(in_dims)} does not continue out_dims {list(out_dims)}")
+            raise UserError(f"{self.owner} option in_dims {list(in_dims)} does not continue out_dims {list(out_dims)}")
         return (in_dims[0], *out_dims)
 
     def attention(self, name: str, stages: list[int]) -> tuple[int, ...]:
         """Take ``apply_attn`` and where: numbers of blocks, counted from 1; those that are not there never match officially."""
         wanted = self.choose("apply_attn", False, YES_NO)
-        places = self.options.pop(name, ["N/A"])
+        places = self.take(name, ["N/A"])
         if not isinstance(places, (list, tuple)):
             raise self.refuse(name, places, "a list of blocks, counted from 1")
         return tuple(size for index, size in enumerate(stages, start=1) if wanted and index in places)
 
     def shared(self, prefix: str) -> dict[str, Any]:
         """Take what both networks say in one way."""
-        activation = self.options.pop("activation", "ReLU")
-        init = self.options.pop("init", "ortho")
+        activation = self.take("activation", "ReLU")
+        init = self.take("init", "ortho")
         return {
-            "num_classes": self.number("num_classes", 10),
+            "num_classes": self.take("num_classes", 10, int),
             "activation": self.choose(f"{prefix}_act_fn", activation, ACTIVATION_NAMES),
             "weight_init": self.choose(f"{prefix}_init", init, INIT_NAMES),
             "spectral_norm": self.choose(f"apply_{prefix}_sn", False, YES_NO),
-            "batch_norm_eps": self.number("bn_eps", 1e-4),
-            "batch_norm_momentum": self.number("bn_momentum", 0.1),
+            "batch_norm_eps": self.take("bn_eps", 1e-4, float, int),
+            "batch_norm_momentum": self.take("bn_momentum", 0.1, float, int),
         }
-
-    def finish(self) -> None:
-        """Raise ``UserError`` if an option is left over."""
-        if self.options:
-            raise UserError(f"{self.module} option {next(iter(self.options))!r} of PyTorch-StudioGAN is unknown here")
 
 
 def build_generator(options: StudioOptions, divisor: int) -> DCGANGenerator:
     """Build our generator; the official one ignores ``img_size``, its widths say how often it doubles."""
-    options.number("img_size", 32)
+    options.take("img_size", 32, int)
     widths = options.widths(GENERATOR_DIMS, divisor)
     arguments = {
-        "z_dim": options.number("z_dim", 128),
+        "z_dim": options.take("z_dim", 128, int),
         "widths": widths,
         "class_conditional": options.choose("g_cond_mtd", "W/O", GENERATOR_CONDITIONS),
         "attention_resolutions": options.attention("attn_g_loc", [BOTTOM_SIZE << (i + 1) for i in range(len(widths) - 1)]),
@@ -152,12 +122,12 @@ def build_generator(options: StudioOptions, divisor: int) -> DCGANGenerator:
 
 def build_discriminator(options: StudioOptions, divisor: int) -> DCGANDiscriminator:
     """Build our discriminator; batch norm is where spectral norm is not."""
-    image_size = options.number("img_size", 32)
+    image_size = options.take("img_size", 32, int)
     image_channels, *widths = options.widths(DISCRIMINATOR_DIMS, divisor)
     last_conv = options.numbers("last_conv", (LAST_CONV[0] // divisor, LAST_CONV[1] // divisor))
     if image_channels != 3 or len(last_conv) != 2 or last_conv[0] != widths[-1]:
         wanted = f"in_dims that start with 3 and last_conv with {widths[-1]}, channels out of the last block"
-        raise UserError(f"{options.module} needs {wanted}, and last_conv of two numbers; got {image_channels}, {list(last_conv)}")
+        raise UserError(f"{options.owner} needs {wanted}, and last_conv of two numbers; got {image_channels}, {list(last_conv)}")
     method = options.options.get("d_cond_mtd", "W/O")
     options.choose("aux_cls_type", "W/O", {"W/O": None})  # the classifiers of TAC-GAN and ADC-GAN
     shared = options.shared("d")
@@ -231,10 +201,7 @@ def recognise_networks(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     Returns:
         Options by network; None if any of them is of another layout.
     """
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        module, slash, rest = key.partition("/")
-        parts.setdefault(module if slash else "", {})[rest if slash else key] = value
+    parts = split_by_module(state)
     config: dict[str, Any] = {}
     for module, tensors in parts.items():
         found = {"generator": recognise_generator(tensors), "discriminator": recognise_discriminator(tensors)}

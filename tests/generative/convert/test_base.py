@@ -11,7 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from generative.convert.base import MismatchError, OfficialSource, UnknownKeysError, load_official, split_modules
+from generative.convert.base import MismatchError, OfficialSource, UnknownKeysError, load_official, split_by_module, split_modules
 from generative.core.errors import UserError
 
 
@@ -91,3 +91,10 @@ def test_tensors_by_module() -> None:
     assert list(split_modules(one, {"generator/a": torch.ones(1)})["generator"]) == ["a"]
     with pytest.raises(MismatchError, match="no module of generator: b"):
         split_modules(one, {"generator/a": torch.ones(1), "b": torch.ones(1)})
+
+
+def test_names_are_split_by_the_module_that_they_begin_with() -> None:
+    one, two, three = torch.zeros(1), torch.zeros(2), torch.zeros(3)
+    parts = split_by_module({"generator/a.weight": one, "discriminator/a.weight": two, "generator/b/c": three, "a.weight": two})
+    assert parts == {"generator": {"a.weight": one, "b/c": three}, "discriminator": {"a.weight": two}, "": {"a.weight": two}}
+    assert split_by_module({}) == {}

@@ -250,6 +250,7 @@ def test_the_pipeline_scales_truncated_noise() -> None:
     load_official(source, networks, hugging_face_state(TINY))
     pipeline: Any = source.pipeline(networks, TINY)
     assert pipeline.truncation_law == "scaled_truncated"
+    assert pipeline.config.sampling_defaults == {"truncation": 1.0}  # what samplers give a call that says nothing
     few, many = (
         pipeline([1], truncation=truncation, generator=torch.Generator().manual_seed(0), output_type="pt").images
         for truncation in (0.2, 1.0)

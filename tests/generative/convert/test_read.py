@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import zipfile
 from collections import OrderedDict
@@ -144,6 +145,22 @@ def test_a_compressed_torch_file_is_refused(tmp_path: Path) -> None:
             bomb.writestr(name, archive.read(name))
     with pytest.raises(UserError, match="b.pth' is refused: its content is compressed"):
         read_checkpoints([tmp_path / "b.pth"])
+
+
+def test_a_torch_file_whose_parts_overlap_is_refused(tmp_path: Path) -> None:
+    """The directory of a zip file may point at the same bytes many times; reading each would fill the memory."""
+    path = tmp_path / "G.pth"
+    torch.save({"w": torch.zeros(10**4)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        weights = next(entry for entry in archive.infolist() if entry.filename.endswith("data/0"))
+        for number in range(1, 100):
+            twin = copy.copy(weights)
+            twin.filename = weights.filename.replace("data/0", f"data/{number}")
+            archive.filelist.append(twin)
+        archive.writestr("end", b"")  # so that the directory is written anew
+    assert path.stat().st_size < 10**5
+    with pytest.raises(UserError, match=r"G\.pth' is refused: its parts are larger than the file"):
+        read_checkpoints([path])
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")

@@ -309,6 +309,16 @@ def test_a_storage_that_is_repeated_does_not_fill_the_memory() -> None:
         read_networks(pickled, "x")
 
 
+def test_a_name_that_is_repeated_does_not_fill_the_memory() -> None:
+    def names(count: int) -> bytes:
+        return pickle.PROTO + b"\x04" + b"ctorch.nn\nLinear\n0" * count + b"N."
+
+    with pytest.raises(ValueError, match="it holds no network"):  # every name was answered
+        read_networks(names(snapshot.MAX_NAMES), "x")
+    with pytest.raises(ValueError, match="it names more classes than networks have"):
+        read_networks(names(snapshot.MAX_NAMES + 1), "x")
+
+
 def test_networks_that_never_end_are_refused() -> None:
     deep = module_record()
     for _ in range(70):
