@@ -199,7 +199,9 @@ def covered_thresholds(
         return thresholds
     if has_standing:
         raise UserError("the pipeline brings batch-norm statistics for each truncation; leave --standing-statistics out")
-    covered = [threshold for threshold in thresholds if threshold is not None and threshold <= FULL_TRUNCATION]
+    covered: list[float | None] = [
+        threshold for threshold in thresholds if threshold is not None and threshold <= FULL_TRUNCATION
+    ]
     if covered != thresholds and not is_default:
         raise UserError(f"the pipeline's batch-norm statistics cover thresholds up to {FULL_TRUNCATION:g}; leave others out")
     return covered

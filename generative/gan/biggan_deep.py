@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.gan.residual import (
+    DISCRIMINATOR_WIDTHS,
     GENERATOR_WIDTHS,
     ResidualDiscriminator,
     check_attention,
@@ -30,26 +31,19 @@ from generative.layers.batch_norm import NormKind
 from generative.layers.class_embedding import ClassEmbedding
 from generative.layers.deep_blocks import FULL_TRUNCATION, DeepDiscriminatorBlock, DeepGeneratorBlock, DeepLayers
 from generative.layers.gan_blocks import GANLayers, WeightInit, initialise_weights
-from generative.layers.self_attention import SelfAttention2d
+from generative.layers.self_attention import SelfAttention2d, attention_after
 
 BlockWidths = tuple[bool, int, int]
 """Whether a block doubles the size, and its width in and out, in multiples of ``channels``."""
 
-# Width of the discriminator's stem, then out of each stage, in multiples of `channels`; and how many stages halve the size.
-# 32 to 256 are the BigGAN authors' PyTorch code's; 512 mirrors the released generator; 8 and 16 are ours.
-DISCRIMINATOR_WIDTHS: dict[int, tuple[tuple[int, ...], int]] = {
-    8: ((2, 4, 4), 1),
-    16: ((2, 4, 4), 2),
-    32: ((4, 4, 4, 4), 2),
-    64: ((1, 2, 4, 8, 16), 4),
-    128: ((1, 2, 4, 8, 16, 16), 5),
-    256: ((1, 2, 4, 8, 8, 16, 16), 6),
-    512: ((1, 1, 2, 4, 8, 8, 16, 16), 7),
-}
-
 
 def discriminator_stages(resolution: int) -> list[int]:
-    """Resolution after each stage of the discriminator."""
+    """Resolution after each stage of the discriminator.
+
+    ``DISCRIMINATOR_WIDTHS`` holds one width more than there are stages: here the first is the stem's, and a stage stands between
+    two. At 32 to 256 these are the BigGAN authors' numbers for BigGAN-deep too; 512 mirrors the released generator, and 8 and 16
+    are ours.
+    """
     check_resolution(resolution, dict(DISCRIMINATOR_WIDTHS))
     widths, num_halvings = DISCRIMINATOR_WIDTHS[resolution]
     return [resolution >> min(index + 1, num_halvings) for index in range(len(widths) - 1)]
@@ -284,13 +278,7 @@ class BigGANDeepDiscriminator(ResidualDiscriminator):
             )
             for stage, (width_in, width_out) in enumerate(pairwise(widths))
         )
-        self.attentions = nn.ModuleDict(
-            {
-                str(i): SelfAttention2d(widths[i + 1], layers.conv)
-                for i, size in enumerate(stages)
-                if size in attention_resolutions
-            }
-        )
+        self.attentions = attention_after(stages, widths[1:], attention_resolutions, layers.conv)
         self.linear = layers.linear(widths[-1], output_dim)
         self.class_embedding = layers.embedding(num_classes, widths[-1])
         initialise_weights(self, weight_init)

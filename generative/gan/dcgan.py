@@ -15,12 +15,12 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
-from generative.gan.dcgan_layers import Activation, DCGANLayers, initialise, make_activation
+from generative.gan.dcgan_layers import Activation, DCGANLayers, make_activation
 from generative.gan.residual import check_attention, check_positive
 from generative.layers.batch_norm import AffineBatchNorm2d, BatchNorm2d, ConditionalNorm2d
-from generative.layers.gan_blocks import WeightInit
+from generative.layers.gan_blocks import WeightInit, initialise_weights
 from generative.layers.projection_head import projection_logits, sum_pool
-from generative.layers.self_attention import SelfAttention2d
+from generative.layers.self_attention import attention_after
 
 Conditioning = Literal["none", "projection", "class_output"]
 
@@ -95,15 +95,9 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         self.linear = layers.linear(z_dim, widths[0] * BOTTOM_SIZE**2)
         self.convs = nn.ModuleList(layers.up_conv(widths[i], widths[i + 1]) for i in range(len(stages)))
         self.norms = nn.ModuleList(norm_layer(width) for width in widths[1:])
-        self.attentions = nn.ModuleDict(
-            {
-                str(i): SelfAttention2d(widths[i + 1], layers.conv)
-                for i, size in enumerate(stages)
-                if size in attention_resolutions
-            }
-        )
+        self.attentions = attention_after(stages, widths[1:], attention_resolutions, layers.conv)
         self.conv_out = layers.conv(widths[-1], image_channels)
-        initialise(self, weight_init)
+        initialise_weights(self, weight_init, zero_biases=True, optional=True)
 
     def forward(self, z: Tensor, class_labels: Tensor) -> Tensor:
         """Generate images.
@@ -189,13 +183,11 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
             keep, halve = layers.conv(width_in, width), layers.conv(width, width, kernel_size=4, stride=2)
             parts = (keep, norm_layer(width), self.activate, halve, norm_layer(width), self.activate)
             self.blocks.append(nn.Sequential(*parts))
-        self.attentions = nn.ModuleDict(
-            {str(i): SelfAttention2d(widths[i], layers.conv) for i, size in enumerate(stages) if size in attention_resolutions}
-        )
+        self.attentions = attention_after(stages, widths, attention_resolutions, layers.conv)
         self.last = nn.Sequential(layers.conv(widths[-1], last_width), norm_layer(last_width), self.activate)
         self.linear = layers.linear(last_width, num_classes if conditioning == "class_output" else output_dim)
         self.class_embedding = layers.embedding(num_classes, last_width) if conditioning == "projection" else None
-        initialise(self, weight_init)
+        initialise_weights(self, weight_init, zero_biases=True, optional=True)
 
     def features(self, images: Tensor) -> Tensor:
         """Features that the outputs and the projection read.

@@ -16,7 +16,7 @@ from generative.core.errors import UserError
 from generative.layers.class_embedding import ClassEmbedding
 from generative.layers.gan_blocks import DiscriminatorBlock, GANLayers, GeneratorBlock, WeightInit, initialise_weights
 from generative.layers.projection_head import projection_logits, sum_pool
-from generative.layers.self_attention import SelfAttention2d
+from generative.layers.self_attention import attention_after
 
 # Width of the generator's stages by resolution, in multiples of `channels`: into the first block, then out of each, every one of
 # which doubles the size. 32 and up are the BigGAN authors'; 8 and 16 are ours, half as wide at
@@ -128,13 +128,7 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
             GeneratorBlock(width_in, width_out, layers.conv, norm_layer)
             for width_in, width_out in zip(widths[:-1], widths[1:], strict=True)
         )
-        self.attentions = nn.ModuleDict(
-            {
-                str(i): SelfAttention2d(widths[i + 1], layers.conv)
-                for i, size in enumerate(stages)
-                if size in attention_resolutions
-            }
-        )
+        self.attentions = attention_after(stages, widths[1:], attention_resolutions, layers.conv)
         self.norm_out = layers.output_norm(widths[-1])
         self.conv_out = layers.conv(widths[-1], image_channels)
         initialise_weights(self, weight_init)
@@ -189,13 +183,7 @@ class ResidualDiscriminator(ModelMixin, ConfigMixin):
             DiscriminatorBlock(widths[i], widths[i + 1], layers.conv, wide, preactivation=i > 0, downsample=i < num_halvings)
             for i in range(len(stages))
         )
-        self.attentions = nn.ModuleDict(
-            {
-                str(i): SelfAttention2d(widths[i + 1], layers.conv)
-                for i, size in enumerate(stages)
-                if size in attention_resolutions
-            }
-        )
+        self.attentions = attention_after(stages, widths[1:], attention_resolutions, layers.conv)
         self.linear = layers.linear(widths[-1], output_dim)
         self.class_embedding = layers.embedding(num_classes, widths[-1])
         initialise_weights(self, weight_init)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generative.core.errors import UserError
 from generative.layers.batch_norm import AffineBatchNorm2d, BatchNorm2d, Condition, ConditionalNorm2d, InstanceNorm2d, NormKind
 from generative.layers.resample_conv import conv_downsample, upsample_conv
 from generative.layers.self_attention import ConvLayer
@@ -16,6 +18,12 @@ from generative.layers.spectral_norm import SpectralNormConv2d, SpectralNormEmbe
 
 WeightInit = Literal["xavier", "orthogonal", "normal"]
 NORMAL_INIT_STD = 0.02  # DCGAN (arXiv 1511.06434), "N02" in BigGAN-PyTorch
+WEIGHT_LAWS: dict[WeightInit, Callable[[Tensor], Tensor]] = {
+    "xavier": nn.init.xavier_uniform_,
+    "orthogonal": nn.init.orthogonal_,
+    "normal": partial(nn.init.normal_, std=NORMAL_INIT_STD),
+}
+MovingVariance = Literal["unbiased", "biased"]
 BATCH_NORM_MOMENTUM = 0.1  # torch's and the BigGAN authors'
 
 
@@ -37,6 +45,9 @@ class GANLayers:
         batch_norm_eps: Added to the variance in the conditional norms; the output's norm has 1e-5 always.
         moving_variance: See ``BatchNorm2d``.
         cross_replica: Batch statistics over all processes.
+
+    Raises:
+        UserError: If there is no such norm or moving variance.
     """
 
     spectral_norm: bool = True
@@ -45,8 +56,16 @@ class GANLayers:
     num_power_iterations: int = 1
     norm: NormKind = "batch"
     batch_norm_eps: float = 1e-5
-    moving_variance: Literal["unbiased", "biased"] = "unbiased"
+    moving_variance: MovingVariance = "unbiased"
     cross_replica: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("norm", self.norm, get_args(NormKind)),
+            ("moving_variance", self.moving_variance, get_args(MovingVariance)),
+        ):
+            if value not in choices:
+                raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
     def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3, bias: bool = True) -> nn.Module:
         """Convolution that keeps the size."""
@@ -186,18 +205,25 @@ class DiscriminatorBlock(nn.Module):
         return conv_downsample(hidden, self.conv2) + self.shortcut(F.avg_pool2d(sample, 2))  # (B, C', H/2, W/2)
 
 
-def initialise_weights(network: nn.Module, init: WeightInit) -> None:
-    """Draw the weights of every convolution, linear layer and embedding table anew; biases keep torch's default.
+def initialise_weights(network: nn.Module, init: WeightInit | None, zero_biases: bool = False, optional: bool = False) -> None:
+    """Draw the weights of every convolution, linear layer and embedding table anew.
 
     Args:
         network: Changed in place.
         init: ``xavier`` uniform (SAGAN), ``orthogonal`` (BigGAN) or ``normal`` with standard deviation 0.02.
+        zero_biases: Set the biases of these layers to 0 (PyTorch-StudioGAN), else they keep torch's default.
+        optional: Take ``init`` None too, which keeps all that torch drew.
+
+    Raises:
+        UserError: If there is no such law.
     """
+    if init is None and optional:
+        return
+    if init not in WEIGHT_LAWS:
+        choices = ", ".join(WEIGHT_LAWS) + (" or null" if optional else "")
+        raise UserError(f"weight_init must be one of {choices}, got {init!r}")
     for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
-            if init == "xavier":
-                nn.init.xavier_uniform_(module.weight)
-            elif init == "orthogonal":
-                nn.init.orthogonal_(module.weight)
-            else:
-                nn.init.normal_(module.weight, std=NORMAL_INIT_STD)
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)):
+            WEIGHT_LAWS[init](module.weight)
+            if zero_biases and not isinstance(module, nn.Embedding) and module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import torch
@@ -65,3 +66,29 @@ class SelfAttention2d(nn.Module):
         attended = (weights.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2)  # (B, C/2, HW)
         out = self.out(attended.unflatten(2, (height, width)))  # (B, C, H, W)
         return torch.addcmul(sample, self.gamma.to(out.dtype), out)
+
+
+def attention_after(
+    stages: Sequence[int], widths: Sequence[int], attention_resolutions: Collection[int], conv_layer: ConvLayer
+) -> nn.ModuleDict:
+    """Self-attention layers of a network, each to run after one of its blocks.
+
+    Args:
+        stages: Height and width of the map that each block puts out, in pixels.
+        widths: Channels that each block puts out, as many numbers as ``stages``.
+        attention_resolutions: Sizes out of ``stages`` that are attended to, after every block that puts one out.
+        conv_layer: Makes their 1x1 convolutions.
+
+    Returns:
+        Layers by the number of their block, from "0", in the blocks' order.
+
+    Raises:
+        UserError: If there are too few channels.
+    """
+    return nn.ModuleDict(
+        {
+            str(index): SelfAttention2d(width, conv_layer)
+            for index, (size, width) in enumerate(zip(stages, widths, strict=True))
+            if size in attention_resolutions
+        }
+    )

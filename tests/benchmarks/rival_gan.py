@@ -14,6 +14,7 @@ import io
 import sys
 import textwrap
 import types
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def official_options(model: str, resolution: int, channels: int) -> dict[str, di
     }
 
 
+@cache
 def load_rival(checkout: Path) -> types.SimpleNamespace:
     """Import the checkout's modules and patch them.
 

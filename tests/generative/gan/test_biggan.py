@@ -146,11 +146,13 @@ def test_options_run_in_both_modes(options: dict[str, Any]) -> None:
         ({"resolution": 32, "shared_embedding_dim": 0}, "shared_embedding_dim must be at least 1, got 0"),
         ({"resolution": 32, "num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"resolution": 32, "attention_resolutions": (64,)}, "attention_resolutions names 64, but the blocks put out 8, 16, 32"),
+        ({"resolution": 8, "norm": "layer"}, "norm must be one of batch, instance, none, got 'layer'"),
+        ({"resolution": 8, "weight_init": "ortho"}, "weight_init must be one of xavier, orthogonal, normal, got 'ortho'"),
     ],
 )
 def test_wrong_options_are_told(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        BigGANGenerator(**options)
+        BigGANGenerator(**{"channels": 4, "attention_resolutions": (), **options})
 
 
 def test_saving_and_loading_is_bit_equal(tmp_path: Path) -> None:

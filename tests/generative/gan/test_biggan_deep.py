@@ -178,6 +178,8 @@ def test_standing_statistics_reach_every_norm() -> None:
         ({"resolution": 20}, "resolution must be one of .*, got 20"),
         ({"z_dim": 0}, "z_dim must be at least 1, got 0"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"norm": "layer"}, "norm must be one of batch, instance, none, got 'layer'"),
+        ({"weight_init": "ortho"}, "weight_init must be one of xavier, orthogonal, normal, got 'ortho'"),
         ({"channels": 1, "block_widths": ((True, 2, 1),)}, "needs at least 4 channels, got 2; raise channels"),
         ({"attention_resolutions": (64,)}, "attention_resolutions names 64, but the blocks put out 8, 16"),
         ({"num_statistics": 3, "norm": "none"}, "num_statistics 3 are those of norm 'batch', got norm 'none'"),

@@ -11,13 +11,7 @@ from torch import nn
 
 from generative.core.errors import UserError
 from generative.gan.dcgan import DCGANDiscriminator, DCGANGenerator
-from generative.gan.dcgan_layers import (
-    SPECTRAL_NORM_EPS,
-    DCGANLayers,
-    StoredSpectralClassEmbedding,
-    StoredSpectralConvTranspose2d,
-    StoredSpectralEmbedding,
-)
+from generative.gan.dcgan_layers import SPECTRAL_NORM_EPS, DCGANLayers
 from generative.gan.penalties import interpolated_gradient_penalty
 
 
@@ -94,10 +88,10 @@ def test_several_outputs_share_the_projection() -> None:
 
 LAYERS = {
     "conv": (lambda: nn.Conv2d(3, 5, 4, 2, 1), lambda: DCGANLayers(True).conv(3, 5, 4, stride=2), torch.randn(2, 3, 8, 8)),
-    "up_conv": (lambda: nn.ConvTranspose2d(3, 5, 4, 2, 1), lambda: StoredSpectralConvTranspose2d(3, 5), torch.randn(2, 3, 4, 4)),
+    "up_conv": (lambda: nn.ConvTranspose2d(3, 5, 4, 2, 1), lambda: DCGANLayers(True).up_conv(3, 5), torch.randn(2, 3, 4, 4)),
     "linear": (lambda: nn.Linear(4, 5), lambda: DCGANLayers(True).linear(4, 5), torch.randn(2, 4)),
-    "embedding": (lambda: nn.Embedding(4, 5), lambda: StoredSpectralEmbedding(4, 5), torch.tensor([3, 0])),
-    "class table": (lambda: nn.Linear(4, 5, bias=False), lambda: StoredSpectralClassEmbedding(4, 5), torch.tensor([3, 0])),
+    "embedding": (lambda: nn.Embedding(4, 5), lambda: DCGANLayers(True).embedding(4, 5), torch.tensor([3, 0])),
+    "class table": (lambda: nn.Linear(4, 5, bias=False), lambda: DCGANLayers(True).class_embedding(4, 5), torch.tensor([3, 0])),
 }
 
 
@@ -107,6 +101,7 @@ def test_spectral_norm_is_torch_s(kind: str) -> None:
     """Two training steps and one in eval mode, against ``torch.nn.utils.spectral_norm``."""
     make_theirs, make_ours, inputs = LAYERS[kind]
     theirs, ours = torch.nn.utils.spectral_norm(make_theirs(), eps=SPECTRAL_NORM_EPS), make_ours()
+    assert ours.spectral_norm.eps == SPECTRAL_NORM_EPS
     is_table = kind == "class table"
     with torch.no_grad():
         ours.weight.copy_(theirs.weight_orig.T if is_table else theirs.weight_orig)

@@ -93,11 +93,21 @@ def test_multi_output_discriminator() -> None:
         ({"resolution": 8, "z_dim": 0}, "z_dim must be at least 1, got 0"),
         ({"resolution": 8, "attention_resolutions": (64,)}, "attention_resolutions names 64, but the blocks put out 8"),
         ({"resolution": 8, "channels": 2, "attention_resolutions": (8,)}, "at least 8 channels, got 4"),
+        ({"weight_init": "ortho"}, "weight_init must be one of xavier, orthogonal, normal, got 'ortho'"),
+        ({"weight_init": None}, "weight_init must be one of xavier, orthogonal, normal, got None"),
+        ({"norm": "layer"}, "norm must be one of batch, instance, none, got 'layer'"),
+        ({"moving_variance": "both"}, "moving_variance must be one of unbiased, biased, got 'both'"),
     ],
 )
 def test_wrong_options_are_told(options: dict, message: str) -> None:
+    small = {"resolution": 8, "channels": 4, "attention_resolutions": ()}
     with pytest.raises(UserError, match=message):
-        SAGANGenerator(**options)
+        SAGANGenerator(**{**small, **options})
+
+
+def test_an_unknown_law_of_the_discriminator_is_told() -> None:
+    with pytest.raises(UserError, match="weight_init must be one of xavier, orthogonal, normal, got 'ortho'"):
+        SAGANDiscriminator(8, channels=4, attention_resolutions=(), weight_init="ortho")
 
 
 @pytest.mark.parametrize("kind", ["generator", "discriminator"])

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generative.layers.gan_blocks import DiscriminatorBlock, GeneratorBlock, initialise_weights, plain_conv
+from generative.core.errors import UserError
+from generative.layers.gan_blocks import DiscriminatorBlock, GANLayers, GeneratorBlock, initialise_weights, plain_conv
 
 
 class PassThroughNorm(nn.Module):
@@ -53,3 +54,41 @@ def test_initial_weights_follow_their_laws() -> None:
     initialise_weights(layer, "xavier")
     bound = (6 / 128) ** 0.5
     assert layer[0].weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+
+
+def test_every_kind_of_layer_is_drawn_anew_and_biases_at_will() -> None:
+    layers = nn.ModuleList([nn.Conv2d(2, 3, 3), nn.ConvTranspose2d(2, 3, 3), nn.Linear(4, 3), nn.Embedding(4, 3)])
+    weights = [layer.weight.detach().clone() for layer in layers]
+    biases = [layer.bias.detach().clone() for layer in list(layers)[:3]]
+    initialise_weights(layers, None, optional=True)
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, weights, strict=True))
+    initialise_weights(layers, "normal")
+    assert not any(torch.equal(layer.weight, weight) for layer, weight in zip(layers, weights, strict=True))
+    assert all(torch.equal(layer.bias, bias) for layer, bias in zip(list(layers)[:3], biases, strict=True))
+    initialise_weights(layers, "normal", zero_biases=True)
+    assert all(bool((layer.bias == 0).all()) for layer in list(layers)[:3])
+
+
+@pytest.mark.parametrize(
+    ("optional", "choices"), [(False, "xavier, orthogonal, normal"), (True, "xavier, orthogonal, normal or null")]
+)
+def test_an_unknown_law_is_told(optional: bool, choices: str) -> None:
+    with pytest.raises(UserError, match=f"weight_init must be one of {choices}, got 'ortho'"):
+        initialise_weights(nn.Linear(2, 2), "ortho", optional=optional)
+
+
+def test_none_is_a_law_only_where_it_is_said() -> None:
+    with pytest.raises(UserError, match="weight_init must be one of xavier, orthogonal, normal, got None"):
+        initialise_weights(nn.Linear(2, 2), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "layer"}, "norm must be one of batch, instance, none, got 'layer'"),
+        ({"moving_variance": "both"}, "moving_variance must be one of unbiased, biased, got 'both'"),
+    ],
+)
+def test_unknown_norms_are_told(options: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GANLayers(**options)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from generative.core.errors import UserError
 from generative.layers.gan_blocks import plain_conv
-from generative.layers.self_attention import SelfAttention2d
+from generative.layers.self_attention import SelfAttention2d, attention_after
 
 
 def test_starts_as_the_identity() -> None:
@@ -48,3 +48,9 @@ def test_keeps_channels_last_and_has_two_gradients() -> None:
 def test_too_few_channels_is_told() -> None:
     with pytest.raises(UserError, match="at least 8 channels, got 4"):
         SelfAttention2d(4, plain_conv)
+
+
+def test_layers_stand_after_the_blocks_of_their_size() -> None:
+    layers = attention_after([16, 8, 4, 4], [8, 16, 24, 32], (4, 16), plain_conv)
+    assert {index: layer.query.in_channels for index, layer in layers.items()} == {"0": 8, "2": 24, "3": 32}
+    assert len(attention_after([16, 8], [8, 16], (), plain_conv)) == 0
