@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from types import ModuleType
 
 from generative.cli.arguments import CommandParser
 
-SECTIONS = ("models", "pipelines", "configs", "datasets", "schedulers", "metrics", "extractors")
+SECTIONS = ("models", "objectives", "pipelines", "configs", "sources", "datasets", "schedulers", "metrics", "extractors")
+FAMILIES = ("gan", "diffusion", "autoregressive")
 
 
 def run(arguments: list[str]) -> int:
@@ -21,7 +22,7 @@ def run(arguments: list[str]) -> int:
     for section in [chosen] if chosen else SECTIONS:
         print(f"{section}:")
         for name, text in globals()[f"list_{section}"]():
-            print(f"  {name:<34} {text}".rstrip())
+            print(f"  {name:<48} {text}".rstrip())
     return 0
 
 
@@ -33,7 +34,7 @@ def first_line(item: object) -> str:
 def classes_of(package: ModuleType, base: type) -> list[tuple[str, str]]:
     """Concrete subclasses of ``base`` that the modules of a package define: dotted path and first line of the docstring."""
     found = []
-    for info in iter_modules(package.__path__, package.__name__ + "."):
+    for info in walk_packages(package.__path__, package.__name__ + "."):
         for item in vars(import_module(info.name)).values():
             if inspect.isclass(item) and item.__module__ == info.name and issubclass(item, base) and not inspect.isabstract(item):
                 found.append((f"{info.name.split('.', 1)[1]}.{item.__name__}", first_line(item)))
@@ -41,11 +42,29 @@ def classes_of(package: ModuleType, base: type) -> list[tuple[str, str]]:
 
 
 def list_models() -> list[tuple[str, str]]:
-    """Networks of every family and tokenizers."""
+    """Networks of every family and tokenizers; not those that others are only built upon."""
     from diffusers import ModelMixin
 
-    packages = ("gan", "diffusion", "autoregressive", "tokenizers")
-    return [entry for name in packages for entry in classes_of(import_module(f"generative.{name}"), ModelMixin)]
+    def is_base(path: str) -> bool:
+        module, name = f"generative.{path}".rsplit(".", 1)
+        return bool(getattr(import_module(module), name).__subclasses__())
+
+    packages = [import_module(f"generative.{name}") for name in (*FAMILIES, "tokenizers")]
+    return [entry for package in packages for entry in classes_of(package, ModelMixin) if not is_base(entry[0])]
+
+
+def list_objectives() -> list[tuple[str, str]]:
+    """Methods of training."""
+    from generative.core.objective import Objective
+
+    return [entry for name in FAMILIES for entry in classes_of(import_module(f"generative.{name}"), Objective)]
+
+
+def list_sources() -> list[tuple[str, str]]:
+    """Layouts of official checkpoints that ``generative convert`` reads."""
+    from generative.convert import SOURCES, get_source
+
+    return [(name, get_source(name).repository) for name in SOURCES]
 
 
 def list_pipelines() -> list[tuple[str, str]]:

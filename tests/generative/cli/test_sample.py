@@ -324,6 +324,9 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for name in ("models:", "gan.sagan.SAGANGenerator", "diffusion.dit.DiT", "pipelines:", "GANImagePipeline", "digits/dit"):
         assert name in out
+    for name in ("objectives:", "gan.am_gan.objective.AMGANObjective", "sources:", "pretrained-biggan"):
+        assert name in out
+    assert "ResidualGenerator" not in out  # what others are built upon
     for name in (
         "datasets:",
         "digits.DigitsDataset",
