@@ -73,6 +73,7 @@ def refused(tiny_options: list[str], capsys: pytest.CaptureFixture[str]) -> Call
 _TWO = ["{real}", "{fake}"]
 _CLASSES = ["{labelled}/real", "{labelled}/fake"]
 _CAS = ["--cas", "resnet18", "--cas-size", "16", "--cas-epochs", "1"]
+_TRAINED = ["{tmp}/judge.safetensors", "--extractor", "resnet9", "--input-size", "16", "--train-epochs", "1"]
 _FLAGS: dict[str, list[str]] = {
     "--metrics": [*_TWO, "--metrics", "kid,fid"],
     "--protocol": [*_TWO, "--protocol", "tensorflow"],
@@ -83,6 +84,8 @@ _FLAGS: dict[str, list[str]] = {
     "--weights": [*_TWO, "--weights", "{tmp}/w.pth"],
     "--feature-extractor-weights-path": [*_TWO, "--feature-extractor-weights-path", "tiny={tmp}/w.pth"],
     "--save-stats": ["--save-stats", "{real}", "{tmp}/out.npz"],
+    "--train-extractor": ["--train-extractor", *_CLASSES, *_TRAINED],
+    "--train-epochs": ["--train-extractor", "{labelled}/real", *_TRAINED],
     "--num-samples": ["{real}", "{pipeline}", "--num-samples", "7"],
     "--num": ["{real}", "{pipeline}", "--num", "7"],
     "--seed": ["{real}", "{pipeline}", "--seed", "3"],
@@ -204,7 +207,7 @@ def test_every_flag(flag: str, places: dict[str, object], tiny_options: list[str
     out = capsys.readouterr().out
     assert "nan" not in out.lower().split()
     for word in given:  # What a flag names to be written is there.
-        if word.startswith(str(places["tmp"])) and Path(word).suffix in (".npz", ".csv", ".png"):
+        if word.startswith(str(places["tmp"])) and Path(word).suffix in (".npz", ".csv", ".png", ".safetensors"):
             assert Path(word).stat().st_size > 0
 
 
