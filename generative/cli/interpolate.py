@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ def interpolate(
         noise = sample_generators(seed, [label for label, _ in ends], [n for _, n in ends])
         images = pipeline.interpolate_latents(classes, generator=noise, path=path or "spherical", **common).images
     else:
-        following = dict(zip(labels, labels[1:], strict=False))
+        following = dict(pairwise(labels))
         noise = sample_generators(seed, classes, [n for _, n in starts])
         images = pipeline.interpolate_classes(classes, [following[c] for c in classes], generator=noise, **common).images
     write_walks(images.cpu().unflatten(0, (-1, num_frames)), output, fps or FRAMES_PER_SECOND, back=bool(loop))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 Entry = Mapping[str, Any]
@@ -64,7 +65,7 @@ def score_warnings(evaluations: Sequence[Entry]) -> dict[str, str]:
         factor = values[-1] / best
         return {"score_above_best": f"{name} is {values[-1]:.4g}, {factor:.2g} times its best: the {place}; {advice}"}
     recent = values[-RISING_EVALUATIONS - 1 :]
-    if len(recent) > RISING_EVALUATIONS and all(earlier < later for earlier, later in zip(recent, recent[1:], strict=False)):
+    if len(recent) > RISING_EVALUATIONS and all(earlier < later for earlier, later in pairwise(recent)):
         return {
             "score_rising": f"{name} rose {RISING_EVALUATIONS} evaluations running, to {values[-1]:.4g}: the {place}; {advice}"
         }

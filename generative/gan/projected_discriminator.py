@@ -41,7 +41,7 @@ def nominal_head_sizes(feature_resolution: int, projection: Projection, num_head
     largest = OFFICIAL_NOMINAL_SIZE * scale // MIXING_SCALE
     while largest >> (num_heads - 1) >= HEAD_END_SIZE:
         sizes = (PATCH_START_SIZE,) * NUM_SCALES if patch else tuple(largest >> index for index in range(NUM_SCALES))
-        if min(side * HEAD_END_SIZE // size for side, size in zip(maps, sizes, strict=False)) >= FINAL_KERNEL_SIZE:
+        if min(side * HEAD_END_SIZE // size for side, size in zip(maps, sizes[:num_heads], strict=True)) >= FINAL_KERNEL_SIZE:
             return sizes
         largest //= 2
     raise UserError(
