@@ -10,7 +10,7 @@ from typing import Any
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.biggan_keys import KeyMap, Names
+from generative.convert.biggan_keys import MODULE_NAMES, KeyMap, Names
 from generative.convert.biggan_options import OfficialOptions, discriminator_arguments, generator_arguments
 from generative.convert.biggan_pytorch import SAGANSource
 from generative.convert.biggan_recognition import count_singular_values, norm_options, split_prefixes
@@ -34,15 +34,8 @@ LAUNCH_SN_EPS, LAUNCH_BN_EPS = 1e-6, 1e-5
 
 # Submodules of BigGANdeep.py. The generator's list has one entry per block, the discriminator's one per stage; both put attention
 # behind the last block of an entry.
-MODULE_NAMES: Mapping[str, Names] = {
-    "generator": [
-        (r"^blocks\.(\d+)\.0\.bn([1-4])\.(gain|bias)$", r"blocks.\1.norm\2.\3"),
-        (r"^blocks\.(\d+)\.0\.bn([1-4])(\.bn)?$", r"blocks.\1.norm\2.norm"),
-        (r"^blocks\.(\d+)\.0\.conv([1-4])$", r"blocks.\1.conv\2"),
-        (r"^output_layer\.0(\.bn)?$", r"norm_out"),
-        (r"^output_layer\.2$", r"conv_out"),
-        (r"^shared$", r"class_embedding"),
-    ],
+DEEP_MODULE_NAMES: Mapping[str, Names] = {
+    "generator": MODULE_NAMES["generator"],
     "discriminator": [
         (r"^input_conv$", r"conv_in"),
         (r"^blocks\.(\d+)\.(\d+)\.conv([1-4])$", r"blocks.\1.\2.conv\3"),
@@ -50,7 +43,7 @@ MODULE_NAMES: Mapping[str, Names] = {
         (r"^embed$", r"class_embedding"),
     ],
 }
-our_key = KeyMap(MODULE_NAMES).our_key
+our_key = KeyMap(DEEP_MODULE_NAMES).our_key
 
 
 def take_resolution(options: OfficialOptions) -> int:
@@ -145,7 +138,7 @@ class BigGANDeepSource(SAGANSource):
     """BigGAN-deep as ``BigGANdeep.py`` of BigGAN-PyTorch builds it, generator and discriminator."""
 
     name = "biggan-deep"
-    keys = KeyMap(MODULE_NAMES)
+    keys = KeyMap(DEEP_MODULE_NAMES)
 
     def build_generator(self, options: OfficialOptions) -> ModelMixin:
         """Build our generator from the official ``Generator``'s arguments.

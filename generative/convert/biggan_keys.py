@@ -16,12 +16,12 @@ from generative.core.errors import UserError
 Names = Sequence[tuple[str, str]]
 """Pattern of an official submodule's path -> ours; the first that matches counts."""
 
-# Submodules of BigGAN.py.
+# Submodules of BigGAN.py, whose blocks have two convolutions; the generator's names are BigGANdeep.py's too, whose have four.
 MODULE_NAMES: Mapping[str, Names] = {
     "generator": [
-        (r"^blocks\.(\d+)\.0\.bn([12])\.(gain|bias)$", r"blocks.\1.norm\2.\3"),
-        (r"^blocks\.(\d+)\.0\.bn([12])(\.bn)?$", r"blocks.\1.norm\2.norm"),
-        (r"^blocks\.(\d+)\.0\.conv([12])$", r"blocks.\1.conv\2"),
+        (r"^blocks\.(\d+)\.0\.bn([1-4])\.(gain|bias)$", r"blocks.\1.norm\2.\3"),
+        (r"^blocks\.(\d+)\.0\.bn([1-4])(\.bn)?$", r"blocks.\1.norm\2.norm"),
+        (r"^blocks\.(\d+)\.0\.conv([1-4])$", r"blocks.\1.conv\2"),
         (r"^output_layer\.0(\.bn)?$", r"norm_out"),
         (r"^output_layer\.2$", r"conv_out"),
         (r"^shared$", r"class_embedding"),

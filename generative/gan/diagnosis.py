@@ -120,9 +120,15 @@ def split_series(history: Sequence[Mapping[str, Any]], value: Callable[[Mapping[
     return (series[:-RECENT], series[-RECENT:]) if len(series) >= BEFORE + RECENT else ([], [])
 
 
+def logit_gap(entry: Mapping[str, Any]) -> float:
+    """By how much a log entry's real logits are above its generated ones, on average."""
+    gap: float = entry["discriminator/real_logits"] - entry["discriminator/fake_logits"]
+    return gap
+
+
 def discriminator_wins(history: Sequence[Mapping[str, Any]]) -> str | None:
     """The gap between real and fake logits grew while the generator's gradient vanished."""
-    gaps, new_gaps = split_series(history, lambda entry: entry["discriminator/real_logits"] - entry["discriminator/fake_logits"])
+    gaps, new_gaps = split_series(history, logit_gap)
     norms, new_norms = split_series(history, lambda entry: entry["generator/grad_norm"])
     if not gaps or not norms:
         return None
@@ -137,7 +143,7 @@ def discriminator_wins(history: Sequence[Mapping[str, Any]]) -> str | None:
 
 def discriminator_died(history: Sequence[Mapping[str, Any]]) -> str | None:
     """The discriminator tells nothing apart and its gradient has gone (dead relus before its last layer)."""
-    _, gaps = split_series(history, lambda entry: entry["discriminator/real_logits"] - entry["discriminator/fake_logits"])
+    _, gaps = split_series(history, logit_gap)
     norms, new_norms = split_series(history, lambda entry: entry["discriminator/grad_norm"])
     if not gaps or not norms:
         return None
