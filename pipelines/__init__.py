@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.autoregressive import AutoregressiveImagePipeline
-    from pipelines.base import ImageGenerationPipeline
+    from pipelines.base import ImageGenerationPipeline, ImagePipeline
     from pipelines.diffusion import DiffusionImagePipeline
     from pipelines.gan import GANImagePipeline
 
@@ -30,7 +30,7 @@ def __getattr__(name: str) -> Any:
 
 
 def load_pipeline(folder: str | Path) -> ImageGenerationPipeline:
-    """Load a pipeline of any family.
+    """Load a pipeline that generates images, of any family.
 
     Args:
         folder: A run folder (its ``pipeline/`` is taken) or a pipeline folder.
@@ -39,8 +39,22 @@ def load_pipeline(folder: str | Path) -> ImageGenerationPipeline:
         The pipeline, on the CPU in float32.
 
     Raises:
-        UserError: If there is no pipeline, it is damaged, or its class is not one of ours.
+        UserError: If there is no pipeline, it is damaged, its class is not one of ours, or it reconstructs images instead.
     """
+    from generative.core.errors import UserError
+    from pipelines.base import ImageGenerationPipeline
+
+    pipeline = load_any_pipeline(folder)
+    if not isinstance(pipeline, ImageGenerationPipeline):
+        raise UserError(
+            f"'{folder}' holds a {type(pipeline).__name__}, which makes images of images and not of classes; "
+            "use `generative reconstruct` or `generative encode` with it"
+        )
+    return pipeline
+
+
+def load_any_pipeline(folder: str | Path) -> ImagePipeline:
+    """Load a pipeline of any kind: one that generates, or a tokenizer's, which reconstructs; see ``load_pipeline``."""
     from generative.core.errors import UserError
     from pipelines.base import read_model_index
 
@@ -48,7 +62,7 @@ def load_pipeline(folder: str | Path) -> ImageGenerationPipeline:
     name = read_model_index(path)["_class_name"]
     if name not in PIPELINES:
         raise UserError(f"'{path}' holds a {name}; this project loads {', '.join(PIPELINES)}")
-    pipeline: ImageGenerationPipeline = getattr(import_module(PIPELINES[name]), name).from_pretrained(path)
+    pipeline: ImagePipeline = getattr(import_module(PIPELINES[name]), name).from_pretrained(path)
     return pipeline
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from generative.autoregressive.decoding import GuidanceSchedule, RasterScheduler, position_guidance
-from generative.autoregressive.transformer import ImageTransformer, KVCache
+from generative.autoregressive.transformer import ImageTransformer
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
+from generative.layers.kv_cache import KVCache
 from generative.tokenizers.base import ImageTokenizer, check_match
 from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
 

@@ -28,7 +28,84 @@ OWN_LIBRARIES = ("generative", "pipelines")
 TRUSTED_LIBRARIES = (*OWN_LIBRARIES, "diffusers")
 
 
-class ImageGenerationPipeline(DiffusionPipeline, abc.ABC):
+class ImagePipeline(DiffusionPipeline, abc.ABC):
+    """Whatever makes images from saved networks: class-conditional samples, or reconstructions of images."""
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """Options that the objective was evaluated with; ``generative sample`` and ``fid-score`` start from them."""
+        return dict(self.config.get("sampling_defaults") or {})
+
+    @property
+    @abc.abstractmethod
+    def image_size(self) -> int:
+        """Height and width of the images, in pixels."""
+
+    def postprocess(
+        self, images: Tensor, output_type: OutputType, return_dict: bool
+    ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
+        """Turn decoded images into what the caller asked for.
+
+        Args:
+            images: (B, 3, H, W) float32, [-1, 1] (values outside are clipped).
+            output_type: ``pil`` list of PIL images, ``np`` (B, H, W, 3) float32 in [0, 1], ``pt`` (B, 3, H, W) float32 in [0, 1],
+                ``uint8`` (B, 3, H, W) uint8 as metrics take it.
+            return_dict: Wrap in ``ImagePipelineOutput``, else a tuple of one.
+        """
+        from generative.data.transforms import images_to_uint8
+
+        if not bool(torch.isfinite(images).all()):
+            raise UserError("the pipeline made NaN or infinite pixels; its weights have diverged or overflow in this precision")
+        result: Any
+        if output_type == "pt":
+            result = (images / 2 + 0.5).clamp(0, 1)
+        elif output_type == "np":
+            result = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        elif output_type == "uint8":
+            result = images_to_uint8(images)
+        elif output_type == "pil":
+            arrays = images_to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+            result = [Image.fromarray(array) for array in arrays]
+        else:
+            raise UserError(f"output_type must be pil, np, pt or uint8, got {output_type!r}")
+        return ImagePipelineOutput(images=result) if return_dict else (result,)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load a pipeline folder; weights come from safetensors only and only known libraries are imported.
+
+        Args:
+            pretrained_model_name_or_path: A folder written by ``save_pretrained`` (``runs/NAME/pipeline``).
+            **kwargs: Passed on to ``diffusers.DiffusionPipeline.from_pretrained``.
+
+        Raises:
+            UserError: If the folder is missing, incomplete, of another pipeline class, or names a foreign library.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if inspect.isabstract(cls):
+            raise UserError(f"{cls.__name__} is no pipeline itself; pipelines.load_pipeline('{folder}') finds the class that is")
+        index = read_model_index(folder)
+        if index["_class_name"] != cls.__name__:
+            raise UserError(f"'{folder}' holds a {index['_class_name']}, not a {cls.__name__}; load it with that class")
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            # diffusers looks components up among imported modules only.
+            for library in component_libraries(index).values():
+                if library.split(".")[0] in OWN_LIBRARIES:
+                    import_module(library)
+            pipeline = super().from_pretrained(str(folder), **kwargs)
+        except (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"pipeline '{folder}' cannot be loaded, a file of it is missing or damaged: {reason}") from error
+        for component in pipeline.components.values():
+            if isinstance(component, nn.Module):
+                # Tensors read from a file lie at any address, and sums over unaligned memory round differently.
+                for tensor in [*component.parameters(), *component.buffers()]:
+                    tensor.data = tensor.data.clone()
+        return pipeline
+
+
+class ImageGenerationPipeline(ImagePipeline):
     """Class-conditional images from saved networks.
 
     A family writes ``__call__`` with its own options and fills in ``prepare_state`` (where sampling starts), ``predict`` (one
@@ -36,19 +113,9 @@ class ImageGenerationPipeline(DiffusionPipeline, abc.ABC):
     """
 
     @property
-    def sampling_defaults(self) -> dict[str, Any]:
-        """Options that the objective was evaluated with; ``generative sample`` and ``fid-score`` start from them."""
-        return dict(self.config.sampling_defaults or {})
-
-    @property
     @abc.abstractmethod
     def num_classes(self) -> int:
         """Number of classes; labels are in [0, num_classes)."""
-
-    @property
-    @abc.abstractmethod
-    def image_size(self) -> int:
-        """Height and width of the images, in pixels."""
 
     @abc.abstractmethod
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
@@ -121,69 +188,6 @@ class ImageGenerationPipeline(DiffusionPipeline, abc.ABC):
             return ImageNoise(generator, self.device)
         seeds = torch.randint(2**62, (batch_size,), generator=generator, device=generator.device if generator else "cpu")
         return ImageNoise([torch.Generator().manual_seed(int(seed)) for seed in seeds], self.device)
-
-    def postprocess(
-        self, images: Tensor, output_type: OutputType, return_dict: bool
-    ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
-        """Turn decoded images into what the caller asked for.
-
-        Args:
-            images: (B, 3, H, W) float32, [-1, 1] (values outside are clipped).
-            output_type: ``pil`` list of PIL images, ``np`` (B, H, W, 3) float32 in [0, 1], ``pt`` (B, 3, H, W) float32 in [0, 1],
-                ``uint8`` (B, 3, H, W) uint8 as metrics take it.
-            return_dict: Wrap in ``ImagePipelineOutput``, else a tuple of one.
-        """
-        from generative.data.transforms import images_to_uint8
-
-        if not bool(torch.isfinite(images).all()):
-            raise UserError("the pipeline made NaN or infinite pixels; its weights have diverged or overflow in this precision")
-        result: Any
-        if output_type == "pt":
-            result = (images / 2 + 0.5).clamp(0, 1)
-        elif output_type == "np":
-            result = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-        elif output_type == "uint8":
-            result = images_to_uint8(images)
-        elif output_type == "pil":
-            arrays = images_to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
-            result = [Image.fromarray(array) for array in arrays]
-        else:
-            raise UserError(f"output_type must be pil, np, pt or uint8, got {output_type!r}")
-        return ImagePipelineOutput(images=result) if return_dict else (result,)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """Load a pipeline folder; weights come from safetensors only and only known libraries are imported.
-
-        Args:
-            pretrained_model_name_or_path: A folder written by ``save_pretrained`` (``runs/NAME/pipeline``).
-            **kwargs: Passed on to ``diffusers.DiffusionPipeline.from_pretrained``.
-
-        Raises:
-            UserError: If the folder is missing, incomplete, of another pipeline class, or names a foreign library.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        if inspect.isabstract(cls):
-            raise UserError(f"{cls.__name__} is no pipeline itself; pipelines.load_pipeline('{folder}') finds the class that is")
-        index = read_model_index(folder)
-        if index["_class_name"] != cls.__name__:
-            raise UserError(f"'{folder}' holds a {index['_class_name']}, not a {cls.__name__}; load it with that class")
-        kwargs.setdefault("use_safetensors", True)
-        try:
-            # diffusers looks components up among imported modules only.
-            for library in component_libraries(index).values():
-                if library.split(".")[0] in OWN_LIBRARIES:
-                    import_module(library)
-            pipeline = super().from_pretrained(str(folder), **kwargs)
-        except (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"pipeline '{folder}' cannot be loaded, a file of it is missing or damaged: {reason}") from error
-        for component in pipeline.components.values():
-            if isinstance(component, nn.Module):
-                # Tensors read from a file lie at any address, and sums over unaligned memory round differently.
-                for tensor in [*component.parameters(), *component.buffers()]:
-                    tensor.data = tensor.data.clone()
-        return pipeline
 
 
 def read_model_index(folder: Path) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop, unguided
 from generative.core.seeding import ImageNoise
 from generative.diffusion.guidance import timestep_guidance
-from generative.diffusion.latents import decode_latents, latent_stride
 from generative.diffusion.schedule import DiffusersSampler
+from generative.tokenizers.latents import decode_latents, latent_stride
 from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
 
 IMAGE_CHANNELS = 3

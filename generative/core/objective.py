@@ -5,16 +5,17 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from generative.core.ema import EMASpec
+from generative.core.generation import SampleRequest, generate_images
 from generative.core.types import Batch, Losses, Networks
 
 if TYPE_CHECKING:
-    from pipelines.base import ImageGenerationPipeline
+    from pipelines.base import ImageGenerationPipeline, ImagePipeline
 
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 """Parameter groups -> optimizer. In YAML: ``{class_path: torch.optim.AdamW, init_args: {lr: 1.0e-4}}``."""
@@ -102,7 +103,7 @@ class Objective(abc.ABC):
         """List the phases of a training step, in order."""
 
     @abc.abstractmethod
-    def pipeline(self, networks: Networks) -> ImageGenerationPipeline:
+    def pipeline(self, networks: Networks) -> ImagePipeline:
         """Build the pipeline that samples from these networks (the averages, when the trainer calls it).
 
         Args:
@@ -132,6 +133,33 @@ class Objective(abc.ABC):
     def sampling_defaults(self) -> Mapping[str, Any]:
         """Keyword arguments for the pipeline's call during training (guidance scale, number of steps)."""
         return {}
+
+    def encoder_fingerprint(self) -> str | None:
+        """Fingerprint of the frozen tokenizer or autoencoder that turns images into what is trained on; None without one.
+
+        The trainer refuses cached tokens or latents of another.
+        """
+        return None
+
+    def example_images(
+        self, pipeline: ImagePipeline, requests: Sequence[SampleRequest], real: Tensor, seed: int, columns: int
+    ) -> Tensor:
+        """Images of the grid that is made during training: samples, unless the method makes something else (reconstructions).
+
+        Args:
+            pipeline: From ``pipeline``.
+            requests: One per image of the grid, row by row.
+            real: (N, 3, H, W) uint8 training images of the same classes, in the same places.
+            seed: Seed of the run.
+            columns: Images to a row.
+
+        Returns:
+            (M, 3, H, W) uint8, M a multiple of ``columns``.
+        """
+        batches = generate_images(
+            cast("ImageGenerationPipeline", pipeline), requests, seed=seed, batch_size=50, options=self.sampling_defaults()
+        )
+        return torch.cat([images.cpu() for _, images in batches])
 
     def diagnose(self, networks: Networks, real: Batch) -> Losses:
         """Measure how healthy the training is: called for every log entry, so it should cost less than a step.

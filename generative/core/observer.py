@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from generative.core import checkpoint as ckpt
 from generative.core.evaluation import Evaluation, Evaluator
-from generative.core.generation import SampleRequest, generate_images
+from generative.core.generation import SampleRequest
 from generative.core.logging import EVALUATION_FILE, RunLog, save_grid, write_json
 from generative.core.objective import Objective
 from generative.core.trainer_config import TrainerConfig
@@ -24,7 +24,7 @@ from generative.core.watch import Watch
 from generative.data.base import ImageDataset
 
 if TYPE_CHECKING:
-    from pipelines.base import ImageGenerationPipeline
+    from pipelines.base import ImagePipeline
 
 MAX_GRID_CLASSES = 10
 """Rows of a sample grid: the first classes, where there are more."""
@@ -195,7 +195,7 @@ class RunObserver:
         device = self.accelerator.device
         return {"images": images.to(device), "class_labels": labels[indices].to(device)}
 
-    def evaluate_if_due(self, step: int, images_seen: int, make_pipeline: Callable[[], ImageGenerationPipeline]) -> None:
+    def evaluate_if_due(self, step: int, images_seen: int, make_pipeline: Callable[[], ImagePipeline]) -> None:
         """Evaluate at every ``evaluate_interval_steps``-th step, step 0 included, and at the end, once each.
 
         Args:
@@ -208,7 +208,7 @@ class RunObserver:
         if self.evaluator is not None and is_due and step not in self.log_file.evaluated_steps:
             self._evaluate(self.evaluator, step, images_seen, make_pipeline())
 
-    def _evaluate(self, evaluator: Evaluator, step: int, images_seen: int, pipeline: ImageGenerationPipeline) -> None:
+    def _evaluate(self, evaluator: Evaluator, step: int, images_seen: int, pipeline: ImagePipeline) -> None:
         evaluation = evaluator.evaluate(pipeline, self.accelerator, self.objective.sampling_defaults())
         self.last_evaluation = evaluation
         if self.accelerator.is_main_process:
@@ -226,19 +226,22 @@ class RunObserver:
             )
         self._write(step, images_seen, {f"evaluation/{name}": value for name, value in evaluation.scores.items()})
 
-    def sample_grid(self, step: int, pipeline: ImageGenerationPipeline) -> None:
+    def sample_grid(self, step: int, pipeline: ImagePipeline) -> None:
         """Write a grid of samples, one class to a row; the main process only."""
         if not self.accelerator.is_main_process:
             return
-        classes = range(min(pipeline.num_classes, MAX_GRID_CLASSES))
+        classes = range(min(self.objective.num_classes, MAX_GRID_CLASSES))
         columns = self.config.grid_images_per_class
         requests = [SampleRequest(label, index) for label in classes for index in range(columns)]
-        batches = generate_images(pipeline, requests, seed=self.seed, batch_size=50, options=self.objective.sampling_defaults())
-        images = torch.cat([images.cpu() for _, images in batches])
+        images = self.objective.example_images(pipeline, requests, self._real_images(), self.seed, columns)
         save_grid(images, self.config.output_dir / "samples" / f"step-{step:08d}.png", columns)
 
     def _real_grid(self) -> None:
         """Real training images in the layout of the sample grids, to look at beside them."""
+        save_grid(self._real_images(), self.config.output_dir / "samples" / "real.png", self.config.grid_images_per_class)
+
+    def _real_images(self) -> Tensor:
+        """(N, 3, H, W) uint8 training images, a row for each class of the sample grids; black where a class has too few."""
         columns = self.config.grid_images_per_class
         rows = []
         for label in range(min(self.objective.num_classes, MAX_GRID_CLASSES)):
@@ -247,7 +250,7 @@ class RunObserver:
             if len(indices):
                 row[: len(indices)] = self.dataset.images(indices)
             rows.append(row)
-        save_grid(torch.cat(rows), self.config.output_dir / "samples" / "real.png", columns)
+        return torch.cat(rows)
 
 
 def saved_buffers(network: nn.Module) -> Iterator[Tensor]:

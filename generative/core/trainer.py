@@ -32,7 +32,7 @@ from generative.data.base import ImageDataset
 from generative.data.sampler import build_loader
 
 if TYPE_CHECKING:
-    from pipelines.base import ImageGenerationPipeline
+    from pipelines.base import ImagePipeline
 
 
 class Trainer:
@@ -264,7 +264,7 @@ class Trainer:
     def _to_device(self, batch: Batch) -> Batch:
         return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}  # type: ignore[return-value, attr-defined]
 
-    def sampling_pipeline(self) -> ImageGenerationPipeline:
+    def sampling_pipeline(self) -> ImagePipeline:
         """The pipeline of the averaged networks, ready to sample; copies, so that nothing it does reaches the training."""
         names = self.objective.networks if self.objective.sampling_networks is None else self.objective.sampling_networks
         networks: dict[str, nn.Module] = {
@@ -383,6 +383,12 @@ def check_fit(objective: Objective, dataset: ImageDataset) -> None:
         raise UserError(
             f"the data has images of {dataset.image_size} pixels, the networks make {objective.image_size}; "
             "set image_size of the data"
+        )
+    if dataset.encoder_fingerprint is not None and dataset.encoder_fingerprint != objective.encoder_fingerprint():
+        raise UserError(
+            f"the cache of the data was made with the tokenizer or autoencoder {dataset.encoder_fingerprint[:12]}, the "
+            f"configuration has {(objective.encoder_fingerprint() or 'none')[:12]} (sha256 of config and weights); encode the "
+            "images with the one that is configured, or configure the one that encoded them"
         )
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from generative.core.errors import UserError
+from generative.core.types import Batch
+from generative.data.transforms import horizontal_flip, images_to_float
 
 VERIFY_BELOW_IMAGES = 20_000
 """Sets smaller than this are checked image by image at start unless ``verify`` says otherwise (a minute or so at most)."""
@@ -63,10 +65,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         image_size: Side of the square images in pixels.
         fingerprint: Stable hash of the source, for provenance; equal sources give equal fingerprints on any machine.
         class_names: ``num_classes`` names.
+        encoder_fingerprint: Of the tokenizer or autoencoder whose ids or latents ``examples`` gives; None for images.
 
     Raises:
         UserError: If there are no images, a number is not positive, or a label is out of range (named).
     """
+
+    encoder_fingerprint: str | None = None
 
     def __init__(
         self,
@@ -169,6 +174,23 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         if self._cached is not None:
             return self._cached[index]  # (B, 3, H, W)
         return torch.stack([self.image(i) for i in index.tolist()])  # (B, 3, H, W)
+
+    def examples(self, indices: Tensor, draws: np.ndarray, flip: bool) -> Batch:
+        """Training examples: by default images, mirrored where asked.
+
+        Args:
+            indices: (B,) int64 in [0, N).
+            draws: (B,) uint64 random words, one per position of the endless order, for whatever an example draws; the top bit
+                says whether it is mirrored.
+            flip: Mirror the examples whose top bit is set.
+
+        Returns:
+            ``images`` (B, 3, H, W) float32 in [-1, 1], or ``tokens`` or ``latents`` of a cache; and ``class_labels`` (B,) int64.
+        """
+        images = self.images(indices)  # (B, 3, H, W)
+        if flip:
+            images = horizontal_flip(images, torch.from_numpy((draws >> np.uint64(63)).astype(bool)))
+        return {"images": images_to_float(images), "class_labels": self.labels[indices]}
 
     def images_uint8(self) -> Tensor:
         """All images, (N, 3, H, W) uint8: the cache itself where there is one (do not write to it), else decoded anew."""

@@ -23,7 +23,6 @@ from generative.core.errors import UserError
 from generative.core.seeding import derive_seed
 from generative.core.types import Batch
 from generative.data.base import ImageDataset
-from generative.data.transforms import horizontal_flip, images_to_float
 
 SPLITMIX_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 SPLITMIX_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -100,20 +99,25 @@ def _flip_key(seed: int) -> np.uint64:
     return np.uint64(derive_seed(seed, "horizontal flip"))
 
 
-def flip_mask(positions: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
-    """Which positions are mirrored: the top bit of SplitMix64 at (key of the seed) + position.
+def position_words(positions: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
+    """One random word per position: SplitMix64 at (key of the seed) + position.
 
     Args:
         positions: B positions.
         seed: Seed of the run.
 
     Returns:
-        (B,) bool, True for half of all positions.
+        (B,) uint64.
     """
     state = _flip_key(seed) + np.asarray(positions, dtype=np.uint64) * SPLITMIX_GAMMA  # unsigned arithmetic wraps, as it should
     state = (state ^ (state >> np.uint64(30))) * SPLITMIX_MULTIPLIERS[0]
     state = (state ^ (state >> np.uint64(27))) * SPLITMIX_MULTIPLIERS[1]
-    return ((state ^ (state >> np.uint64(31))) >> np.uint64(63)).astype(bool)
+    return state ^ (state >> np.uint64(31))
+
+
+def flip_mask(positions: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
+    """Which positions are mirrored, (B,) bool: those whose word has its top bit set, half of all."""
+    return (position_words(positions, seed) >> np.uint64(63)).astype(bool)
 
 
 class StepBatchSampler(Sampler[list[int]]):
@@ -206,9 +210,9 @@ class PositionDataset(Dataset[Batch]):
         self._order = EpochOrder(len(dataset), seed)
 
     def __getitem__(self, position: int) -> Batch:
-        """One example: ``images`` (3, H, W) float32 in [-1, 1], ``class_labels`` () int64."""
+        """One example, without the batch dimension."""
         batch = self.__getitems__([position])
-        return {"images": batch["images"][0], "class_labels": batch["class_labels"][0]}
+        return {name: value[0] for name, value in batch.items()}  # type: ignore[return-value, index]
 
     def __getitems__(self, positions: list[int]) -> Batch:
         """A ready batch, which PyTorch's loader asks for where this method exists.
@@ -217,13 +221,10 @@ class PositionDataset(Dataset[Batch]):
             positions: B positions.
 
         Returns:
-            ``images`` (B, 3, H, W) float32 in [-1, 1], ``class_labels`` (B,) int64.
+            See ``ImageDataset.examples``.
         """
         indices = torch.from_numpy(self._order.indices(positions))  # (B,)
-        images = self.dataset.images(indices)  # (B, 3, H, W)
-        if self.horizontal_flip:
-            images = horizontal_flip(images, torch.from_numpy(flip_mask(positions, self.seed)))
-        return {"images": images_to_float(images), "class_labels": self.dataset.labels[indices]}
+        return self.dataset.examples(indices, position_words(positions, self.seed), self.horizontal_flip)
 
 
 class _SafePositionDataset(PositionDataset):

@@ -18,8 +18,8 @@ from generative.core.types import Batch, Losses, Networks
 from generative.diffusion.flow import TimestepDensity
 from generative.diffusion.gaussian import GaussianProcess, mean_over_image
 from generative.diffusion.guidance import timestep_guidance
-from generative.diffusion.latents import encode_images, latent_stride
 from generative.diffusion.schedule import training_process
+from generative.tokenizers.latents import encode_images, latent_stride
 
 if TYPE_CHECKING:
     from pipelines.diffusion import DiffusionImagePipeline

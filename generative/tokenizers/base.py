@@ -5,12 +5,62 @@ from __future__ import annotations
 import abc
 import hashlib
 import json
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from generative.core.errors import UserError
+
+
+def fingerprint(network: ModelMixin) -> str:
+    """sha256 of a network's class, config and weights.
+
+    A cache of ids or latents carries that of its tokenizer or autoencoder, so that it is never read with another one.
+
+    Args:
+        network: A tokenizer, or a diffusers autoencoder.
+    """
+    config = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps([type(network).__name__, config], sort_keys=True).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass
+class CodeUse:
+    """Which codes of one codebook a batch used.
+
+    Attributes:
+        ids: (N,) int64 in [0, num_codes).
+        num_codes: V of this codebook (2^bits for one that is not stored).
+        vectors: (N, D) float32 detached encoder vectors that were quantised with it, from which dead codes may be revived; None
+            where the codebook is not learned (lookup-free and finite scalar quantisation).
+    """
+
+    ids: Tensor
+    num_codes: int
+    vectors: Tensor | None = None
+
+
+@dataclass
+class Reconstruction:
+    """What a tokenizer or an autoencoder in training returns for a batch of images.
+
+    Attributes:
+        images: (B, 3, H, W) decoded images, not clamped.
+        losses: Scalar regularisers of its bottleneck by name, each unweighted and differentiable: ``codebook``, ``commitment``,
+            ``entropy``, ``kl``, ...; the objective weights and adds them.
+        codes: Use of codes by codebook name (``codebook`` where there is one, ``codebook_0``, ... where there are several);
+            empty for continuous latents.
+    """
+
+    images: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    codes: dict[str, CodeUse] = field(default_factory=dict)
 
 
 class ImageTokenizer(ModelMixin, ConfigMixin, abc.ABC):
@@ -44,13 +94,8 @@ class ImageTokenizer(ModelMixin, ConfigMixin, abc.ABC):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of class, config and weights: caches of ids carry it, so that ids are never read with another tokenizer."""
-        config = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        digest = hashlib.sha256(json.dumps([type(self).__name__, config], sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """sha256 of class, config and weights, see ``fingerprint``: caches of ids carry it."""
+        return fingerprint(self)
 
     @abc.abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -99,6 +144,32 @@ class ImageTokenizer(ModelMixin, ConfigMixin, abc.ABC):
             raise UserError(
                 f"token id {int(wrong[0])} is outside 0..{self.num_codes - 1}, the {self.num_codes} codes of this tokenizer"
             )
+
+
+class TrainableTokenizer(ImageTokenizer):
+    """A tokenizer that ``generative.tokenizers.objective.TokenizerObjective`` trains."""
+
+    @abc.abstractmethod
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+        """Encode, quantise with straight-through gradients, and decode.
+
+        Args:
+            images: (B, 3, H, W) float32 in [-1, 1].
+            generator: Source of randomness, for tokenizers that draw (quantiser dropout); None draws from torch's own.
+
+        Returns:
+            Unclamped reconstructions with losses and use of codes.
+        """
+
+    @property
+    def codebooks(self) -> dict[str, nn.Parameter]:
+        """Learned codebooks (V, D) by the names that ``Reconstruction.codes`` uses; dead rows may be overwritten."""
+        return {}
+
+    @property
+    @abc.abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the last convolution: the adaptive adversarial weight compares gradients there (arXiv 2012.09841, eq. 7)."""
 
 
 def check_match(transformer: ModelMixin, tokenizer: ImageTokenizer) -> None:
