@@ -14,8 +14,8 @@ from generative.core.ema import ConstantEMA
 from generative.core.errors import UserError
 from generative.core.types import Batch
 from generative.diffusion.dit import DiT
-from generative.tokenizers.latents import decode_latents, encode_images, latent_stride
 from generative.diffusion.objective import DiffusionObjective
+from generative.tokenizers.latents import decode_latents, encode_images, latent_stride
 
 OPTIMIZER = partial(torch.optim.AdamW, lr=3e-3)
 
