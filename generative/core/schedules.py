@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Sequence
 
 from generative.core.errors import UserError
 
@@ -82,6 +83,26 @@ class Linear(LRSchedule):
         """1 during the flat part, then a line down to ``final``."""
         progress = progress_after(self.warmup_images, images_seen, total_images)
         return 1 - (1 - self.final) * max(0.0, progress - self.flat) / (1 - self.flat)
+
+
+class Step(LRSchedule):
+    """Constant, and multiplied by ``rate`` at each of some counts of images (Open-MAGVIT2's tokenizer: 0.1, twice).
+
+    Args:
+        drop_images: Images seen at which the factor drops.
+        rate: What it is multiplied by.
+        warmup_images: Linear warm-up from 0 over so many images.
+    """
+
+    def __init__(self, drop_images: Sequence[int], rate: float = 0.1, warmup_images: int = 0) -> None:
+        super().__init__(warmup_images)
+        if not 0 < rate <= 1:
+            raise UserError(f"rate must be in (0, 1], got {rate}")
+        self.drop_images, self.rate = tuple(drop_images), rate
+
+    def decay(self, images_seen: int, total_images: int) -> float:
+        """``rate`` to the power of the drops passed."""
+        return float(self.rate ** sum(images_seen >= drop for drop in self.drop_images))
 
 
 class InverseSqrt(LRSchedule):

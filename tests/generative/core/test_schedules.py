@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from generative.core.errors import UserError
-from generative.core.schedules import Constant, Cosine, InverseSqrt, Linear, LRSchedule
+from generative.core.schedules import Constant, Cosine, InverseSqrt, Linear, LRSchedule, Step
 
 TOTAL, BATCH = 1000, 10
 
@@ -60,12 +60,18 @@ def test_the_trainer_sets_the_rate_of_every_optimizer_and_starts_from_the_base_r
         assert [entry[f"lr/{name}"] for entry in entries] == pytest.approx(expected)
 
 
+def test_step_multiplies_at_each_drop() -> None:
+    schedule = Step([100, 200], rate=0.1, warmup_images=50)
+    assert [schedule.factor(seen, 10, 300) for seen in (0, 40, 90, 100, 199, 200)] == pytest.approx([0.2, 1, 1, 0.1, 0.1, 0.01])
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: Constant(-1), "warmup_images must not be negative, got -1"),
         (lambda: InverseSqrt(0), "reference_images must be positive, got 0"),
         (lambda: Linear(flat=1.0), "flat must be in"),
+        (lambda: Step([100], rate=0.0), "rate must be in"),
     ],
 )
 def test_nonsense_is_refused(build: object, message: str) -> None:
