@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ImagePipelineOutput, ModelMixin
+from diffusers import ImagePipelineOutput, ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from PIL import Image
 from torch import Tensor
@@ -43,7 +43,7 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         self,
         denoiser: ModelMixin,
         scheduler: SchedulerMixin,
-        autoencoder: AutoencoderKL | None = None,
+        autoencoder: ModelMixin | None = None,
         sampling_defaults: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()

@@ -157,7 +157,8 @@ class Evaluator:
             data: Real images other than the reference, for example the training images.
             accelerator: Its device runs the extractor; call this after ``evaluate``, on one process or all.
         """
-        order = torch.randperm(len(data), generator=keyed_generator(self.seed, "score_real"))[: self.num_samples]
+        given = data.indices_with_images()
+        order = given[torch.randperm(len(given), generator=keyed_generator(self.seed, "score_real"))][: self.num_samples]
         images = data.images(order)
         suite = self._reference_suite(accelerator, progress=False)
         suite.reset_fake()

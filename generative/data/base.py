@@ -192,6 +192,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
             images = horizontal_flip(images, torch.from_numpy((draws >> np.uint64(63)).astype(bool)))
         return {"images": images_to_float(images), "class_labels": self.labels[indices]}
 
+    def indices_with_images(self) -> Tensor:
+        """(M,) int64, ascending: the examples whose images ``images`` can give; all, unless a cache keeps only some."""
+        return torch.arange(len(self))
+
     def images_uint8(self) -> Tensor:
         """All images, (N, 3, H, W) uint8: the cache itself where there is one (do not write to it), else decoded anew."""
         return self._cached if self._cached is not None else self._decode_all()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin
+from diffusers import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from generative.diffusion.flow import TimestepDensity
 from generative.diffusion.gaussian import GaussianProcess, mean_over_image
 from generative.diffusion.guidance import timestep_guidance
 from generative.diffusion.schedule import training_process
+from generative.tokenizers.base import fingerprint
 from generative.tokenizers.latents import encode_images, latent_stride
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class DiffusionObjective(Objective):
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
         num_inference_steps: int = 50,
-        autoencoder: AutoencoderKL | None = None,
+        autoencoder: ModelMixin | None = None,
     ) -> None:
         null_probability = getattr(denoiser.config, "class_dropout_prob", 0.0)
         if label_dropout is None:
@@ -151,6 +152,10 @@ class DiffusionObjective(Objective):
             return batch["latents"]
         autoencoder = self.frozen.get("autoencoder")
         return batch["images"] if autoencoder is None else encode_images(autoencoder, batch["images"], generator)
+
+    def encoder_fingerprint(self) -> str | None:
+        """Fingerprint of the autoencoder."""
+        return fingerprint(self.frozen["autoencoder"]) if self.frozen else None
 
     def pipeline(self, networks: Networks) -> DiffusionImagePipeline:
         """Pipeline of a denoiser with the inference scheduler."""

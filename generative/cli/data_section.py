@@ -1,0 +1,137 @@
+"""Images for commands that train nothing: the ``data`` section of a training configuration, or ``--data CLASS``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from jsonargparse import Namespace
+
+from generative.cli.config import (
+    TRUSTED_MODULES,
+    OneSentenceParser,
+    build_config,
+    condense,
+    find_config,
+    foreign_code,
+    parse_override,
+    stray_keys,
+)
+from generative.core.errors import UserError
+
+if TYPE_CHECKING:
+    from generative.data.base import ImageDataset
+
+CACHE_CLASS = "TokenCacheDataset"
+
+
+class DataSection:
+    """A parsed data set, built when asked for, at its own image size or at others.
+
+    Args:
+        command: Name of the command, for its messages.
+        config: A training configuration (file or name), whose ``data`` section is taken; None if ``--data`` names a class.
+        overrides: Command-line arguments that are left, for example ``["--data.init_args.root", "data/cifar10"]``.
+        trust_code: Allow classes of any module.
+
+    Raises:
+        UserError: If there is no data set, a key is unknown, a value has the wrong type, or a class is not trusted.
+    """
+
+    def __init__(self, command: str, config: str | None, overrides: Sequence[str], trust_code: bool = False) -> None:
+        from generative.data.base import ImageDataset
+
+        path = None if config is None else find_config(config)
+        section = None if path is None else read_section(path)
+        given = any(argument.split("=")[0] == "--data" for argument in overrides)
+        if section is None and not given:
+            raise UserError(
+                f"{command} has no images; give --config CONFIG (its data section is taken) or --data CLASS --data.root ..."
+            )
+        if not trust_code:
+            folders = (Path(),) if path is None else (path.parent, Path())
+            for name in foreign_code([section, *map(parse_override, overrides)], folders):
+                raise UserError(
+                    f"the data section names '{name}', which is not of {', '.join(TRUSTED_MODULES)}; pass --trust-code if you "
+                    "know what its code does"
+                )
+        for name in stray_keys({"data": section}):
+            raise UserError(f"configuration '{path}': {name} is not a known key; a class has class_path and init_args")
+        self._parser = OneSentenceParser(prog=command, exit_on_error=False)
+        self._parser.add_subclass_arguments(ImageDataset, "data", required=True)
+        first = [] if section is None or given else ["--data", json.dumps(section)]
+        try:
+            self._config = self._parser.parse_args([*first, *overrides])
+        except UserError as error:
+            place = "" if path is None else f"configuration '{path}': "
+            raise UserError(place + condense(str(error))) from error
+
+    def build(self, image_size: int | None = None) -> ImageDataset:
+        """Construct the data set.
+
+        Args:
+            image_size: Side of the images in pixels; None for the configured one.
+
+        Raises:
+            UserError: What the constructor raised, or if the class has no ``image_size``.
+        """
+        config = self._config.clone()
+        if image_size is not None:
+            target = config.data
+            while "image_size" not in target.init_args and isinstance(target.init_args.get("images"), Namespace):
+                target = target.init_args.images  # a wrapper has the size of what it wraps
+            if "image_size" not in target.init_args:
+                raise UserError(
+                    f"{target.class_path.split('.')[-1]} has no image_size, so its images cannot be made of another size"
+                )
+            target.init_args.image_size = image_size
+            if "verify" in target.init_args:
+                target.init_args.verify = False  # they were verified at their own size
+        dataset: ImageDataset = build_config(self._parser, config).data
+        return dataset
+
+
+def split_data_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate ``--data CLASS`` and ``--data.NAME VALUE`` from a command's own arguments, in whatever order they come.
+
+    Returns:
+        The command's own arguments, and the data set's.
+    """
+    own: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.partition("=")[0] != "--data" and not argument.startswith("--data."):
+            own.append(argument)
+            continue
+        overrides.append(argument)
+        if "=" not in argument:
+            overrides += [value for value in [next(rest, None)] if value is not None]
+    return own, overrides
+
+
+def read_section(path: Path) -> Any:
+    """The ``data`` section of a training configuration; of one that trains on a cache, the images given with it.
+
+    Raises:
+        UserError: If the file cannot be read, or has no such section, or names no images.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"configuration '{path}' cannot be read: {' '.join(str(error).split())}") from error
+    section = content.get("data") if isinstance(content, dict) else None
+    if section is None:
+        raise UserError(f"configuration '{path}' has no data section; give --data CLASS --data.root ... instead")
+    name = section.get("class_path") if isinstance(section, dict) else section
+    if isinstance(name, str) and name.split(".")[-1] == CACHE_CLASS:
+        images = (section.get("init_args") or {}).get("images") if isinstance(section, dict) else None
+        if images is None:
+            raise UserError(
+                f"configuration '{path}' trains on a cache and names no images; give them by --data CLASS --data.root ..."
+            )
+        return images
+    return section

@@ -1,0 +1,74 @@
+"""Loose image files, without classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from generative.core.errors import UserError
+from generative.data.base import ImageDataset, hash_parts
+from generative.data.decode import IMAGE_EXTENSIONS, decode_image, image_to_tensor, verify_image
+from generative.data.transforms import center_crop
+
+
+class ImageFilesDataset(ImageDataset):
+    """Image files, and those of folders at any depth, all of one class; brought to a square by ADM's resize and centre crop.
+
+    Args:
+        paths: Files and folders; a folder's files follow in the order of their names, hidden ones are skipped.
+        image_size: Side of the square images in pixels.
+        verify: Read every image at start, so that a corrupt one is named before any work; None means below 20,000 images.
+
+    Attributes:
+        paths: The files, in order.
+
+    Raises:
+        UserError: If a path does not exist, is no image file, or is a folder without any; or (if verified) a file is corrupt.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], image_size: int, verify: bool | None = None) -> None:
+        self.paths = [file for path in paths for file in find_image_files(Path(path).expanduser())]
+        listing = [part for path in self.paths for part in (str(path), path.stat().st_size)]
+        super().__init__(
+            labels=torch.zeros(len(self.paths), dtype=torch.int64),
+            num_classes=1,
+            image_size=image_size,
+            fingerprint=hash_parts("image files", image_size, *listing),
+        )
+        self.prepare(cache=False, verify=verify)
+
+    def load_image(self, index: int) -> Tensor:
+        """Read, resize and crop one image, (3, H, W) uint8."""
+        path = self.source_name(index)
+        return image_to_tensor(center_crop(decode_image(path, path), self.image_size))
+
+    def verify_image(self, index: int) -> None:
+        """Raise ``UserError`` if a file cannot be read to its end."""
+        path = self.source_name(index)
+        verify_image(path, path)
+
+    def source_name(self, index: int) -> str:
+        """Path of an image."""
+        return str(self.paths[index])
+
+
+def find_image_files(path: Path) -> list[Path]:
+    """The image files that a path stands for.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if path.is_file():
+        if path.suffix.lower() not in IMAGE_EXTENSIONS:
+            raise UserError(f"'{path}' is no image file (names end in {', '.join(sorted(IMAGE_EXTENSIONS))})")
+        return [path]
+    if not path.exists():
+        raise UserError(f"'{path}' does not exist; give image files or folders of them")
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix.lower() in IMAGE_EXTENSIONS]
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not files:
+        raise UserError(f"folder '{path}' holds no image files; check the path")
+    return files

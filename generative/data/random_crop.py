@@ -1,0 +1,146 @@
+"""Random crops for training, around any data set: every crop is a function of the seed and the position alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from generative.core.errors import UserError
+from generative.core.types import Batch
+from generative.data.base import ImageDataset, hash_parts
+from generative.data.decode import decode_image, image_to_tensor
+from generative.data.image_folder import ImageFolderDataset
+from generative.data.parquet import ParquetDataset
+from generative.data.transforms import horizontal_flip, images_to_float, random_crop
+
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+
+LOW_63_BITS = np.uint64(2**63 - 1)
+"""The top bit of a position's word says whether an example is mirrored; crops take the others."""
+
+
+class RandomCropDataset(ImageDataset):
+    """Training examples cropped at random from another data set; single images stay its centre crops (for grids and scores).
+
+    With ``resize_size``, the short side becomes so many pixels and a square of the data's ``image_size`` is cut anywhere: VAR
+    takes 1.125 times the image's side and Lanczos, not mirrored (arXiv 2404.02905, code), Open-MAGVIT2 the image's side itself
+    and bilinear (2409.04410, code). Without, short side and place are drawn as by ADM's ``random_crop_arr``, which LlamaGen's
+    tokenizers train on (2406.06525, code). Mirroring is the trainer's ``horizontal_flip``, as for every data set.
+
+    Files are decoded once per example, straight to the crop. Of an ``ImageFolderDataset`` or ``ParquetDataset`` the crops come
+    from the whole rectangular picture, of other data sets from their square images. A cache of the wrapped data set holds its
+    centre crops only.
+
+    Args:
+        images: The images, whose ``image_size`` is the crop's side.
+        resize_size: Short side in pixels before the crop, at least the crop's; None draws it from ``crop_fractions``.
+        interpolation: Filter of that resizing.
+        crop_fractions: Without ``resize_size``: smallest and largest crop as a share of the short side.
+
+    Raises:
+        UserError: If an argument is out of range, or ``images`` gives no images (a token cache).
+    """
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        resize_size: int | None = None,
+        interpolation: Literal["lanczos", "bicubic", "bilinear"] = "lanczos",
+        crop_fractions: tuple[float, float] = (0.8, 1.0),
+    ) -> None:
+        if images.encoder_fingerprint is not None:
+            raise UserError(f"RandomCropDataset crops images, and {type(images).__name__} gives tokens or latents")
+        if resize_size is not None and resize_size < images.image_size:
+            raise UserError(f"resize_size must be at least image_size of the images ({images.image_size}), got {resize_size}")
+        if interpolation not in FILTERS:
+            raise UserError(f"interpolation must be one of {', '.join(FILTERS)}, got {interpolation!r}")
+        low, high = crop_fractions
+        if not 0 < low <= high <= 1:
+            raise UserError(f"crop_fractions must satisfy 0 < smallest <= largest <= 1, got {low} and {high}")
+        self.source = images
+        self.resize_size = resize_size
+        self.interpolation = interpolation
+        self.crop_fractions = (low, high)
+        how = ("fractions", low, high) if resize_size is None else (resize_size, interpolation)
+        super().__init__(
+            labels=images.labels,
+            num_classes=images.num_classes,
+            image_size=images.image_size,
+            fingerprint=hash_parts("random crop", images.fingerprint, *how),
+            class_names=images.class_names,
+        )
+
+    def examples(self, indices: Tensor, draws: np.ndarray, flip: bool) -> Batch:
+        """Random crops; see ``ImageDataset.examples``."""
+        pairs = zip(indices.tolist(), draws, strict=True)
+        images = torch.stack([self.crop(index, int(word & LOW_63_BITS)) for index, word in pairs])  # (B, 3, H, W)
+        if flip:
+            images = horizontal_flip(images, torch.from_numpy((draws >> np.uint64(63)).astype(bool)))
+        return {"images": images_to_float(images), "class_labels": self.labels[indices]}
+
+    def crop(self, index: int, word: int) -> Tensor:
+        """One random crop.
+
+        Args:
+            index: In [0, N).
+            word: Random, in [0, 2^63): decides the crop.
+
+        Returns:
+            (3, H, W) uint8.
+        """
+        picture = decode_picture(self.source, index)
+        if self.resize_size is None:
+            generator = torch.Generator().manual_seed(word)
+            return image_to_tensor(random_crop(picture, self.image_size, generator, *self.crop_fractions))
+        picture = resize_short_side(picture, self.resize_size, FILTERS[self.interpolation])
+        # The word's upper 31 and lower 32 bits, each scaled to its range by a multiplication: integers, alike everywhere.
+        left = (word >> 32) * (picture.width - self.image_size + 1) >> 31
+        top = (word & 0xFFFFFFFF) * (picture.height - self.image_size + 1) >> 32
+        return image_to_tensor(picture.crop((left, top, left + self.image_size, top + self.image_size)))
+
+    def load_image(self, index: int) -> Tensor:
+        """The centre crop, (3, H, W) uint8, of the wrapped data set."""
+        return self.source.image(index)
+
+    def images(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        """Centre crops, (B, 3, H, W) uint8."""
+        return self.source.images(indices)
+
+    def images_uint8(self) -> Tensor:
+        """All centre crops, (N, 3, H, W) uint8."""
+        return self.source.images_uint8()
+
+    def verify_image(self, index: int) -> None:
+        """Raise ``UserError`` if an image cannot be read."""
+        self.source.verify_image(index)
+
+    def source_name(self, index: int) -> str:
+        """Where an image comes from."""
+        return self.source.source_name(index)
+
+
+def decode_picture(images: ImageDataset, index: int) -> Image.Image:
+    """An image as its file has it, RGB of any size; where the data set has no files, its square image."""
+    if isinstance(images, ImageFolderDataset):
+        path = images.source_name(index)
+        return decode_image(path, path)
+    if isinstance(images, ParquetDataset):
+        return decode_image(images._encoded.read(index), images.source_name(index))
+    return Image.fromarray(images.image(index).permute(1, 2, 0).numpy())
+
+
+def resize_short_side(picture: Image.Image, short_side: int, resample: Image.Resampling) -> Image.Image:
+    """Bring the short side to ``short_side`` pixels in one step; the long side is cut to whole pixels, as torchvision does."""
+    if min(picture.size) == short_side:
+        return picture
+    short = min(picture.size)
+    return picture.resize((int(short_side * picture.width / short), int(short_side * picture.height / short)), resample)
