@@ -18,13 +18,13 @@ process' resident memory so far; the line above the tables says how much of it P
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from gan_worker import Contender, Task, Worker, make_batch
+from contest import Contender, contest
+from gan_task import GANTask
 from our_gan import build_networks, build_objective
 from rival_gan import ATTENTION, RivalGAN
 from torch import Tensor, nn
@@ -80,13 +80,13 @@ def rival_values(rival: RivalGAN, inputs: Sequence[tuple[Tensor, Tensor]]) -> di
     return values | {"generator loss": loss.detach(), "generator gradient": gradient_norm(generator)}
 
 
-def check_agreement(task: Task) -> None:
+def check_agreement(task: GANTask) -> None:
     """Both compute the same, or there is nothing to compare; writes the weights that all start from.
 
     Raises:
         SystemExit: If they do not.
     """
-    images, labels = make_batch(task)
+    images, labels = task.batch()
     torch.manual_seed(0)
     rival = RivalGAN(task.checkout, task.model, task.resolution, task.channels, images, labels, channels_last=False)
     state = {"generator": rival.generator.state_dict(), "discriminator": rival.discriminator.state_dict()}
@@ -114,47 +114,11 @@ def check_agreement(task: Task) -> None:
             raise SystemExit(f"ours and the rival do not compute the same {name}")
 
 
-def take_turns(workers: Sequence[Worker], command: str, turns: int) -> list[list[float]]:
-    """Seconds of each worker in each turn, after one that is not counted."""
-    rows = [[worker.ask(command) for worker in workers] for _ in range(turns + 1)]
-    return [list(column) for column in zip(*rows[1:], strict=True)]
-
-
-def print_table(task: Task, command: str, workers: Sequence[Worker], seconds: list[list[float]], peaks: dict[str, float]) -> None:
-    """One line per contender."""
-    reference = seconds[0]
-    print(f"\n{'training step (D + G)' if command == 'step' else 'sampling':<32}{'images/s':>9}{'ratio':>7}", end="")
-    print(f"{'GFLOP':>8}{'GFLOP/s':>9}{'of peak':>9}{'MiB':>7}")
-    counts: dict[bool, float] = {}  # a compiled network's operations are not seen: those of the same side's first row
-    for worker, times in zip(workers, seconds, strict=True):
-        contender, median = worker.contender, statistics.median(times)
-        ratio = statistics.median([first / own for first, own in zip(reference, times, strict=True)])
-        memory = worker.ask("memory")
-        if contender.is_ours not in counts:
-            counts[contender.is_ours] = worker.ask(f"flops of {command}")
-        speed = counts[contender.is_ours] / median
-        print(f"{contender.name:<32}{task.batch_size / median:>9.1f}{ratio:>6.2f}x", end="")
-        share = speed / peaks[contender.precision]
-        print(f"{counts[contender.is_ours]:>8.1f}{speed:>9.0f}{share:>9.0%}{memory:>7.0f}", flush=True)
-
-
-def compare(task: Task, rows: Sequence[Contender], turns: int) -> None:
+def compare(task: GANTask, rows: Sequence[Contender], turns: int) -> None:
     """Check, then run all contenders of one size."""
     print(f"\n{task.model}, {task.resolution} px, {task.channels} channels, batch {task.batch_size}, {task.threads} threads")
     check_agreement(task)
-    workers = [Worker(contender, task) for contender in rows]
-    try:
-        ready = [worker.ask("memory") for worker in workers]
-        print(f"  memory before the first step: {min(ready):.0f} to {max(ready):.0f} MiB")
-        by_precision = {worker.contender.precision: worker for worker in workers}
-        peaks = {precision: worker.ask("peak") for precision, worker in sorted(by_precision.items())}
-        print("  peak: " + ", ".join(f"{name.replace('no', 'float32')} {value:.0f} GFLOP/s" for name, value in peaks.items()))
-        for command in ("step", "sample"):
-            seconds = take_turns(workers, command, turns if command == "step" else 2 * turns)
-            print_table(task, command, workers, seconds, peaks)
-    finally:
-        for worker in workers:
-            worker.close()
+    contest(task, rows, turns)
 
 
 def main() -> None:
@@ -184,7 +148,7 @@ def main() -> None:
     sizes = SIZES if args.resolution is None else ((args.resolution, args.channels, args.batch),)
     for resolution, channels, batch_size in sizes:
         with tempfile.TemporaryDirectory(prefix="gan-training-") as folder:
-            task = Task(args.model, resolution, channels, batch_size, args.threads, args.rival.resolve(), Path(folder))
+            task = GANTask(args.model, resolution, channels, batch_size, args.threads, args.rival.resolve(), Path(folder))
             compare(task, rows, args.turns)
 
 

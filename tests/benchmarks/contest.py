@@ -1,16 +1,18 @@
-"""One contender of ``gan_training.py`` in a process of its own, which waits while the others run."""
+"""Contenders in processes of their own that take turns, and the table of what they did; for the scripts beside it."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import os
+import statistics
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -38,50 +40,19 @@ class Contender:
     keep_memory: bool = False
 
 
-@dataclass(frozen=True)
-class Task:
-    """What all of them are to do.
+class Task(Protocol):
+    """What all of them are to do; a picklable dataclass in a module of its own, as each process imports it anew.
 
     Attributes:
-        model: ``sagan`` or ``biggan``.
-        resolution: Side of the images, in pixels.
-        channels: Channel multiplier.
         batch_size: Images of a step.
         threads: Of each process.
-        checkout: Of the rival.
-        folder: Holds ``state.pt``, the weights that all start from.
     """
 
-    model: str
-    resolution: int
-    channels: int
     batch_size: int
     threads: int
-    checkout: Path
-    folder: Path
 
-
-def make_batch(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
-    """Real images (B, 3, H, W) in [-1, 1] and labels (B,): noise, as nothing here depends on what they show."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(task.batch_size, 3, task.resolution, task.resolution, generator=generator).tanh()
-    return images, torch.randint(10, (task.batch_size,), generator=generator)
-
-
-def build(contender: Contender, task: Task) -> Any:
-    """Make a ``RivalGAN`` or ``OurGAN``."""
-    state = torch.load(task.folder / "state.pt", weights_only=True)
-    images, labels = make_batch(task)
-    if contender.is_ours:
-        from our_gan import OurGAN
-
-        options = (contender.precision, contender.channels_last, contender.compile, task.folder / "run")
-        return OurGAN(task.model, task.resolution, task.channels, images, labels, state, *options)
-    from rival_gan import RivalGAN
-
-    gan = RivalGAN(task.checkout, task.model, task.resolution, task.channels, images, labels, contender.channels_last)
-    gan.load(state)
-    return gan
+    def build(self, contender: Contender) -> Any:
+        """Make what runs: an object with ``step()`` and ``sample()``."""
 
 
 def peak_memory() -> float:
@@ -128,20 +99,20 @@ def serve(contender: Contender, task: Task, pipe: Connection) -> None:
 
         keep_freed_memory()
     torch.manual_seed(0)
-    gan = build(contender, task)
+    runner = task.build(contender)
     with contextlib.suppress(EOFError):
         while True:
             command = pipe.recv()
             if command in ("step", "sample"):
                 start = time.perf_counter()
-                getattr(gan, command)()
+                getattr(runner, command)()
                 pipe.send(time.perf_counter() - start)
             elif command == "memory":
                 pipe.send(peak_memory())
             elif command == "peak":
                 pipe.send(measure_peak(contender.precision))
             else:
-                pipe.send(count_flops(getattr(gan, command.removeprefix("flops of "))))
+                pipe.send(count_flops(getattr(runner, command.removeprefix("flops of "))))
 
 
 class Worker:
@@ -177,3 +148,59 @@ class Worker:
         """End the process."""
         self.pipe.close()
         self.process.join(10)
+
+
+def take_turns(workers: Sequence[Worker], command: str, turns: int) -> list[list[float]]:
+    """Seconds of each worker in each turn, after one that is not counted."""
+    rows = [[worker.ask(command) for worker in workers] for _ in range(turns + 1)]
+    return [list(column) for column in zip(*rows[1:], strict=True)]
+
+
+def print_table(
+    task: Task,
+    command: str,
+    workers: Sequence[Worker],
+    seconds: list[list[float]],
+    peaks: dict[str, float],
+    count_ours: bool,
+) -> None:
+    """One line per contender; without ``count_ours`` all are credited with the first one's operations."""
+    reference = seconds[0]
+    print(f"\n{'training step' if command == 'step' else 'sampling':<32}{'images/s':>9}{'ratio':>7}", end="")
+    print(f"{'GFLOP':>8}{'GFLOP/s':>9}{'of peak':>9}{'MiB':>7}")
+    counts: dict[bool, float] = {}  # a compiled network's operations are not seen: those of the same side's first row
+    for worker, times in zip(workers, seconds, strict=True):
+        contender, median = worker.contender, statistics.median(times)
+        ratio = statistics.median([first / own for first, own in zip(reference, times, strict=True)])
+        memory = worker.ask("memory")
+        kind = contender.is_ours and count_ours
+        if kind not in counts:
+            counts[kind] = worker.ask(f"flops of {command}")
+        speed = counts[kind] / median
+        print(f"{contender.name:<32}{task.batch_size / median:>9.1f}{ratio:>6.2f}x", end="")
+        share = speed / peaks[contender.precision]
+        print(f"{counts[kind]:>8.1f}{speed:>9.0f}{share:>9.0%}{memory:>7.0f}", flush=True)
+
+
+def contest(task: Task, rows: Sequence[Contender], turns: int, count_ours: bool = True) -> None:
+    """Run all contenders of one size, turn by turn, and print a table for training and one for sampling.
+
+    Args:
+        task: What they do.
+        rows: The contenders, the one that all are compared with first.
+        turns: Training steps of each that count; twice as many samplings.
+        count_ours: Count our operations by themselves; torch's counter does not see those inside autograd functions of our own.
+    """
+    workers = [Worker(contender, task) for contender in rows]
+    try:
+        ready = [worker.ask("memory") for worker in workers]
+        print(f"  memory before the first step: {min(ready):.0f} to {max(ready):.0f} MiB")
+        by_precision = {worker.contender.precision: worker for worker in workers}
+        peaks = {precision: worker.ask("peak") for precision, worker in sorted(by_precision.items())}
+        print("  peak: " + ", ".join(f"{name.replace('no', 'float32')} {value:.0f} GFLOP/s" for name, value in peaks.items()))
+        for command in ("step", "sample"):
+            seconds = take_turns(workers, command, turns if command == "step" else 2 * turns)
+            print_table(task, command, workers, seconds, peaks, count_ours)
+    finally:
+        for worker in workers:
+            worker.close()
