@@ -99,9 +99,8 @@ def train(
             print(f"stopped at step {trainer.step} of {trainer.total_steps}; a checkpoint was saved, go on with --resume latest")
         return 128 + trainer.stopped_by
     if accelerator.is_main_process:
-        print(
-            f"done: '{output_dir / 'pipeline'}' holds the pipeline, sample with `generative sample {output_dir} --class-labels 0`"
-        )
+        usage = trainer.objective.usage.format(run=output_dir)
+        print(f"done: '{output_dir / 'pipeline'}' holds the pipeline, {usage}")
     return 0
 
 

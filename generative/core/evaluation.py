@@ -124,6 +124,11 @@ class Evaluator:
             options: Keyword arguments of the pipeline's call.
             progress: Show progress bars.
         """
+        if not hasattr(pipeline, "num_classes"):
+            raise UserError(
+                f"evaluation: a {type(pipeline).__name__} makes images of images, not of classes; set evaluation.class_path to "
+                "generative.core.reconstruction.ReconstructionEvaluator"
+            )
         requests = balanced_requests(self.num_samples, pipeline.num_classes)
         suite = self._reference_suite(accelerator, progress)
         suite.reset_fake()

@@ -83,12 +83,14 @@ class Objective(abc.ABC):
         ema: Averages by name. The one named like its network is the one that samples.
         num_classes: Classes of the data that the objective expects; class labels are in [0, num_classes).
         image_size: Height and width of the images, in pixels.
+        usage: What to do with the run's pipeline, said when training is done; ``{run}`` stands for its folder.
         sampling_networks: Names of the networks that ``prepare_for_sampling`` and ``pipeline`` use: only they are copied for
             them. None for all.
         loss_extractors: Feature extractors (names of ``metrics.registry.EXTRACTORS``) whose networks a loss or a discriminator
             looks through; the trainer refuses to score with them.
     """
 
+    usage: str = "sample with `generative sample {run} --class-labels 0`"
     sampling_networks: tuple[str, ...] | None = None
     loss_extractors: frozenset[str] = frozenset()
     networks: dict[str, nn.Module]

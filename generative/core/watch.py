@@ -14,6 +14,7 @@ EVALUATION_PREFIX = "evaluation/"
 
 MAIN_SCORES = (
     "frechet_distance",
+    "reconstruction_frechet_distance",
     "fid",
     "sfid",
     "fd_dinov2",

@@ -29,7 +29,9 @@ from generative.report.scores import (
     ACCURACY,
     FRECHET,
     PRECISION,
+    PSNR,
     RECALL,
+    RECONSTRUCTION_FRECHET,
     format_count,
     format_number,
     format_percent,
@@ -43,6 +45,8 @@ PACKAGES = ("triptych", "torch", "diffusers", "accelerate", "torchvision", "nump
 # Scores with a plot of their own: logarithmic or not, limits of the axis.
 SCORE_PLOTS = (
     (FRECHET, True, None),
+    (RECONSTRUCTION_FRECHET, True, None),
+    (PSNR, False, None),
     (ACCURACY, False, (-0.02, 1.02)),
     (PRECISION, False, (-0.02, 1.02)),
     (RECALL, False, (-0.02, 1.02)),

@@ -112,8 +112,14 @@ FRECHET = Score(("frechet_distance", "fid", "sfid"), "Fr\u00e9chet distance", "l
 ACCURACY = Score(("classification_accuracy",), "Classification accuracy", "higher", format_percent)
 PRECISION = Score(("precision",), "Precision", "higher", format_share)
 RECALL = Score(("recall",), "Recall", "higher", format_share)
+RECONSTRUCTION_FRECHET = Score(("reconstruction_frechet_distance",), "Fr\u00e9chet distance of reconstructions", "lower")
+PSNR = Score(("psnr",), "PSNR (dB)", "higher")
 KNOWN_SCORES = (
     FRECHET,
+    RECONSTRUCTION_FRECHET,
+    PSNR,
+    Score(("ssim",), "SSIM", "higher", format_share),
+    Score(("lpips",), "LPIPS", "lower"),
     Score(("kernel_distance", "kernel_distance_mean"), "Kernel distance", "lower", spread="kernel_distance_std"),
     Score(("cmmd",), "CMMD", "lower"),
     Score(("gaussian_kernel_distance",), "Gaussian kernel distance", "lower"),
@@ -320,7 +326,7 @@ def sampling_words(run: Run) -> str:
 def comparability(group: Sequence[Run]) -> str:
     """A warning where the Frechet distance is no FID, or no published FID's equal."""
     protocol = group[0].protocol
-    if not any(FRECHET.of(run.scores) is not None for run in group):
+    if not any(score.of(run.scores) is not None for run in group for score in (FRECHET, RECONSTRUCTION_FRECHET)):
         return ""
     if protocol.get("extractor") != "inception-v3":
         return (

@@ -1,0 +1,69 @@
+"""Latents of both kinds of autoencoder: scaling there and back, strides, wrong networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin
+
+from generative.core.errors import UserError
+from generative.tokenizers.latents import check_latents, decode_latents, encode_images, latent_channels, latent_stride
+from generative.tokenizers.pixel import PixelTokenizer
+
+
+def kl() -> AutoencoderKL:
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    sizes = {"block_out_channels": (4, 4), "norm_num_groups": 2, "latent_channels": 3}
+    return AutoencoderKL(**blocks, **sizes, scaling_factor=0.5, shift_factor=0.25).eval()
+
+
+def dc() -> AutoencoderDC:
+    torch.manual_seed(0)
+    sizes = {f"{part}_block_out_channels": (8, 8) for part in ("encoder", "decoder")}
+    layers = {f"{part}_layers_per_block": (1, 1) for part in ("encoder", "decoder")}
+    scales = {f"{part}_qkv_multiscales": ((), ()) for part in ("encoder", "decoder")}
+    return AutoencoderDC(latent_channels=4, **sizes, **layers, **scales, scaling_factor=0.3).eval()
+
+
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_kl_latents_are_drawn_shifted_and_scaled() -> None:
+    network = kl()
+    latents = encode_images(network, images(), generator())
+    distribution = network.encode(images()).latent_dist
+    noise = torch.randn(distribution.mean.shape, generator=generator())
+    torch.testing.assert_close(latents, (distribution.mean + distribution.std * noise - 0.25) * 0.5)
+    assert not torch.equal(latents, encode_images(network, images(), generator(1)))
+    torch.testing.assert_close(decode_latents(network, latents), network.decode(latents / 0.5 + 0.25).sample)
+
+
+def test_deep_compression_latents_are_deterministic_and_scaled() -> None:
+    network = dc()
+    latents = encode_images(network, images(), generator())
+    assert torch.equal(latents, encode_images(network, images(), generator(1)))
+    torch.testing.assert_close(latents, network.encode(images()).latent * 0.3)
+    torch.testing.assert_close(decode_latents(network, latents), network.decode(latents / 0.3).sample)
+
+
+@pytest.mark.parametrize(("network", "stride", "channels"), [(kl(), 2, 3), (dc(), 2, 4)])
+def test_strides_and_channels(network: ModelMixin, stride: int, channels: int) -> None:
+    assert latent_stride(network) == stride and latent_channels(network) == channels
+    shape = encode_images(network, images(), generator()).shape
+    assert shape == (2, channels, 8 // stride, 8 // stride)
+
+
+def test_other_networks_and_other_channels_are_refused() -> None:
+    check_latents(7, None)
+    check_latents(3, kl())
+    with pytest.raises(UserError, match="in_channels=4 but the autoencoder's latents have 3 channels"):
+        check_latents(4, kl())
+    for function in (latent_stride, latent_channels):
+        with pytest.raises(UserError, match="must be an AutoencoderKL or AutoencoderDC .* got PixelTokenizer"):
+            function(PixelTokenizer())
