@@ -10,15 +10,42 @@ if TYPE_CHECKING:
     from pipelines.autoregressive import AutoregressiveImagePipeline
     from pipelines.base import ImageGenerationPipeline, ImagePipeline
     from pipelines.diffusion import DiffusionImagePipeline
+    from pipelines.emigm import EMIGMPipeline
     from pipelines.gan import GANImagePipeline
+    from pipelines.magvit2 import MAGVIT2Pipeline
+    from pipelines.mar import MARPipeline
+    from pipelines.maskgit import MaskGITPipeline
+    from pipelines.reconstruction import ImageReconstructionPipeline
+    from pipelines.resgen import ResGenPipeline
+    from pipelines.var import VARPipeline
 
-__all__ = ["AutoregressiveImagePipeline", "DiffusionImagePipeline", "GANImagePipeline", "load_pipeline"]
+__all__ = [
+    "AutoregressiveImagePipeline",
+    "DiffusionImagePipeline",
+    "EMIGMPipeline",
+    "GANImagePipeline",
+    "ImageReconstructionPipeline",
+    "MAGVIT2Pipeline",
+    "MARPipeline",
+    "MaskGITPipeline",
+    "ResGenPipeline",
+    "VARPipeline",
+    "load_any_pipeline",
+    "load_pipeline",
+]
 
 # A new pipeline is one file and one line here: model_index.json names the class, and this is where it lives.
 PIPELINES = {
     "AutoregressiveImagePipeline": "pipelines.autoregressive",
     "DiffusionImagePipeline": "pipelines.diffusion",
+    "EMIGMPipeline": "pipelines.emigm",
     "GANImagePipeline": "pipelines.gan",
+    "ImageReconstructionPipeline": "pipelines.reconstruction",
+    "MAGVIT2Pipeline": "pipelines.magvit2",
+    "MARPipeline": "pipelines.mar",
+    "MaskGITPipeline": "pipelines.maskgit",
+    "ResGenPipeline": "pipelines.resgen",
+    "VARPipeline": "pipelines.var",
 }
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
 from generative.autoregressive.decoding import GuidanceSchedule, RasterScheduler, position_guidance
 from generative.autoregressive.transformer import ImageTransformer
+from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
-from generative.layers.kv_cache import KVCache
 from generative.tokenizers.base import ImageTokenizer, check_match
+from generative.tokenizers.convolutional import ConvolutionalTokenizer
 from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
+from pipelines.branches import reserve_branches, tokens_before
 
 
 class AutoregressiveImagePipeline(ImageGenerationPipeline):
@@ -41,6 +44,7 @@ class AutoregressiveImagePipeline(ImageGenerationPipeline):
         self.register_to_config(sampling_defaults=sampling_defaults)
         check_match(transformer, tokenizer)
         self.register_modules(transformer=transformer, tokenizer=tokenizer)
+        self._compiled_step: Callable[..., Tensor] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -49,8 +53,16 @@ class AutoregressiveImagePipeline(ImageGenerationPipeline):
 
     @property
     def image_size(self) -> int:
-        """Height and width of the images, in pixels."""
-        return self.tokenizer.image_size
+        """Height and width of the images, in pixels: of those that the default options make."""
+        return self.sampling_defaults.get("output_size") or self.tokenizer.image_size
+
+    def compile_decoding(self, **options: Any) -> None:
+        """Compile the step that samples a token: one graph for all positions, at the price of attention over all of them.
+
+        Args:
+            **options: Of ``torch.compile``, for example ``mode="reduce-overhead"`` on a GPU.
+        """
+        self._compiled_step = torch.compile(self.transformer.decode_step, **options)
 
     @torch.no_grad()
     def __call__(
@@ -62,6 +74,8 @@ class AutoregressiveImagePipeline(ImageGenerationPipeline):
         top_p: float = 1.0,
         guidance_schedule: GuidanceSchedule = "constant",
         guidance_interval: tuple[float, float] | None = None,
+        guidance_exponent: float = 1.0,
+        output_size: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -74,8 +88,13 @@ class AutoregressiveImagePipeline(ImageGenerationPipeline):
             temperature: Divides the logits; below 1 gives more typical, less diverse images.
             top_k: Draw from so many of the most probable tokens; None for all.
             top_p: Draw from the most probable tokens that make up this share of the probability.
-            guidance_schedule: ``constant``, or ``linear`` from 1 at the first token to ``guidance_scale`` at the last.
+            guidance_schedule: ``constant``, or ``linear`` or ``cosine`` from 1 at the first token to ``guidance_scale`` at the
+                last; see ``generative.autoregressive.decoding.guidance_schedule``.
             guidance_interval: ``(start, stop)``: guide only this part of the sequence, as shares of its length; None for all.
+                LlamaGen's ``cfg_interval`` i is ``(0, (i + 2) / L)``.
+            guidance_exponent: Power of the cosine schedule.
+            output_size: Side to which the images are brought by bicubic interpolation, in pixels (LlamaGen makes 384 and is
+                scored at 256); None for the tokenizer's.
             generator: A list with one generator per image, one generator, or None; see ``image_noise``.
             output_type: ``pil``, ``np``, ``pt`` or ``uint8``; see ``postprocess``.
             return_dict: Return an ``ImagePipelineOutput`` rather than a tuple.
@@ -87,13 +106,19 @@ class AutoregressiveImagePipeline(ImageGenerationPipeline):
             UserError: If an argument is out of range.
         """
         labels = self.check_class_labels(class_labels)
-        scale = position_guidance(guidance_scale, self.tokenizer.sequence_length, guidance_schedule, guidance_interval)
-        scheduler = RasterScheduler(self.tokenizer.sequence_length, temperature, top_k, top_p)
+        length = self.tokenizer.sequence_length
+        scale = position_guidance(guidance_scale, length, guidance_schedule, guidance_interval, guidance_exponent)
+        if scale != 1 and not self.transformer.config.null_class:
+            raise UserError(
+                f"guidance_scale must be 1, got {guidance_scale}; this transformer was trained without a null class (null_class)"
+            )
+        check_output_size(output_size)
+        scheduler = RasterScheduler(length, temperature, top_k, top_p)
         noise = self.image_noise(generator, len(labels))
         predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale)
         state = self.prepare_state(labels, noise)
         state = sample_loop(predict, scheduler, state, scheduler.num_tokens, noise, self.progress_bar)
-        return self.postprocess(self.decode(state), output_type, return_dict)
+        return self.postprocess(self.decode(state, output_size), output_type, return_dict)
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Start from an empty token map (B, L) and no cache."""
@@ -115,32 +140,48 @@ class AutoregressiveImagePipeline(ImageGenerationPipeline):
             (K, B, V) float32 logits.
         """
         num_branches, batch_size = class_labels.shape
-        cache, read = self._cache(state, num_branches, batch_size)
-        before = state.sample.roll(1, dims=1)  # (B, L); entry i is token i - 1, entry 0 is not read
+        cache, read = reserve_branches(state.memory, self.transformer.make_cache, num_branches, batch_size)
         for branch in range(num_branches):
             if read[branch] < timestep:
-                missed = torch.arange(read[branch], timestep, device=before.device)
+                missed = tokens_before(state.sample, read[branch], timestep)
                 rows = cache.rows(branch * batch_size, (branch + 1) * batch_size)
-                self.transformer.extend(before[:, missed], missed, rows, class_labels[branch])
+                self.transformer.extend_from(read[branch], missed, rows, class_labels[branch])
             read[branch] = timestep + 1
         rows = cache.rows(0, num_branches * batch_size)
-        token = before[:, timestep].repeat(num_branches)  # (K * B,)
-        logits = self.transformer.decode_step(token, timestep, rows, class_labels.flatten())  # (K * B, V)
+        token = tokens_before(state.sample, timestep, timestep + 1)[:, 0].repeat(num_branches)  # (K * B,)
+        if self._compiled_step is None:
+            logits = self.transformer.decode_step(token, timestep, rows, class_labels.flatten())  # (K * B, V)
+        else:
+            position = torch.tensor([timestep], device=token.device)
+            logits = self._compiled_step(token, position, rows, class_labels.flatten())  # (K * B, V)
         return logits.float().unflatten(0, (num_branches, batch_size))  # (K, B, V)
 
-    def decode(self, state: SampleState) -> Tensor:
-        """Decode the token map into images (B, 3, H, W) in [-1, 1]."""
-        return self.tokenizer.decode(state.sample)
+    def decode(self, state: SampleState, output_size: int | None = None) -> Tensor:
+        """Decode the token map into images (B, 3, H, W), in [-1, 1] unless they are resized."""
+        return decode_resized(self.tokenizer, state.sample, output_size)
 
-    def _cache(self, state: SampleState, num_branches: int, batch_size: int) -> tuple[KVCache, list[int]]:
-        """Cache of at least ``num_branches`` branches, and how many slots each branch has read."""
-        cache: KVCache | None = state.memory.get("cache")
-        read: list[int] = state.memory.setdefault("read", [])
-        if cache is None or cache.batch_size < num_branches * batch_size:
-            larger = self.transformer.make_cache(num_branches * batch_size)
-            if cache is not None:
-                larger.keys[:, : cache.batch_size] = cache.keys
-                larger.values[:, : cache.batch_size] = cache.values
-            state.memory["cache"] = cache = larger
-            read.extend([0] * (num_branches - len(read)))
-        return cache, read
+
+def check_output_size(output_size: int | None) -> None:
+    """Refuse an ``output_size`` that is not positive, with a ``UserError``."""
+    if output_size is not None and output_size < 1:
+        raise UserError(f"output_size must be at least 1 pixel, got {output_size}; leave it out to keep the tokenizer's size")
+
+
+def decode_resized(tokenizer: ImageTokenizer, tokens: Tensor, output_size: int | None) -> Tensor:
+    """Decode tokens and bring the images to a size by bicubic interpolation, as LlamaGen's sample_c2i_ddp.py does.
+
+    Args:
+        tokenizer: A convolutional one's images are not clamped before they are resized.
+        tokens: (B, L) int64.
+        output_size: Side in pixels; None for the tokenizer's.
+
+    Returns:
+        (B, 3, H, W) float32, in [-1, 1] if it is the tokenizer's size.
+    """
+    if output_size in (None, tokenizer.image_size):
+        return tokenizer.decode(tokens)
+    if isinstance(tokenizer, ConvolutionalTokenizer):
+        images = tokenizer.reconstruct(tokenizer.ids_to_latents(tokens, tokenizer.grid_size))
+    else:
+        images = tokenizer.decode(tokens)
+    return F.interpolate(images, size=(output_size, output_size), mode="bicubic")

@@ -2,106 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from generative.autoregressive.causal_blocks import CausalSelfAttention, TransformerBlock, causal_mask, initialize
 from generative.core.errors import UserError
+from generative.layers.drop_path import drop_path_rates
 from generative.layers.kv_cache import CachedSlots, KVCache
-from generative.layers.rope import AxialRotaryEmbedding, apply_rotary
+from generative.layers.linear import Linear
+from generative.layers.rope import AxialRotaryEmbedding
 from generative.layers.swiglu import SwiGLU, swiglu_hidden_size
-
-
-class CausalSelfAttention(nn.Module):
-    """Multi-head causal attention with rotary positions, without biases.
-
-    Args:
-        hidden_size: Width D.
-        num_heads: Query heads.
-        num_kv_heads: Key and value heads, each shared by ``num_heads / num_kv_heads`` query heads (arXiv 2305.13245).
-        qk_norm: RMS-normalise queries and keys per head before they are rotated (arXiv 2010.04245, 2302.05442).
-        norm_eps: Epsilon of those norms.
-        attention_dropout: Share of attention weights dropped in training.
-        residual_dropout: Share of output features dropped in training.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        num_kv_heads: int,
-        qk_norm: bool,
-        norm_eps: float,
-        attention_dropout: float,
-        residual_dropout: float,
-    ) -> None:
-        super().__init__()
-        self.head_size = hidden_size // num_heads
-        self.num_heads = num_heads
-        self.num_kv_heads = num_kv_heads
-        self.attention_dropout = attention_dropout
-        self.qkv_proj = nn.Linear(hidden_size, (num_heads + 2 * num_kv_heads) * self.head_size, bias=False)
-        self.out_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_size, eps=norm_eps) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_size, eps=norm_eps) if qk_norm else nn.Identity()
-        self.dropout = nn.Dropout(residual_dropout)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cached: CachedSlots | None = None) -> Tensor:
-        """Attend to this and earlier slots.
-
-        Args:
-            x: (B, S, D).
-            cos: (S, d / 2) cosines of the rotary angles.
-            sin: (S, d / 2) sines.
-            cached: Sequences that x extends; None if x is a whole sequence from its first slot on.
-
-        Returns:
-            (B, S, D).
-        """
-        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)  # (B, heads + 2 kv heads, S, d)
-        q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        q = apply_rotary(self.q_norm(q), cos, sin)  # (B, heads, S, d)
-        k = apply_rotary(self.k_norm(k), cos, sin)  # (B, kv heads, S, d)
-        mask = None
-        if cached is not None:
-            k = cached.keys.index_copy_(2, cached.slots, k)  # (B, kv heads, L, d)
-            v = cached.values.index_copy_(2, cached.slots, v)
-            mask = cached.mask
-        if self.num_kv_heads != self.num_heads:
-            repeats = self.num_heads // self.num_kv_heads
-            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)  # (B, heads, ..., d)
-        dropout = self.attention_dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=cached is None)
-        x = x.transpose(1, 2).flatten(2)  # (B, S, D)
-        return self.dropout(self.out_proj(x))
-
-
-class TransformerBlock(nn.Module):
-    """Pre-norm block: attention, then SwiGLU, each added to the residual stream.
-
-    Args:
-        attention: Its attention layer.
-        mlp: Its feed-forward layer.
-        hidden_size: Width D.
-        norm_eps: Epsilon of the RMS norms (arXiv 1910.07467).
-    """
-
-    def __init__(self, attention: CausalSelfAttention, mlp: SwiGLU, hidden_size: int, norm_eps: float) -> None:
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(hidden_size, eps=norm_eps)
-        self.attention = attention
-        self.mlp_norm = nn.RMSNorm(hidden_size, eps=norm_eps)
-        self.mlp = mlp
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cached: CachedSlots | None = None) -> Tensor:
-        """(B, S, D) -> (B, S, D); arguments as in ``CausalSelfAttention``."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, cached)
-        return x + self.mlp(self.mlp_norm(x))
 
 
 class ImageTransformer(ModelMixin, ConfigMixin):
@@ -127,6 +41,12 @@ class ImageTransformer(ModelMixin, ConfigMixin):
         embedding_dropout: Share of embedded features dropped in training.
         attention_dropout: Share of attention weights dropped in training.
         residual_dropout: Share of each layer's output features dropped in training.
+        mlp_dropout: The same of the SwiGLUs, where they differ from the attention layers; None where they do not.
+        drop_path: Rate of stochastic depth in the last block, falling to 0 in the first.
+        mlp_multiplier: Of the SwiGLU's inner width before it is rounded up; None for 1.
+        initializer_range: Standard deviation of the initial weights (LlamaGen: 0.02); None for a law of width and depth, see
+            ``initialize``.
+        null_class: Whether there is a null condition; without one there is no label dropout and no guidance.
     """
 
     _supports_gradient_checkpointing = True
@@ -150,11 +70,24 @@ class ImageTransformer(ModelMixin, ConfigMixin):
         embedding_dropout: float = 0.0,
         attention_dropout: float = 0.0,
         residual_dropout: float = 0.0,
+        mlp_dropout: float | None = None,
+        drop_path: float = 0.0,
+        mlp_multiplier: float | None = None,
+        initializer_range: float | None = None,
+        null_class: bool = True,
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         grid_height, grid_width = grid_size
-        _check_sizes(num_codes, num_classes, grid_height, grid_width, hidden_size, depth, num_heads, num_kv_heads)
+        others = {"num_codes": num_codes, "num_classes": num_classes, "grid_size": min(grid_size)}
+        check_sizes(hidden_size, depth, num_heads, num_kv_heads, **others)
+        check_shares(
+            embedding_dropout=embedding_dropout,
+            attention_dropout=attention_dropout,
+            residual_dropout=residual_dropout,
+            mlp_dropout=mlp_dropout or 0.0,
+            drop_path=drop_path,
+        )
         if class_rope not in ("identity", "zero"):
             raise UserError(f"class_rope must be identity or zero, got {class_rope!r}")
         self.num_codes = num_codes
@@ -163,39 +96,32 @@ class ImageTransformer(ModelMixin, ConfigMixin):
         self.head_size = hidden_size // num_heads
         self.num_kv_heads = num_kv_heads
         self.gradient_checkpointing = False
-        self.class_embedding = nn.Embedding(num_classes + 1, hidden_size)
+        self.class_embedding = nn.Embedding(num_classes + null_class, hidden_size)
         self.token_embedding = nn.Embedding(num_codes, hidden_size)
         self.dropout = nn.Dropout(embedding_dropout)  # not named like its argument: config values hide modules of the same name
         self.rotary = AxialRotaryEmbedding(grid_height, grid_width, self.head_size, rope_base, class_rope == "zero")
-        inner_size = swiglu_hidden_size(hidden_size, mlp_multiple_of)
+        inner_size = swiglu_hidden_size(hidden_size, mlp_multiple_of, mlp_multiplier)
+        mlp_dropout = residual_dropout if mlp_dropout is None else mlp_dropout
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 CausalSelfAttention(hidden_size, num_heads, num_kv_heads, qk_norm, norm_eps, attention_dropout, residual_dropout),
-                SwiGLU(hidden_size, inner_size, residual_dropout),
+                SwiGLU(hidden_size, inner_size, mlp_dropout),
                 hidden_size,
                 norm_eps,
+                rate,
             )
-            for _ in range(depth)
+            for rate in drop_path_rates(drop_path, depth)
         )
         self.norm = nn.RMSNorm(hidden_size, eps=norm_eps)
-        self.head = nn.Linear(hidden_size, num_codes, bias=False)
+        self.head = Linear(hidden_size, num_codes)
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
-        """Normal weights of std 1 / sqrt(3 D), as in VAR, the layers that write to the residual stream smaller by sqrt(2 depth).
+        """Draw the weights as ``initializer_range`` says.
 
         The head starts at zero: the first prediction is uniform, the first loss ln V.
         """
-        std = 1 / math.sqrt(3 * self.class_embedding.embedding_dim)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=std)
-        residual_std = std / math.sqrt(2 * len(self.blocks))
-        for module in self.modules():
-            if isinstance(module, CausalSelfAttention):
-                nn.init.normal_(module.out_proj.weight, std=residual_std)
-            elif isinstance(module, SwiGLU):
-                nn.init.normal_(module.down_proj.weight, std=residual_std)
+        initialize(self, self.class_embedding.embedding_dim, len(self.blocks), self.config.initializer_range)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, tokens: Tensor, class_labels: Tensor | None = None) -> Tensor:
@@ -250,53 +176,72 @@ class ImageTransformer(ModelMixin, ConfigMixin):
         labels = self._labels(class_labels, tokens.shape[0], tokens.device)
         is_class = (positions == 0)[:, None]  # (S, 1)
         x = torch.where(is_class, self.class_embedding(labels)[:, None], self.token_embedding(tokens))  # (B, S, D)
-        cos, sin = self.rotary(positions)  # (S, d / 2)
         mask = torch.arange(self.sequence_length, device=tokens.device) <= positions[:, None]  # (S, L)
-        for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, CachedSlots(*cache.layer(index), positions, mask))  # (B, S, D)
-        return self.head(self.norm(x))  # (B, S, V)
+        return self._run(x, positions, cache, mask, None)
 
     def decode_step(self, token: Tensor, position: int | Tensor, cache: KVCache, class_labels: Tensor | None = None) -> Tensor:
         """Predict one token.
 
         Args:
             token: (B,) int64, the token before ``position`` (ignored at position 0).
-            position: Position to predict, in [0, L); a tensor (1,) int64 keeps compiled code from specialising on it.
+            position: Position to predict, in [0, L). A number reads only the slots filled so far: the faster way, but compiled
+                code would be compiled anew for each. A tensor (1,) int64 reads and masks all slots: compiled once.
             cache: Cache of B sequences that holds every earlier position, written in place.
             class_labels: (B,) int64; None is the null condition.
 
         Returns:
             (B, V) logits.
         """
-        positions = torch.as_tensor(position, device=token.device).reshape(1)
-        return self.extend(token[:, None], positions, cache, class_labels)[:, 0]  # (B, V)
+        if isinstance(position, Tensor):
+            return self.extend(token[:, None], position.reshape(1), cache, class_labels)[:, 0]  # (B, V)
+        return self.extend_from(position, token[:, None], cache, class_labels)[:, 0]  # (B, V)
+
+    def extend_from(self, start: int, tokens: Tensor, cache: KVCache, class_labels: Tensor | None = None) -> Tensor:
+        """``extend`` for positions ``start`` to ``start + S - 1``, reading the filled part of the cache only.
+
+        Args:
+            start: First position to predict; every earlier one is in the cache.
+            tokens: (B, S) int64; entry s is the token before position ``start + s``.
+            cache: Cache of B sequences, written in place.
+            class_labels: (B,) int64; None is the null condition.
+
+        Returns:
+            (B, S, V) logits.
+        """
+        stop = start + tokens.shape[1]
+        slots = torch.arange(start, stop, device=tokens.device)  # (S,)
+        x = self.token_embedding(tokens)  # (B, S, D)
+        if start == 0:
+            x[:, 0] = self.class_embedding(self._labels(class_labels, len(tokens), tokens.device))
+        return self._run(x, slots, cache, causal_mask(start, stop, tokens.device), stop)
+
+    def _run(self, x: Tensor, slots: Tensor, cache: KVCache, mask: Tensor | None, stop: int | None) -> Tensor:
+        """Logits of embedded inputs (B, S, D) at some slots, after those in the cache."""
+        cos, sin = self.rotary(slots)  # (S, d / 2)
+        for index, block in enumerate(self.blocks):
+            x = block(x, cos, sin, CachedSlots(*cache.layer(index), slots, mask, stop))  # (B, S, D)
+        return self.head(self.norm(x))  # (B, S, V)
 
     def _labels(self, class_labels: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
-        if class_labels is None:
-            return torch.full((batch_size,), self.num_classes, device=device)
-        return class_labels
+        if class_labels is not None:
+            return class_labels
+        if not self.config.null_class:
+            raise UserError("this transformer has no null condition (null_class is false); give class_labels")
+        return torch.full((batch_size,), self.num_classes, device=device)
 
 
-def _check_sizes(
-    num_codes: int,
-    num_classes: int,
-    grid_height: int,
-    grid_width: int,
-    hidden_size: int,
-    depth: int,
-    num_heads: int,
-    num_kv_heads: int,
-) -> None:
-    """Refuse sizes that cannot be built, naming the argument."""
-    for name, value in (
-        ("num_codes", num_codes),
-        ("num_classes", num_classes),
-        ("grid_size", min(grid_height, grid_width)),
-        ("hidden_size", hidden_size),
-        ("depth", depth),
-        ("num_heads", num_heads),
-        ("num_kv_heads", num_kv_heads),
-    ):
+def check_sizes(hidden_size: int, depth: int, num_heads: int, num_kv_heads: int, **others: int) -> None:
+    """Refuse sizes that cannot be built, naming the argument.
+
+    Args:
+        hidden_size: D.
+        depth: Blocks.
+        num_heads: Query heads.
+        num_kv_heads: Key heads.
+        others: By name; at least 1 each.
+    """
+    sizes = others | {"hidden_size": hidden_size, "depth": depth, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
+    for name, value in sizes.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
     if hidden_size % num_heads or hidden_size // num_heads % 4:
@@ -305,3 +250,10 @@ def _check_sizes(
         )
     if num_heads % num_kv_heads:
         raise UserError(f"num_heads {num_heads} must be a multiple of num_kv_heads, got {num_kv_heads}")
+
+
+def check_shares(**shares: float) -> None:
+    """Refuse shares outside [0, 1), naming the argument."""
+    for name, value in shares.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{name} must be in [0, 1), got {value}")

@@ -17,19 +17,28 @@ if TYPE_CHECKING:
 
     from generative.convert.read import NetworkPart
     from generative.convert.recognise import Recognised
-    from pipelines.base import ImageGenerationPipeline
+    from pipelines.base import ImagePipeline
 
 RECORD = "conversion.json"
+AUTOENCODER = "autoencoder"
+"""Component of the pipelines whose networks work on latents."""
+IMAGE_CHANNELS = 3
 MAX_PROBLEMS = 200
 """Keys listed one by one before the rest is only counted."""
 EPILOG = """Reads .pth, .pt, .bin, .safetensors, .npz (arrays by variable name) and StyleGAN-line .pkl files, and runs nothing.
   generative convert weights/G_ema.pth weights/D.pth --output pipelines/biggan
   generative convert network-snapshot.pkl --output pipelines/projected-gan
   generative convert DiT-XL-2-256x256.pt --autoencoder sd-vae-ft-ema/ --output pipelines/dit-xl
-Then `generative sample DIR` samples. Where a discriminator is given, it is saved as DIR/discriminator (config.json and
+  generative convert var_d16.pth vae_ch160v4096z32.pth --output pipelines/var-d16
+  generative convert c2i_B_256.pt vq_ds16_c2i.pt --config block_size.json --output pipelines/llamagen-b
+  generative convert checkpoint-last.pth kl16.ckpt --output pipelines/mar-b
+Files may be in any order: which network each is of is found out. A tokenizer or an autoencoder alone gives a pipeline for
+`generative reconstruct` and `generative encode`; for all others, `generative sample DIR` samples.
+Where a discriminator is given, it is saved as DIR/discriminator (config.json and
 safetensors), with its own class's from_pretrained to load it. What was converted from what is in DIR/conversion.json.
 Options that no name or shape tells are the official launch script's; --config says otherwise, in JSON:
-  {"generator": {"BN_eps": 1e-4}}, or {"num_heads": 4} for a source of one network"""
+  {"generator": {"BN_eps": 1e-4}}, or {"num_heads": 4} where one network alone has such an option, with {"autoencoder": {...}}
+for an autoencoder whose file is given too"""
 
 
 def run(arguments: list[str]) -> int:
@@ -39,8 +48,12 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="DIR", help="pipeline folder to write")
     parser.add_argument("--source", metavar="NAME", help="layout of the checkpoint (default: found out from it)")
     parser.add_argument("--config", type=Path, metavar="OPTIONS.json", help="official options, over those found out")
-    parser.add_argument("--network", metavar="NAME", help="which network samples: G_ema, G, ema, ... (default: the averaged one)")
-    parser.add_argument("--autoencoder", type=Path, metavar="DIR", help="diffusers AutoencoderKL folder, for a latent DiT")
+    parser.add_argument(
+        "--network", metavar="NAME", help="which weights to take: G_ema, G, ema, model, ... (default: the averaged)"
+    )
+    parser.add_argument(
+        "--autoencoder", type=Path, metavar="DIR", help="folder of the autoencoder of a network on latents (DiT, MAR, eMIGM)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a pipeline folder of the same name")
     parser.add_argument("--list-keys", action="store_true", help="list the checkpoint's tensors and write nothing")
     chosen = parser.parse_args(arguments)
@@ -85,21 +98,36 @@ def convert(chosen: argparse.Namespace) -> int:
     recognised = recognise(checkpoint, parts, chosen.source, options)
     networks = recognised.build()
     pipeline = recognised.source.pipeline(networks, recognised.config)
-    lacks = add_autoencoder(pipeline, chosen.autoencoder)
-    record = describe(recognised, parts, chosen.checkpoints)
-    report(recognised, parts, networks)
+    lacks = add_autoencoder(pipeline, chosen.autoencoder, recognised)
+    used = [*recognised.parts, *(recognised.autoencoder.parts if recognised.autoencoder else ())]
+    record = describe(recognised, used, chosen.checkpoints)
+    report(recognised, used, networks)
     notes = [*checkpoint.notes, *(f"{part} is left out; --network {part.network} takes it" for part in left_out)]
+    notes += [f"{part} is left out; {recognised.source.name} has no place for it" for part in parts if part not in used]
+    notes += untrained_classes(used[0], pipeline)
     write(output, pipeline, networks, record)
-    size = f"{pipeline.num_classes} classes, {pipeline.image_size} x {pipeline.image_size} pixels"
-    print(f"{type(pipeline).__name__} of {size} in '{chosen.output}'")
-    for note in [*notes, *untrained_classes(parts[0], pipeline.num_classes), *([lacks] if lacks else [])]:
+    print(f"{type(pipeline).__name__} of {describe_pipeline(pipeline)} in '{chosen.output}'")
+    for note in [*notes, *([lacks] if lacks else [])]:
         print(f"note: {note}")
     return 0
 
 
-def untrained_classes(part: NetworkPart, num_classes: int) -> list[str]:
+def describe_pipeline(pipeline: ImagePipeline) -> str:
+    """What a pipeline has: classes or codes or channels, and the size of its images."""
+    from pipelines.base import ImageGenerationPipeline
+
+    if isinstance(pipeline, ImageGenerationPipeline):
+        content = f"{pipeline.num_classes} classes"
+    else:
+        network = pipeline.tokenizer
+        codes = getattr(network, "num_codes", None)
+        content = f"{codes} codes" if codes else f"latents of {network.config.latent_channels} channels"
+    return f"{content}, {pipeline.image_size} x {pipeline.image_size} pixels"
+
+
+def untrained_classes(part: NetworkPart, pipeline: ImagePipeline) -> list[str]:
     """Note on a table of classes that is longer than the data set was: Projected GAN's has 1,000 rows whatever the data."""
-    c_dim = part.options.get("c_dim")
+    c_dim, num_classes = part.options.get("c_dim"), getattr(pipeline, "num_classes", 0)
     if not isinstance(c_dim, int) or not 0 < c_dim < num_classes:
         return []
     return [f"the network was trained on {c_dim} classes and has {num_classes}: labels from {c_dim} on mean nothing"]
@@ -141,45 +169,66 @@ def read_options(path: Path | None) -> dict[str, Any]:
     return options
 
 
-def add_autoencoder(pipeline: ImageGenerationPipeline, folder: Path | None) -> str:
+def add_autoencoder(pipeline: ImagePipeline, folder: Path | None, recognised: Recognised) -> str:
     """Give a pipeline on latents its autoencoder.
 
     Args:
         pipeline: Changed in place.
-        folder: diffusers folder of an ``AutoencoderKL``, or None.
+        folder: Of an autoencoder, see ``generative.tokenizers.pretrained.load_autoencoder``; or None.
+        recognised: What was converted, perhaps with an autoencoder among its files.
 
     Returns:
         What the pipeline lacks, in one sentence; empty where it is complete.
 
     Raises:
-        UserError: If the autoencoder cannot be read or does not fit.
+        UserError: If the autoencoder cannot be read, does not fit, is not wanted, or there are two.
     """
-    from pipelines.diffusion import DiffusionImagePipeline
-
-    if not isinstance(pipeline, DiffusionImagePipeline):
-        if folder is not None:
-            raise UserError(f"--autoencoder has no use here: a {type(pipeline).__name__} makes pixels itself; leave it out")
+    part = recognised.autoencoder.parts[0] if recognised.autoencoder else None
+    name = str(part) if part is not None else f"--autoencoder '{folder}'"
+    if AUTOENCODER not in pipeline.components:
+        if part is not None or folder is not None:
+            kind = type(pipeline).__name__
+            article = "an" if kind[0] in "AEIOU" else "a"
+            raise UserError(f"{part or '--autoencoder'} has no use here: {article} {kind} makes pixels itself; leave it out")
         return ""
-    channels = pipeline.denoiser.config.in_channels
-    if folder is None:
-        if channels == 3:
+    if part is not None and folder is not None:
+        raise UserError(f"there are two autoencoders, {name} and --autoencoder '{folder}'; give one of them")
+    channels, owner = next(
+        (component.config.in_channels, owner)
+        for owner, component in pipeline.components.items()
+        if owner != AUTOENCODER and "in_channels" in component.config
+    )
+    if recognised.autoencoder is None and folder is None:
+        if channels == IMAGE_CHANNELS:
             return ""
+        file = recognised.source.autoencoder_file
         return (
             f"the pipeline makes latents of {channels} channels and lacks the autoencoder that turns them into images, which is "
-            "not in the checkpoint; convert again with --autoencoder FOLDER before sampling"
+            f"not in the checkpoint; convert again with --autoencoder FOLDER{f' or with the file {file} too' if file else ''} "
+            "before sampling"
         )
-    from diffusers import AutoencoderKL
-
-    if not (folder / "config.json").is_file():
-        raise UserError(f"--autoencoder '{folder}' is no diffusers folder: it has no config.json")
-    try:
-        autoencoder = AutoencoderKL.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"--autoencoder '{folder}' can't be loaded: {str(error).splitlines()[0]}") from error
+    (autoencoder,) = recognised.autoencoder.build().values() if recognised.autoencoder else (load_autoencoder(folder),)
     if autoencoder.config.latent_channels != channels:
-        raise UserError(f"--autoencoder '{folder}' has {autoencoder.config.latent_channels} channels, the denoiser {channels}")
+        raise UserError(f"{name} has {autoencoder.config.latent_channels} channels, the {owner} {channels}")
     pipeline.register_modules(autoencoder=autoencoder.eval())
     return ""
+
+
+def load_autoencoder(folder: Path | None) -> ModelMixin:
+    """The autoencoder of ``--autoencoder``.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    from generative.tokenizers import pretrained
+
+    folder = Path() if folder is None else folder
+    if not any((folder / name).is_file() for name in ("config.json", "model_index.json", "pipeline/model_index.json")):
+        raise UserError(f"--autoencoder '{folder}' is no diffusers folder: it has no config.json")
+    try:
+        return pretrained.load_autoencoder(folder)
+    except UserError as error:
+        raise UserError(f"--autoencoder can't be loaded: {error}") from error
 
 
 def describe_size(part: NetworkPart) -> str:
@@ -193,7 +242,9 @@ def describe(recognised: Recognised, parts: Sequence[NetworkPart], paths: Sequen
 
     from metrics.cache import sha256_of
 
-    return {
+    autoencoder = recognised.autoencoder
+    decoded_by = {AUTOENCODER: {"source": autoencoder.source.name, "options": autoencoder.config}} if autoencoder else {}
+    return decoded_by | {
         "source": recognised.source.name,
         "repository": recognised.source.repository,
         "files": {path.name: sha256_of(path) for path in paths},
@@ -216,7 +267,7 @@ def report(recognised: Recognised, parts: Sequence[NetworkPart], networks: Mappi
         print(f"{name} options: {', '.join(f'{option}={value}' for option, value in options.items())}")
 
 
-def write(output: Path, pipeline: ImageGenerationPipeline, networks: Mapping[str, ModelMixin], record: dict[str, Any]) -> None:
+def write(output: Path, pipeline: ImagePipeline, networks: Mapping[str, ModelMixin], record: dict[str, Any]) -> None:
     """Write the pipeline, what of the networks it does not hold, and the record: whole or not at all."""
     from generative.core.checkpoint import save_network, write_folder
 

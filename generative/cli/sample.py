@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from generative.core.generation import SampleRequest
+    from generative.core.rejection import ClassifierJudge
+    from generative.core.runtime import Precision
     from pipelines.base import ImageGenerationPipeline
 
 EPILOG = """Which sampling options a pipeline takes depends on its family; one it has no use for is refused.
   generative sample runs/digits-dit --class-labels 0,1,2 --num-images-per-class 10 --guidance-scale 2 --output samples/
   generative sample runs/digits-sagan --class-labels all --truncation 0.7 --output samples.npz
+  generative sample runs/cifar10-dit --rejection-extractor resnet9 --rejection-weights judge.safetensors --rejection-keep 0.25
 The same seed gives the same image of a class whatever else is sampled, the batch size and the number of processes.
 An interrupted run into a folder goes on where it stopped when the command is repeated.
 
@@ -45,11 +49,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "guide within this part of the noise range (diffusion) or of the tokens (transformer) only, in [0, 1]",
     },
     "guidance_channels": {"type": int, "help": "guide only the first so many channels (DiT's published sampler: 3)"},
-    "guidance_schedule": {"choices": ("constant", "linear"), "help": "how guidance grows over a token model's sequence"},
-    "num_inference_steps": {"type": int, "help": "steps of a diffusion sampler"},
+    "guidance_schedule": {
+        "choices": ("constant", "linear", "cosine", "power", "cubic", "exp"),
+        "help": "how guidance grows over a token model's sequence, scales or steps",
+    },
+    "guidance_exponent": {"type": float, "help": "power of the cosine schedule; above 1 guidance comes later"},
+    "num_inference_steps": {"type": int, "help": "steps of a diffusion sampler, or iterations of a masked token model"},
+    "num_diffusion_steps": {"type": int, "help": "steps of the head that draws a continuous token (MAR, eMIGM)"},
+    "solver": {"choices": ("dpm-solver", "ddpm"), "help": "sampler of that head (eMIGM)"},
+    "mask_strategy": {"help": "schedule by which eMIGM's tokens become known: exp, cosine, linear, log, poly-X"},
     "temperature": {"type": float, "help": "divides the logits of a token model"},
     "top_k": {"type": int, "help": "sample among the k likeliest tokens"},
     "top_p": {"type": float, "help": "sample among the likeliest tokens that make up this probability"},
+    "more_smooth": {"action": argparse.BooleanOptionalAction, "help": "mix codes by a relaxed draw: smoother images (VAR)"},
+    "choice_temperature": {
+        "type": float,
+        "help": "randomness with which a masked token model chooses what to keep of an iteration; 0 keeps what it is surest of",
+    },
     "truncation": {
         "type": float,
         "help": "of a GAN's noise: less is better images and less variety. Noise beyond this many standard deviations is drawn "
@@ -72,9 +88,20 @@ def run(arguments: list[str]) -> int:
         "--output", type=Path, metavar="DIR|FILE", help="folder or .npz (default samples/); with --interpolate: interpolation.png"
     )
     parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: CUDA where there is one)")
+    parser.add_argument(
+        "--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="autocast of the networks (default no: float32)"
+    )
     options = parser.add_argument_group("sampling options")
     for name, settings in OPTIONS.items():
         options.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **settings)
+    rejection = parser.add_argument_group("rejection by classifier (every family)")
+    rejection.add_argument(
+        "--rejection-extractor",
+        metavar="NAME",
+        help="draw more images than asked for and keep those this classifier is surest of",
+    )
+    rejection.add_argument("--rejection-weights", type=Path, metavar="FILE", help="its weights (default: packaged or downloaded)")
+    rejection.add_argument("--rejection-keep", type=float, metavar="SHARE", help="share of the images that is kept (default 0.5)")
     walk = parser.add_argument_group("walks between images (GANs)")
     walk.add_argument("--interpolate", choices=("latent", "class"), help="what changes along a walk: the noise, or the class")
     walk.add_argument("--frames", type=int, metavar="N", help="images of a walk, both ends among them (default 8; animation 24)")
@@ -85,18 +112,28 @@ def run(arguments: list[str]) -> int:
     chosen = {name: given.pop(name) for name in OPTIONS if name in given}
     walking = {name: given.pop(name) for name in ("frames", "path", "fps", "loop")}
     kind = given.pop("interpolate")
+    rejection_options = {name: given.pop(f"rejection_{name}") for name in ("extractor", "weights", "keep")}
+    if rejection_options["extractor"] is None:
+        for name, value in rejection_options.items():
+            if value is not None:
+                raise UserError(f"--rejection-{name} describes a rejection; add --rejection-extractor")
+    elif kind is not None:
+        raise UserError("--rejection-extractor chooses among samples and has no use for --interpolate; leave one out")
     if kind is not None:
+        if given.pop("mixed_precision") != "no":
+            raise UserError("--mixed-precision has no use for --interpolate, which runs in float32; leave one out")
         from generative.cli.interpolate import interpolate
 
         return interpolate(chosen, kind, **walking, **given)
     for name, value in walking.items():
         if value is not None:
             raise UserError(f"--{name} describes a walk between images; add --interpolate latent or --interpolate class")
-    return sample(chosen, **given)
+    return sample(chosen, rejection_options, **given)
 
 
 def sample(
     options: dict[str, Any],
+    rejection_options: dict[str, Any],
     folder: Path,
     class_labels: str,
     num_images_per_class: int | None,
@@ -104,6 +141,7 @@ def sample(
     batch_size: int,
     output: Path | None,
     device: str | None,
+    mixed_precision: Precision = "no",
 ) -> int:
     """Sample and write; returns the exit code."""
     output = output or Path("samples")
@@ -112,10 +150,12 @@ def sample(
         raise UserError(f"output '{output}' is a folder; give a file name, or a folder that does not end in .npz")
     check_counts(num_images_per_class, batch_size)
     import torch
+    from accelerate.utils import gather_object
 
     from generative.core.checkpoint import fingerprint_folder
-    from generative.core.generation import SampleRequest
+    from generative.core.generation import SampleRequest, generate_images
     from generative.core.outputs import ImageFolderWriter, write_npz
+    from generative.core.rejection import generate_best_images
     from generative.core.runtime import build_accelerator
     from pipelines import find_pipeline_folder, load_pipeline
 
@@ -124,26 +164,34 @@ def sample(
     options = {**pipeline.sampling_defaults, **options}
     labels = parse_class_labels(class_labels, pipeline)
     requests = [SampleRequest(label, index) for label in labels for index in range(num_images_per_class)]
-    accelerator = build_accelerator()
+    accelerator = build_accelerator(mixed_precision)
     move_pipeline(pipeline, device, accelerator)
+    judge = load_judge(rejection_options, pipeline, accelerator)
 
     def generate(wanted: list[SampleRequest]) -> Any:
-        from generative.core.generation import generate_images
-
-        return generate_images(
+        common = {
+            "seed": seed,
+            "batch_size": batch_size,
+            "options": options,
+            "process_index": accelerator.process_index,
+            "num_processes": accelerator.num_processes,
+            "progress": accelerator.is_main_process,
+            "autocast": accelerator.autocast,
+        }
+        if judge is None:
+            return generate_images(pipeline, wanted, **common)
+        gather = gather_object if accelerator.num_processes > 1 else list
+        return generate_best_images(
             pipeline,
             wanted,
-            seed=seed,
-            batch_size=batch_size,
-            options=options,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            progress=accelerator.is_main_process,
+            judge,
+            num_images_per_class=num_images_per_class,
+            keep=rejection_options["keep"],
+            gather=gather,
+            **common,
         )
 
     if output.suffix == ".npz":
-        from accelerate.utils import gather_object
-
         parts = [(positions, images.cpu()) for positions, images in generate(requests)]
         parts = gather_object(parts) if accelerator.num_processes > 1 else parts
         positions = torch.tensor([p for part, _ in parts for p in part])
@@ -157,6 +205,12 @@ def sample(
             "seed": seed,
             "options": options,
         }
+        if mixed_precision != "no":
+            settings["mixed_precision"] = mixed_precision
+        if judge is not None:
+            # How many are kept decides among which they are chosen.
+            chosen_from = {"keep": rejection_options["keep"], "num_images_per_class": num_images_per_class}
+            settings["rejection"] = {**judge.description, **chosen_from}
         writer = ImageFolderWriter(output, settings)
         missing = writer.missing(requests)
         accelerator.wait_for_everyone()
@@ -169,6 +223,27 @@ def sample(
     if accelerator.is_main_process:
         print(f"{len(requests)} images of {len(labels)} classes in '{output}'")
     return 0
+
+
+def load_judge(
+    rejection_options: dict[str, Any], pipeline: ImageGenerationPipeline, accelerator: Accelerator
+) -> ClassifierJudge | None:
+    """The classifier that chooses among samples, or None where none was asked for; fills in the share that is kept.
+
+    Raises:
+        UserError: If the share is not in (0, 1], or the classifier cannot be had or has other classes.
+    """
+    from generative.core.rejection import CAVEAT, ClassifierJudge, num_candidates
+
+    if rejection_options["extractor"] is None:
+        return None
+    rejection_options["keep"] = 0.5 if rejection_options["keep"] is None else rejection_options["keep"]
+    num_candidates(1, rejection_options["keep"])
+    extractor, weights = rejection_options["extractor"], rejection_options["weights"]
+    judge = ClassifierJudge(extractor, weights, pipeline.num_classes, pipeline.device)
+    if accelerator.is_main_process:
+        print(f"warning: {CAVEAT.format(name=judge.name)}", file=sys.stderr)
+    return judge
 
 
 def check_counts(num_images_per_class: int, batch_size: int) -> None:

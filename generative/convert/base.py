@@ -50,10 +50,16 @@ class OfficialSource(abc.ABC):
     Attributes:
         name: Short name, for example ``dit``.
         repository: Where the layout comes from, for example ``facebookresearch/DiT``.
+        modules: Names of the networks that its authors keep in files of their own, as ``build`` calls them.
+        is_autoencoder: Whether its network decodes what other sources' networks make, and its file may be given beside theirs.
+        autoencoder_file: Official file of such an autoencoder, where its networks need one and one is known here.
     """
 
     name: str
     repository: str
+    modules: tuple[str, ...] = ("generator", "discriminator")
+    is_autoencoder: bool = False
+    autoencoder_file: str = ""
 
     @abc.abstractmethod
     def build(self, config: dict[str, Any]) -> dict[str, ModelMixin]:
@@ -84,6 +90,14 @@ class OfficialSource(abc.ABC):
         Raises:
             UserError: If a key is unknown (``UnknownKeysError``, so that all of them are listed).
         """
+
+    def rekey(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name the modules of tensors whose own names tell them: ``<module>/<key>``.
+
+        Args:
+            state: Official tensors of one file; those of one network, or of a layout that needs no modules, are left as they are.
+        """
+        return dict(state)
 
     @abc.abstractmethod
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:

@@ -22,10 +22,14 @@ from metrics.arrays import READ_ERRORS, brief, npz_keys, read_npz
 
 # How BigGAN-PyTorch (G_ema_best0.pth) and PyTorch-StudioGAN (model=G_ema-best-weights-step=80000.pth) name their files.
 FILE_NAME = re.compile(r"^(?:model=)?(G_ema|G|D)(?:[-_.].*)?$")
-# What official checkpoints hold beside their tensors: DiT's arguments, BigGAN-PyTorch's activations, StudioGAN's best score.
+# What official checkpoints hold beside their tensors: arguments of DiT, LlamaGen and MAR, which may name paths, BigGAN-PyTorch's
+# activations, StudioGAN's best score, the callbacks by class of older versions of Lightning.
 # All are read as ``Ignored``: the classes themselves are not asked.
 IGNORED_NAMES = (
     "argparse.Namespace",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    "pathlib.PosixPath",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "torch.nn.modules.activation.ReLU",
     "numpy.dtype",
     "numpy.core.multiarray.scalar",
@@ -35,6 +39,12 @@ FORBIDDEN_NAME = re.compile(r"GLOBAL ([\w.]+)")
 """How torch names what a file asks for, within advice to load it all the same."""
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 """First pickle of torch.save's legacy format: its magic number, torch/serialization.py."""
+# Keys that a state dict may stand under and that do not name a network: StudioGAN's, Lightning's, DeepSpeed's.
+ANONYMOUS = ("state_dict", "params", "module")
+# What torch's DataParallel and torch.compile put before every name.
+WRAPPERS = ("module.", "_orig_mod.")
+LIGHTNING_VERSION = "pytorch-lightning_version"
+"""Entry that tells a checkpoint of Lightning, whose callbacks hold tensors too; its network is under ``state_dict``."""
 MAX_NESTING = 4
 """Dictionaries within dictionaries that are searched for state dicts; DiT's and StudioGAN's have 2 levels."""
 MAX_INFLATION = 100
@@ -52,7 +62,7 @@ class Ignored:
         """Keep nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NetworkPart:
     """The official tensors of one network.
 
@@ -224,12 +234,14 @@ def find_networks(path: Path, name: str | None, content: Mapping[str, Any], dept
     """
     if "param_groups" in content or depth > MAX_NESTING:
         return  # an optimizer's state
+    if LIGHTNING_VERSION in content and isinstance(content.get("state_dict"), Mapping):
+        content = {"state_dict": content["state_dict"]}
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     below = {key: value for key, value in content.items() if isinstance(value, Mapping)}
     networks = [
         part
         for key, value in below.items()
-        for part in find_networks(path, name if key in ("state_dict", "params") else str(key), value, depth + 1)
+        for part in find_networks(path, name if key in ANONYMOUS else str(key), value, depth + 1)
     ]
     if networks:
         yield from networks
@@ -241,14 +253,15 @@ def find_networks(path: Path, name: str | None, content: Mapping[str, Any], dept
 
 
 def strip_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the ``module.`` that torch's DataParallel puts before every name."""
-    if all(key.startswith("module.") for key in tensors):
-        return {key.removeprefix("module."): value for key, value in tensors.items()}
+    """Without what wrappers of torch put before every name."""
+    for prefix in WRAPPERS:
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 
 
 def check_tensors(part: NetworkPart) -> None:
-    """Check that tensors are plain, are backed by memory of their size, and hold no NaN or infinity.
+    """Check that tensors are plain, are backed by memory of their size, and hold no NaN or infinity; masks of attention may.
 
     Raises:
         UserError: Naming those that are not.
@@ -256,9 +269,22 @@ def check_tensors(part: NetworkPart) -> None:
     strange = [key for key, value in part.state.items() if not is_backed(value)]
     if strange:
         raise UserError(f"{part} holds tensors that are not plain or larger than their memory: {show_names(strange)}")
-    damaged = [key for key, value in part.state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    damaged = [key for key, value in part.state.items() if not (is_finite(value) or is_mask(value))]
     if damaged:
         raise UserError(f"{part} holds NaN or infinity in {show_names(damaged)}: it has diverged or is damaged, get another copy")
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def is_mask(value: Tensor) -> bool:
+    """Whether a tensor is an additive mask of attention, as VAR's files hold it: 0 on the diagonal, 0 or -inf elsewhere."""
+    is_square = value.ndim >= 2 and value.shape[-1] == value.shape[-2]
+    if not is_square or bool(value.diagonal(dim1=-2, dim2=-1).count_nonzero()):
+        return False
+    return bool(((value == 0) | torch.isneginf(value)).all())
 
 
 def is_backed(value: Tensor) -> bool:

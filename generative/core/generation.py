@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ def generate_images(
     process_index: int = 0,
     num_processes: int = 1,
     progress: bool = False,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Sample images batch by batch; this process takes every ``num_processes``-th request.
 
@@ -57,6 +59,7 @@ def generate_images(
         process_index: This process's number.
         num_processes: How many processes share the requests.
         progress: Show a progress bar.
+        autocast: Makes the context that the pipeline is called in: ``accelerator.autocast`` for half precision.
 
     Yields:
         Positions in ``requests``, and their images (B, 3, H, W) uint8.
@@ -70,6 +73,7 @@ def generate_images(
             positions = mine[start : start + batch_size]
             labels = [requests[p].class_label for p in positions]
             generators = sample_generators(seed, labels, [requests[p].index for p in positions])
-            output = pipeline(class_labels=labels, generator=generators, output_type="uint8", **options)
+            with autocast():
+                output = pipeline(class_labels=labels, generator=generators, output_type="uint8", **options)
             bar.update(len(positions))
             yield positions, output.images

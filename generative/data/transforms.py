@@ -42,7 +42,7 @@ def images_to_uint8(images: Tensor) -> Tensor:
         images: Any shape, floating point; values outside [-1, 1] are clipped.
 
     Returns:
-        Same shape, uint8.
+        Same shape, uint8, contiguous (a network may hand on channels-last memory).
 
     Raises:
         TypeError: If the images are not floating point.
@@ -53,7 +53,7 @@ def images_to_uint8(images: Tensor) -> Tensor:
     levels = images.detach().to(torch.float32) * HALF_RANGE + HALF_RANGE
     if bool(torch.isnan(levels).any()):
         raise ValueError("images contain NaN, which cannot become pixels; the network or its weights have diverged")
-    return levels.round_().clamp_(0, 255).to(torch.uint8)
+    return levels.round_().clamp_(0, 255).to(torch.uint8, memory_format=torch.contiguous_format)
 
 
 def horizontal_flip(images: Tensor, mask: Tensor) -> Tensor:

@@ -41,10 +41,22 @@ class CachedSlots:
         keys: (B, kv heads, L, d), written at ``slots``.
         values: (B, kv heads, L, d), likewise.
         slots: (S,) int64, slots of the new inputs.
-        mask: (S, L) bool, True where a new input attends.
+        mask: (S, L) bool, True where a new input attends; (S, stop) with ``stop``; None where all attend to all of those.
+        stop: The new inputs are the slots before this one, and slots from it on are not read. None where that is not known
+            before the code runs (compiled code, which must not change with it): then all L slots are read and masked.
     """
 
     keys: Tensor
     values: Tensor
     slots: Tensor
-    mask: Tensor
+    mask: Tensor | None
+    stop: int | None = None
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (B, kv heads, S, d) of the new inputs; returns those that they attend to, views of the cache."""
+        if self.stop is None:
+            return self.keys.index_copy_(2, self.slots, keys), self.values.index_copy_(2, self.slots, values)
+        start = self.stop - keys.shape[2]
+        self.keys[:, :, start : self.stop] = keys
+        self.values[:, :, start : self.stop] = values
+        return self.keys[:, :, : self.stop], self.values[:, :, : self.stop]

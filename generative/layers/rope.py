@@ -22,7 +22,7 @@ class AxialRotaryEmbedding(nn.Module):
             networks); otherwise they are 1 and 0, which leaves the slot unrotated, a fixed origin for the grid.
     """
 
-    coordinates: Tensor
+    table: Tensor
 
     def __init__(
         self, grid_height: int, grid_width: int, head_size: int, base: float = 10000.0, zero_class_slot: bool = False
@@ -35,9 +35,15 @@ class AxialRotaryEmbedding(nn.Module):
         self.zero_class_slot = zero_class_slot
         rows = torch.arange(grid_height).repeat_interleave(grid_width)
         columns = torch.arange(grid_width).repeat(grid_height)
-        grid = torch.cat([torch.zeros(1, 2, dtype=torch.int64), torch.stack([rows, columns], dim=1)])
-        # Integers and no stored angles: a network cast to bfloat16 must not lose the precision of its positions.
-        self.register_buffer("coordinates", grid, persistent=False)  # (1 + L, 2)
+        half = head_size // 2
+        frequencies = base ** -(torch.arange(0, half, 2, dtype=torch.float32) / half)  # (d / 4,)
+        coordinates = torch.stack([rows, columns], dim=1).float()  # (L, 2)
+        angles = (coordinates[:, :, None] * frequencies).flatten(1)  # (L, d / 2)
+        rotations = torch.stack([angles.cos(), angles.sin()], dim=-1)  # (L, d / 2, 2)
+        class_slot = torch.tensor([0.0 if zero_class_slot else 1.0, 0.0]).expand(1, half, 2)
+        table = torch.cat([class_slot, rotations])
+        # Kept as the bits of the numbers: a network cast to bfloat16 must not lose the precision of its positions.
+        self.register_buffer("table", table.view(torch.int32), persistent=False)  # (1 + L, d / 2, 2)
 
     def forward(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Angles of some slots of the sequence.
@@ -48,14 +54,7 @@ class AxialRotaryEmbedding(nn.Module):
         Returns:
             Cosines and sines, each (S, d / 2) float32.
         """
-        half = self.head_size // 2
-        exponents = torch.arange(0, half, 2, device=slots.device, dtype=torch.float32) / half  # (d / 4,)
-        frequencies = self.base**-exponents
-        angles = self.coordinates[slots].float()[:, :, None] * frequencies  # (S, 2, d / 4)
-        angles = angles.flatten(1)  # (S, d / 2)
-        cos, sin = angles.cos(), angles.sin()
-        if self.zero_class_slot:
-            cos = torch.where((slots == 0)[:, None], 0.0, cos)
+        cos, sin = self.table[slots].view(torch.float32).unbind(-1)
         return cos, sin
 
 
@@ -70,6 +69,9 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         (B, heads, S, d) of x's dtype; computed in float32.
     """
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # one product of complex numbers: see below
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (B, heads, S, d / 2)
+        return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # 2 x (B, heads, S, d / 2)
     rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     return rotated.flatten(-2).to(x.dtype)  # (B, heads, S, d)

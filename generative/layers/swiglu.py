@@ -5,15 +5,20 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generative.layers.linear import Linear
 
-def swiglu_hidden_size(hidden_size: int, multiple_of: int) -> int:
+
+def swiglu_hidden_size(hidden_size: int, multiple_of: int, multiplier: float | None = None) -> int:
     """Inner width that gives a SwiGLU as many weights as a two-layer MLP four times as wide: 8/3 of the width, rounded up.
 
     Args:
         hidden_size: Width of the residual stream.
         multiple_of: Round up to a multiple of this (LlamaGen: 256).
+        multiplier: Of the width before it is rounded (LLaMA's ffn_dim_multiplier); None for 1.
     """
     inner = int(8 * hidden_size / 3)
+    if multiplier is not None:
+        inner = int(multiplier * inner)
     return (inner + multiple_of - 1) // multiple_of * multiple_of
 
 
@@ -28,8 +33,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden_size: int, inner_size: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(hidden_size, 2 * inner_size, bias=False)
-        self.down_proj = nn.Linear(inner_size, hidden_size, bias=False)
+        self.gate_up_proj = Linear(hidden_size, 2 * inner_size)
+        self.down_proj = Linear(inner_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -57,8 +57,8 @@ def check_latents(in_channels: int, autoencoder: ModelMixin | None) -> None:
     """
     if autoencoder is not None and latent_channels(autoencoder) != in_channels:
         raise UserError(
-            f"the network has in_channels={in_channels} but the autoencoder's latents have {latent_channels(autoencoder)} channels; "
-            "make them equal"
+            f"the network has in_channels={in_channels} but the autoencoder's latents have {latent_channels(autoencoder)} "
+            "channels; make them equal"
         )
 
 

@@ -298,7 +298,7 @@ def class_number(name: str) -> int:
 
 def _pixel_digest(image: Tensor) -> str:
     digest = hashlib.sha256(str(tuple(image.shape)).encode())
-    digest.update(image.numpy().data)
+    digest.update(image.contiguous().numpy().data)
     return digest.hexdigest()
 
 

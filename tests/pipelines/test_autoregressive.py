@@ -18,7 +18,8 @@ from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise, sample_generators
 from generative.tokenizers.pixel import PixelTokenizer
-from pipelines.autoregressive import AutoregressiveImagePipeline
+from generative.tokenizers.vq import VQTokenizer
+from pipelines.autoregressive import AutoregressiveImagePipeline, decode_resized
 
 LABELS = [0, 2, 2, 1]
 OPTIONS: list[dict[str, object]] = [
@@ -27,6 +28,7 @@ OPTIONS: list[dict[str, object]] = [
     {"guidance_scale": 2.5, "guidance_schedule": "linear"},
     {"guidance_scale": 2.5, "guidance_interval": (0.3, 0.8)},
     {"temperature": 0.7, "top_k": 3, "top_p": 0.9, "guidance_scale": 0.0},
+    {"guidance_scale": 2.5, "guidance_schedule": "cosine", "guidance_exponent": 2.0},
 ]
 
 
@@ -159,8 +161,9 @@ def test_output_types_agree(pipeline: AutoregressiveImagePipeline) -> None:
         ([0], {"top_p": 0.0}, "top_p must be"),
         ([0], {"guidance_scale": -1.0}, "guidance_scale must be"),
         ([0], {"guidance_interval": (0.8, 0.2)}, "guidance_interval must be"),
-        ([0], {"guidance_schedule": "cosine"}, "guidance_schedule must be"),
+        ([0], {"guidance_schedule": "quadratic"}, "guidance_schedule must be"),
         ([0], {"output_type": "jpeg"}, "output_type must be"),
+        ([0], {"output_size": 0}, "output_size must be"),
         ([0, 1], {"generator": [torch.Generator()]}, "generator is a list of 1 for 2 images"),
     ],
 )
@@ -181,3 +184,43 @@ def test_image_noise_is_one_number_per_token(pipeline: AutoregressiveImagePipeli
     pipeline([0], generator=generators, output_type="pt")
     left = torch.rand(1, generator=generators[0])
     assert left == ImageNoise([torch.Generator().manual_seed(0)]).rand(10)[0, 9]
+
+
+def test_images_are_resized_bicubically(pipeline: AutoregressiveImagePipeline) -> None:
+    everything = [0, 1, 2, 3]
+    plain, resized = draw(pipeline, everything), draw(pipeline, everything, output_size=5)
+    assert resized.shape == (4, 3, 5, 5) and pipeline.image_size == 3
+    expected = torch.nn.functional.interpolate(2 * plain - 1, size=(5, 5), mode="bicubic")
+    torch.testing.assert_close(resized, (expected / 2 + 0.5).clamp(0, 1))
+    torch.testing.assert_close(draw(pipeline, everything, output_size=3), plain, rtol=0, atol=0)
+
+
+def test_a_vq_tokenizer_is_resized_before_it_is_clamped() -> None:
+    torch.manual_seed(0)
+    tokenizer = VQTokenizer(
+        image_size=8, num_codes=6, code_dim=4, ch=4, ch_mult=(1, 1), num_res_blocks=1, z_channels=4, norm_groups=2
+    )
+    tokenizer.eval().decoder.get_parameter("conv_out.bias").data.add_(3.0)  # far outside [-1, 1]
+    tokens = torch.arange(16)[None] % 6
+    raw = tokenizer.reconstruct(tokenizer.ids_to_latents(tokens, (4, 4)))
+    expected = torch.nn.functional.interpolate(raw, size=(4, 4), mode="bicubic")
+    torch.testing.assert_close(decode_resized(tokenizer, tokens, 4), expected)
+    assert expected.max() > 1 and decode_resized(tokenizer, tokens, None).max() <= 1
+
+
+def test_guidance_needs_a_null_class() -> None:
+    tokenizer = PixelTokenizer(2, 3)
+    transformer = ImageTransformer(3, 3, (2, 2), hidden_size=16, depth=1, num_heads=2, null_class=False)
+    pipeline = AutoregressiveImagePipeline(transformer.eval(), tokenizer)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline([0], output_type="pt").images.shape == (1, 3, 2, 2)
+    with pytest.raises(UserError, match="without a null class"):
+        pipeline([0], guidance_scale=2.0)
+
+
+@pytest.mark.slow
+def test_compiled_decoding_gives_the_same_images(pipeline: AutoregressiveImagePipeline) -> None:
+    options = {"guidance_scale": 2.5, "guidance_interval": (0.3, 0.8)}
+    expected = draw(pipeline, [0, 1, 2, 3], **options)
+    pipeline.compile_decoding()
+    torch.testing.assert_close(draw(pipeline, [0, 1, 2, 3], **options), expected, rtol=0, atol=0)

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from generative.autoregressive.decoding import (
     RasterScheduler,
+    guidance_schedule,
+    gumbel_noise,
+    gumbel_sample,
+    gumbel_softmax,
     invert_cdf,
     keep_top_k,
     keep_top_p,
@@ -47,6 +51,36 @@ def test_draws_follow_the_truncated_softmax() -> None:
     nucleus = torch.where(torch.tensor([True, False, True, False, True]), probabilities, 0)
     assert p_value(nucleus, top_p=float(probabilities[[2, 4]].sum()) + 0.01) > 0.01
     assert p_value(expected, top_p=float(probabilities[[2, 4]].sum()) + 0.01, top_k=2) > 0.01
+
+
+def test_gumbel_draws_follow_the_softmax() -> None:
+    uniform = torch.rand(20000, 5, generator=torch.Generator().manual_seed(0))
+    counts = gumbel_sample(LOGITS.expand(20000, -1), uniform, temperature=0.5).bincount(minlength=5)
+    expected = (LOGITS / 0.5).double().softmax(0) * 20000
+    assert chisquare(counts.numpy(), expected.numpy()).pvalue > 0.01
+    ruled_out = torch.where(torch.arange(5) == 2, -math.inf, LOGITS)
+    assert (gumbel_sample(ruled_out.expand(20000, -1), uniform) != 2).all()
+    assert gumbel_sample(LOGITS, uniform[0], temperature=0) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gumbel_noise_is_finite(dtype: torch.dtype) -> None:
+    edges = torch.tensor([0.0, 0.5, 1 - 2**-24, 1.0], dtype=dtype)
+    noise = gumbel_noise(edges)
+    assert noise.isfinite().all() and (noise.diff() >= 0).all()
+    assert noise[1].item() == pytest.approx(-math.log(math.log(2)), rel=1e-2)
+
+
+def test_relaxed_draws() -> None:
+    uniform = torch.rand(2000, 5, generator=torch.Generator().manual_seed(0))
+    soft, hard = (gumbel_softmax(LOGITS.expand(2000, -1), uniform, tau) for tau in (1.0, 1e-4))
+    torch.testing.assert_close(soft.sum(1), torch.ones(2000))
+    assert torch.equal(soft.argmax(1), gumbel_sample(LOGITS.expand(2000, -1), uniform))  # the same draw, relaxed
+    torch.testing.assert_close(hard, torch.nn.functional.one_hot(soft.argmax(1), 5).float(), rtol=0, atol=1e-2)
+    assert (soft.max(1).values < 0.99).float().mean() > 0.5
+    for tau in (0.0, -1.0, math.nan):
+        with pytest.raises(UserError, match="tau of the relaxed draw must be a positive number"):
+            gumbel_softmax(LOGITS, uniform[0], tau)
 
 
 def test_the_cdf_is_inverted() -> None:
@@ -120,12 +154,31 @@ def test_guidance_schedules() -> None:
     assert [interval(i) for i in range(5)] == [1.0, 3.0, 3.0, 1.0, 1.0]
 
 
+def test_guidance_ramps() -> None:
+    progress = [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert [guidance_schedule("constant", 3.0, p) for p in progress] == [3.0] * 5
+    assert [guidance_schedule("linear", 3.0, p) for p in progress] == [1.0, 1.5, 2.0, 2.5, 3.0]
+    cosine = [guidance_schedule("cosine", 3.0, p) for p in progress]
+    assert cosine == pytest.approx([1.0, 2 - math.sqrt(0.5), 2.0, 2 + math.sqrt(0.5), 3.0])
+    late = [guidance_schedule("cosine", 3.0, p, exponent=2.0) for p in progress]
+    assert late == pytest.approx([1 + 1 - math.cos(math.pi * p**2) for p in progress])
+    assert [guidance_schedule("constant", 3.0, p, interval=(0.25, 0.75)) for p in progress] == [1.0, 3.0, 3.0, 1.0, 1.0]
+    assert guidance_schedule("linear", 3.0, 1.0, interval=(0.5, 1.0)) == 3.0  # the end is inside an interval up to it
+    cosine_positions = position_guidance(3.0, 5, "cosine", exponent=2.0)
+    assert [cosine_positions(i) for i in range(5)] == pytest.approx(late)
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(UserError, match="progress must be in"):
+            guidance_schedule("linear", 3.0, wrong)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"guidance_scale": -1.0}, "guidance_scale"),
+        ({"exponent": 0.0}, "guidance_exponent"),
+        ({"interval": (0.5,)}, "guidance_interval"),
         ({"guidance_scale": math.inf}, "guidance_scale"),
-        ({"kind": "cosine"}, "guidance_schedule"),
+        ({"kind": "quadratic"}, "guidance_schedule"),
         ({"interval": (0.5, 0.5)}, "guidance_interval"),
         ({"interval": (0.0, 1.5)}, "guidance_interval"),
     ],

@@ -85,6 +85,26 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
     assert all("embedding" in name or "norm" in name for name in kept)
 
 
+def test_embeddings_may_be_decayed_too() -> None:
+    objective = make_objective(decay_embeddings=True)
+    decayed, others = objective.parameter_groups("transformer")
+    assert any(p is objective.networks["transformer"].token_embedding.weight for p in decayed["params"])
+    assert all(p.ndim == 1 for p in others["params"]) and others["weight_decay"] == 0
+
+
+def test_the_tokenizer_is_named_to_the_trainer() -> None:
+    objective = make_objective()
+    assert objective.encoder_fingerprint() == objective.tokenizer.fingerprint
+
+
+def test_a_transformer_without_a_null_class_drops_no_labels() -> None:
+    transformer = ImageTransformer(3, 2, (2, 2), hidden_size=16, depth=1, num_heads=2, null_class=False)
+    for options in ({"label_dropout": 0.1}, {"label_dropout": 0.0, "guidance_scale": 2.0}):
+        with pytest.raises(UserError, match="null_class"):
+            AutoregressiveObjective(transformer, PixelTokenizer(2, 3), torch.optim.AdamW, **options)
+    AutoregressiveObjective(transformer, PixelTokenizer(2, 3), torch.optim.AdamW, label_dropout=0.0)
+
+
 def test_the_loss_falls_on_one_batch_and_trains_the_transformer_only() -> None:
     objective = make_objective(label_dropout=0.0)
     optimizer = objective.optimizers["transformer"](objective.parameter_groups("transformer"))
@@ -120,6 +140,7 @@ def test_averages_and_sampling_options() -> None:
         ({"label_smoothing": -0.1}, "label_smoothing"),
         ({"temperature": 0.0}, "temperature"),
         ({"guidance_scale": -2.0}, "guidance_scale"),
+        ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -22,6 +23,7 @@ VARIANTS = {
     "qk_norm": {"qk_norm": True},
     "llamagen": {"class_rope": "zero"},
     "grouped": {"num_kv_heads": 1, "qk_norm": True},
+    "pairs": {"num_kv_heads": 2, "class_rope": "zero"},
 }
 
 
@@ -90,6 +92,65 @@ def test_a_chunk_extends_the_cache_as_single_steps_do() -> None:
         torch.testing.assert_close(logits, expected[:, start:stop], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+@torch.no_grad()
+def test_a_position_may_be_a_number_or_a_tensor(options: dict[str, object]) -> None:
+    transformer = make_transformer(**options)
+    tokens, labels = make_inputs()
+    numbers, tensors = transformer.make_cache(5), transformer.make_cache(5)
+    token = torch.zeros(5, dtype=torch.int64)
+    for position in range(LENGTH):
+        fast = transformer.decode_step(token, position, numbers, labels)
+        static = transformer.decode_step(token, torch.tensor([position]), tensors, labels)
+        torch.testing.assert_close(fast, static, rtol=0, atol=1e-5)
+        token = tokens[:, position]
+    torch.testing.assert_close(numbers.keys, tensors.keys, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_several_positions_extend_the_filled_part() -> None:
+    transformer = make_transformer(num_kv_heads=2)
+    tokens, labels = make_inputs()
+    expected = transformer(tokens, labels)
+    before = tokens.roll(1, dims=1)
+    cache = transformer.make_cache(5)
+    for start, stop in ((0, 1), (1, 6), (6, 7), (7, LENGTH)):
+        logits = transformer.extend_from(start, before[:, start:stop], cache, labels)
+        torch.testing.assert_close(logits, expected[:, start:stop], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_slots_after_the_position_are_not_read() -> None:
+    transformer = make_transformer()
+    tokens, labels = make_inputs()
+    expected = transformer(tokens, labels)
+    cache = transformer.make_cache(5)
+    cache.keys.fill_(torch.nan)
+    cache.values.fill_(torch.nan)
+    for position in range(3):
+        token = tokens[:, max(position - 1, 0)]
+        logits = transformer.decode_step(token, position, cache, labels)
+        torch.testing.assert_close(logits, expected[:, position], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiled_step_is_compiled_once_for_all_positions() -> None:
+    transformer = make_transformer(class_rope="zero")
+    tokens, labels = make_inputs()
+    expected = transformer(tokens, labels)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    step = torch.compile(transformer.decode_step, fullgraph=True, backend="eager")  # what is compiled counts, not how
+    cache = transformer.make_cache(5)
+    token = torch.zeros(5, dtype=torch.int64)
+    for position in range(LENGTH):
+        logits = step(token, torch.tensor([position]), cache, labels)
+        torch.testing.assert_close(logits, expected[:, position], rtol=0, atol=1e-4)
+        token = tokens[:, position].contiguous()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 @torch.no_grad()
 def test_rows_of_a_cache_are_written_through() -> None:
     transformer = make_transformer()
@@ -135,7 +196,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         torch.testing.assert_close(recomputed, plain)
 
 
-@pytest.mark.parametrize("name", ["embedding_dropout", "attention_dropout", "residual_dropout"])
+@pytest.mark.parametrize("name", ["embedding_dropout", "attention_dropout", "residual_dropout", "mlp_dropout", "drop_path"])
 @torch.no_grad()
 def test_dropout_acts_in_training_only(name: str) -> None:
     transformer = make_transformer(**{name: 0.5})
@@ -202,6 +263,7 @@ def test_swiglu_by_hand() -> None:
     assert layer(torch.ones(1, 1)).item() == pytest.approx(expected, rel=1e-6)
     assert swiglu_hidden_size(768, 256) == 2048  # LlamaGen-B
     assert swiglu_hidden_size(1024, 256) == 2816  # LlamaGen-L
+    assert swiglu_hidden_size(1024, 256, 1.3) == 3584  # int(1.3 * 2730) = 3549, rounded up
 
 
 @pytest.mark.parametrize(
@@ -212,6 +274,8 @@ def test_swiglu_by_hand() -> None:
         ({"num_kv_heads": 3}, "num_kv_heads"),
         ({"depth": 0}, "depth must be at least 1"),
         ({"class_rope": "none"}, "class_rope"),
+        ({"drop_path": 1.0}, "drop_path must be in"),
+        ({"mlp_dropout": -0.1}, "mlp_dropout must be in"),
     ],
 )
 def test_impossible_sizes_are_refused(options: dict[str, object], message: str) -> None:
@@ -222,3 +286,41 @@ def test_impossible_sizes_are_refused(options: dict[str, object], message: str) 
 def test_too_many_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="1 to 12 positions, got 13"):
         make_transformer()(torch.zeros(1, 13, dtype=torch.int64))
+
+
+def test_one_range_for_all_initial_weights() -> None:
+    transformer = ImageTransformer(64, 50, GRID, hidden_size=128, depth=2, num_heads=4, initializer_range=0.02)
+    for name, parameter in transformer.named_parameters():
+        if parameter.ndim == 2 and name != "head.weight":
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.05)
+    assert transformer.head.weight.abs().sum() == 0
+
+
+def test_a_transformer_without_a_null_class_asks_for_labels() -> None:
+    transformer = make_transformer(null_class=False)
+    assert len(transformer.class_embedding.weight) == NUM_CLASSES
+    tokens, _ = make_inputs()
+    with pytest.raises(UserError, match="null_class"):
+        transformer(tokens)
+
+
+@torch.no_grad()
+def test_old_configs_still_load(tmp_path: Path) -> None:
+    transformer = make_transformer()
+    transformer.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("mlp_dropout", "drop_path", "mlp_multiplier", "initializer_range", "null_class"):
+        del config[name]  # as it was saved before these were options
+    path.write_text(json.dumps(config))
+    tokens, labels = make_inputs()
+    loaded = ImageTransformer.from_pretrained(tmp_path, use_safetensors=True)
+    torch.testing.assert_close(loaded(tokens, labels), transformer(tokens, labels), rtol=0, atol=0)
+
+
+def test_rotation_of_pairs_is_the_same_compiled_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    cos, sin = AxialRotaryEmbedding(2, 3, head_size=8)(torch.arange(7))
+    x = torch.randn(2, 3, 7, 8, generator=torch.Generator().manual_seed(0))
+    complex_product = apply_rotary(x, cos, sin)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(apply_rotary(x, cos, sin), complex_product)

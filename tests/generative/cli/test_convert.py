@@ -28,6 +28,8 @@ PARITY = {
     "sagan": ("sagan-a", "generator", "discriminator"),
     "wgan-gp": ("wgan-gp-a", "generator_cond", "discriminator_cond"),
 }
+# Tokenizers and what is made of tokens: tried in test_convert_tokens.py.
+TOKENS = ("emigm", "llamagen", "magvit2-ar", "magvit2-tokenizer", "mar", "mar-vae", "rvq", "var", "var-vqvae")
 State = dict[str, Tensor]
 
 
@@ -130,7 +132,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: Any) -> list[str]:
 
 
 def test_every_source_is_tried() -> None:
-    assert {*PARITY, "pretrained-biggan", "dit"} == set(SOURCES)
+    assert {*PARITY, "pretrained-biggan", "dit", *TOKENS} == set(SOURCES)
 
 
 @pytest.mark.parametrize("source", [*PARITY, "pretrained-biggan"])

@@ -342,3 +342,19 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith("pipelines:") and "metrics:" not in out
     assert main(["list", "nothing"]) == 2
     assert "invalid choice: 'nothing'" in capsys.readouterr().err
+
+
+def test_half_precision_changes_pixels_a_little_and_is_recorded(saved: Path) -> None:
+    assert main(["sample", str(saved), "--num-images-per-class", "2", "--output", "exact"]) == 0
+    arguments = ["--num-images-per-class", "2", "--output", "half", "--mixed-precision", "bf16"]
+    assert main(["sample", str(saved), *arguments]) == 0
+    exact, half = pixels(Path("exact")), pixels(Path("half"))
+    largest = max(int(np.abs(exact[name].astype(int) - half[name].astype(int)).max()) for name in exact)
+    assert 0 < largest < 40
+    assert json.loads(Path("half/manifest.json").read_text())["settings"]["mixed_precision"] == "bf16"
+
+
+def test_half_precision_of_a_walk_is_refused(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--mixed-precision has no use for --interpolate" in failure(
+        capsys, str(saved), "--interpolate", "latent", "--mixed-precision", "bf16"
+    )

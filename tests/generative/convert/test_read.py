@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -169,6 +171,9 @@ def test_a_torch_file_whose_parts_overlap_is_refused(tmp_path: Path) -> None:
     [
         (torch.tensor([1.0, float("nan")]), "holds NaN or infinity in w"),
         (torch.tensor([float("inf")]), "holds NaN or infinity in w"),
+        (torch.full((2, 2), -float("inf")), "holds NaN or infinity in w"),
+        (torch.eye(2) * float("inf"), "holds NaN or infinity in w"),
+        (torch.tensor([[0.0, -float("inf")], [1.0, 0.0]]), "holds NaN or infinity in w"),
         (torch.zeros(1).expand(10**6, 10**6), "larger than their memory: w"),
         (torch.zeros(0, 10**9), "larger than their memory: w"),
         (torch.zeros(2, 2).to_sparse(), "not plain or larger"),
@@ -178,6 +183,37 @@ def test_tensors_that_are_no_weights_are_refused(tmp_path: Path, tensor: Tensor,
     torch.save({"w": tensor, "b": torch.zeros(2)}, tmp_path / "G.pth")
     with pytest.raises(UserError, match=message):
         read_checkpoints([tmp_path / "G.pth"])
+
+
+def test_a_mask_of_attention_is_no_damage(tmp_path: Path) -> None:
+    mask = torch.full((1, 1, 3, 3), -float("inf")).triu(1)
+    torch.save(STATE | {"mask": mask}, tmp_path / "var.pth")
+    assert same(read_checkpoints([tmp_path / "var.pth"]).parts[0], STATE | {"mask": mask})
+
+
+@pytest.mark.parametrize("library", ["pytorch_lightning", "lightning.pytorch"])
+def test_lightning_keeps_its_network_under_one_entry(tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its callbacks hold tensors too, and older versions name them by their class."""
+    callback = {"best_model_score": torch.tensor(0.5), "best_k_models": {"a.ckpt": torch.tensor(0.5)}, "monitor": "loss"}
+    module = ModuleType(f"{library}.callbacks.model_checkpoint")
+    by_class = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    module.__dict__["ModelCheckpoint"] = by_class
+    content = {"pytorch-lightning_version": "1.4", "state_dict": STATE, "callbacks": {by_class: callback}, "loops": {}}
+    with monkeypatch.context() as patch:
+        packages = module.__name__.split(".")
+        for end in range(1, len(packages)):
+            patch.setitem(sys.modules, ".".join(packages[:end]), ModuleType(packages[end - 1]))
+        patch.setitem(sys.modules, module.__name__, module)
+        torch.save(content, tmp_path / "last.ckpt")
+    (part,) = read_checkpoints([tmp_path / "last.ckpt"]).parts
+    assert part.network is None and same(part)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_of_torch_leave_no_trace(tmp_path: Path, prefix: str) -> None:
+    torch.save({"module": {prefix + key: value for key, value in STATE.items()}, "steps": 3}, tmp_path / "gpt.pt")
+    (part,) = read_checkpoints([tmp_path / "gpt.pt"]).parts
+    assert part.network is None and same(part)
 
 
 @pytest.mark.parametrize(

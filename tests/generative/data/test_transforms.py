@@ -94,3 +94,8 @@ def test_random_crop_is_keyed_by_the_generator_and_varies() -> None:
     assert not all(np.array_equal(first[0], other) for other in first[1:])
     with pytest.raises(ValueError, match="crop fractions"):
         random_crop(image, 16, torch.Generator(), min_crop_fraction=0.9, max_crop_fraction=0.8)
+
+
+def test_bytes_are_contiguous_whatever_the_memory_format_of_the_network() -> None:
+    images = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert images_to_uint8(images).is_contiguous()

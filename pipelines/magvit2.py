@@ -1,0 +1,168 @@
+"""Class-conditional images from Open-MAGVIT2's transformer over sub-tokens and a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ImagePipelineOutput
+from PIL import Image
+from torch import Tensor
+
+from generative.autoregressive.decoding import GuidanceSchedule
+from generative.autoregressive.magvit2 import MAGVIT2Transformer
+from generative.autoregressive.sub_tokens import SubTokenScheduler, sub_token_guidance
+from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
+from generative.core.seeding import ImageNoise
+from generative.tokenizers.base import ImageTokenizer, check_match
+from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
+from pipelines.branches import reserve_branches, tokens_before
+
+
+class MAGVIT2Pipeline(ImageGenerationPipeline):
+    """Samples sub-token by sub-token, positions in raster order, with a KV cache, then decodes the tokens.
+
+    Args:
+        transformer: Predicts each sub-token from the class, the tokens before it and the sub-tokens before it.
+        tokenizer: Turns tokens into images.
+        sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
+    """
+
+    model_cpu_offload_seq = "transformer->tokenizer"
+
+    transformer: MAGVIT2Transformer
+    tokenizer: ImageTokenizer
+
+    def __init__(
+        self, transformer: MAGVIT2Transformer, tokenizer: ImageTokenizer, sampling_defaults: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.register_to_config(sampling_defaults=sampling_defaults)
+        check_match(transformer, tokenizer)
+        self.register_modules(transformer=transformer, tokenizer=tokenizer)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; labels are in [0, num_classes)."""
+        return self.transformer.config.num_classes
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images, in pixels."""
+        return self.tokenizer.image_size
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: ClassLabels,
+        guidance_scale: float | Sequence[float] = 1.0,
+        temperature: float | Sequence[float] = 1.0,
+        top_k: int | Sequence[int | None] | None = None,
+        top_p: float | Sequence[float] = 1.0,
+        guidance_schedule: GuidanceSchedule = "constant",
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_exponent: float = 1.0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
+        """Generate one image for each class label.
+
+        Args:
+            class_labels: One label, or a sequence or tensor (B,) of labels in [0, num_classes).
+            guidance_scale: Classifier-free guidance on the logits, u + s (c - u), one number or one per sub-token; 1 is none.
+            temperature: Divides the logits; one number or one for each sub-token, as the next two.
+            top_k: Draw from so many of the most probable sub-tokens; None for all.
+            top_p: Draw from the most probable sub-tokens that make up this share of the probability.
+            guidance_schedule: ``constant``, or ``linear`` or ``cosine`` from 1 at the first position to ``guidance_scale`` at the
+                last.
+            guidance_interval: ``(start, stop)``: guide only this part of the positions, as shares of their number; None for all.
+            guidance_exponent: Power of the cosine schedule.
+            generator: A list with one generator per image, one generator, or None; see ``image_noise``.
+            output_type: ``pil``, ``np``, ``pt`` or ``uint8``; see ``postprocess``.
+            return_dict: Return an ``ImagePipelineOutput`` rather than a tuple.
+
+        Returns:
+            The images.
+
+        Raises:
+            UserError: If an argument is out of range.
+        """
+        labels = self.check_class_labels(class_labels)
+        length, count = self.tokenizer.sequence_length, self.transformer.num_sub_tokens
+        scale = sub_token_guidance(count, length, guidance_scale, guidance_schedule, guidance_interval, guidance_exponent)
+        scheduler = SubTokenScheduler(length, count, temperature, top_k, top_p)
+        noise = self.image_noise(generator, len(labels))
+        predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale)
+        state = self.prepare_state(labels, noise)
+        state = sample_loop(predict, scheduler, state, scheduler.num_steps, noise, self.progress_bar)
+        return self.postprocess(self.decode(state), output_type, return_dict)
+
+    def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
+        """Start from empty sub-tokens (B, L, K) and no cache."""
+        shape = (len(class_labels), self.tokenizer.sequence_length, self.transformer.num_sub_tokens)
+        return SampleState(sample=torch.zeros(shape, dtype=torch.int64, device=class_labels.device))
+
+    def predict(self, state: SampleState, timestep: int, class_labels: Tensor) -> Tensor:
+        """Logits of sub-token ``timestep % K`` of position ``timestep // K`` for all guidance branches.
+
+        A branch that was left out of earlier steps (guidance off) first reads what it has missed.
+
+        Args:
+            state: Sub-tokens (B, L, K), filled before this one; its memory keeps caches and contexts.
+            timestep: In [0, L K).
+            class_labels: (branches, B) int64, for each branch the same at every step.
+
+        Returns:
+            (branches, B, 2^bits[k]) float32 logits.
+        """
+        num_branches, batch_size = class_labels.shape
+        position, k = divmod(timestep, self.transformer.num_sub_tokens)
+        self._read_position(state, position, class_labels)
+        memory, known = state.memory, state.sample[:, position, :k]  # (B, k)
+        logits = []
+        for first, last in equal_runs(memory["intra_read"][:num_branches]):
+            rows = slice(first * batch_size, last * batch_size)
+            start = memory["intra_read"][first]
+            cache = memory["intra_cache"].rows(rows.start, rows.stop)
+            sub_tokens = known.repeat(last - first, 1)
+            logits.append(self.transformer.predict_sub_token(start, memory["contexts"][rows], sub_tokens, cache))
+            memory["intra_read"][first:last] = [k + 1] * (last - first)
+        return torch.cat(logits).float().unflatten(0, (num_branches, batch_size))
+
+    def _read_position(self, state: SampleState, position: int, class_labels: Tensor) -> None:
+        """Bring the branches that have not read up to a position there, and keep their contexts."""
+        num_branches, batch_size = class_labels.shape
+        memory, transformer = state.memory, self.transformer
+        cache, read = reserve_branches(memory, transformer.make_cache, num_branches, batch_size)
+        if len(memory.get("contexts", ())) < cache.batch_size:
+            contexts = torch.zeros(
+                cache.batch_size, transformer.config.hidden_size, device=cache.keys.device, dtype=cache.keys.dtype
+            )
+            old = memory.get("contexts", contexts[:0])
+            contexts[: len(old)] = old
+            # A branch that is new has read nothing; the others' slots of this position are made anew.
+            memory |= {"contexts": contexts, "intra_cache": transformer.make_intra_cache(cache.batch_size)}
+            memory["intra_read"] = [0] * len(read)
+        for first, last in equal_runs(read[:num_branches]):
+            if read[first] > position:
+                continue
+            rows = slice(first * batch_size, last * batch_size)
+            before = tokens_before(state.sample, read[first], position + 1).repeat(last - first, 1, 1)  # (branches * B, S, K)
+            labels = class_labels[first:last].flatten()
+            contexts = transformer.extend(read[first], before, cache.rows(rows.start, rows.stop), labels)
+            memory["contexts"][rows] = contexts[:, -1]
+            read[first:last] = [position + 1] * (last - first)
+            memory["intra_read"][first:last] = [0] * (last - first)
+
+    def decode(self, state: SampleState) -> Tensor:
+        """Decode the sub-tokens into images (B, 3, H, W) in [-1, 1]."""
+        return self.tokenizer.decode(self.transformer.join(state.sample))
+
+
+def equal_runs(values: Sequence[int]) -> list[tuple[int, int]]:
+    """Where runs of equal values start and stop."""
+    starts = [index for index, value in enumerate(values) if index == 0 or value != values[index - 1]]
+    return list(zip(starts, [*starts[1:], len(values)], strict=True))

@@ -1,0 +1,257 @@
+"""Class-conditional images from VAR and a multi-scale tokenizer, and zero-shot editing of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import ImagePipelineOutput
+from PIL import Image
+from torch import Tensor
+
+from generative.autoregressive.decoding import GuidanceSchedule, position_guidance
+from generative.autoregressive.next_scale import KnownTokens, NextScaleScheduler, check_pyramid
+from generative.autoregressive.var import VAR, Modulations
+from generative.core.errors import UserError
+from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop, unguided
+from generative.core.seeding import ImageNoise
+from generative.layers.kv_cache import KVCache
+from generative.tokenizers.multi_scale_vq import MultiScaleVQTokenizer
+from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
+
+# Scales of at most so many tokens are given and never drawn in editing: they hold the image as a whole (official demo).
+ALWAYS_KNOWN_TOKENS = 3
+
+
+class VARPipeline(ImageGenerationPipeline):
+    """Samples scale by scale with a KV cache, then decodes the accumulated map.
+
+    Args:
+        transformer: Predicts all tokens of a scale from the class and the smaller scales.
+        tokenizer: Adds up scales and turns maps into images.
+        sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
+    """
+
+    model_cpu_offload_seq = "transformer->tokenizer"
+
+    transformer: VAR
+    tokenizer: MultiScaleVQTokenizer
+
+    def __init__(
+        self, transformer: VAR, tokenizer: MultiScaleVQTokenizer, sampling_defaults: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.register_to_config(sampling_defaults=sampling_defaults)
+        check_pyramid(transformer, tokenizer)
+        self.register_modules(transformer=transformer, tokenizer=tokenizer)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; labels are in [0, num_classes)."""
+        return self.transformer.config.num_classes
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images, in pixels."""
+        return self.tokenizer.image_size
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: ClassLabels,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        guidance_schedule: GuidanceSchedule = "linear",
+        guidance_interval: tuple[float, float] | None = None,
+        more_smooth: bool = False,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
+        """Generate one image for each class label.
+
+        Args:
+            class_labels: One label, or a sequence or tensor (B,) of labels in [0, num_classes).
+            guidance_scale: Classifier-free guidance on the logits at the last scale, u + s (c - u); 1 is none and costs half.
+                The official ``cfg`` is s - 1 (the paper's scores: cfg 1.5, so 2.5 here).
+            temperature: Divides the logits; below 1 gives more typical, less diverse images.
+            top_k: Draw from so many of the most probable tokens; None for all (the paper's scores: 900 of 4,096).
+            top_p: Draw from the most probable tokens that make up this share of the probability (the paper's scores: 0.96).
+            guidance_schedule: ``linear`` (the paper's) or ``cosine``, both from 1 at the first scale to ``guidance_scale`` at the
+                last; or ``constant``.
+            guidance_interval: ``(start, stop)``: guide only these scales, as shares of their number; None for all.
+            more_smooth: Mix codes by a relaxed draw: smoother images, for looking at only.
+            generator: A list with one generator per image, one generator, or None; see ``image_noise``.
+            output_type: ``pil``, ``np``, ``pt`` or ``uint8``; see ``postprocess``.
+            return_dict: Return an ``ImagePipelineOutput`` rather than a tuple.
+
+        Returns:
+            The images.
+
+        Raises:
+            UserError: If an argument is out of range.
+        """
+        labels = self.check_class_labels(class_labels)
+        scheduler = NextScaleScheduler(self.tokenizer, temperature, top_k, top_p, more_smooth)
+        scale = position_guidance(guidance_scale, scheduler.num_scales, guidance_schedule, guidance_interval)
+        noise = self.image_noise(generator, len(labels))
+        state = self.sample(labels, scheduler, scale, noise)
+        return self.postprocess(self.decode(state), output_type, return_dict)
+
+    @torch.no_grad()
+    def edit(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        class_labels: ClassLabels | None = None,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        guidance_schedule: GuidanceSchedule = "linear",
+        guidance_interval: tuple[float, float] | None = None,
+        more_smooth: bool = False,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
+        """Draw a part of each image anew, without any training for it (section 5.3: in-painting, out-painting, class editing).
+
+        At every scale the tokens outside the mask are those of the image, and the network reads them; those inside are drawn. A
+        token of the last scale is drawn where at least half of its pixels are in the mask, one of a smaller scale where the mask,
+        resized, is at least a half; a first scale of one token is the image's own.
+
+        Args:
+            images: (B, 3, H, W) float in [-1, 1].
+            mask: (H, W) or (B, H, W) bool, True where pixels are to be drawn: inside a box to in-paint or to edit its class,
+                outside of it to out-paint.
+            class_labels: What to draw: labels as in a call; None for the null condition, as the paper in- and out-paints.
+            guidance_scale: See ``__call__``, as all other arguments; without class labels there is nothing to guide.
+
+        Returns:
+            The images, decoded from the mixed tokens: what is kept passes through the tokenizer.
+
+        Raises:
+            UserError: If an argument is out of range, or shapes do not fit.
+        """
+        known = self.known_tokens(images, mask)
+        batch_size = len(known.tokens)
+        if class_labels is None:
+            labels = torch.full((batch_size,), self.num_classes, device=self.device)
+        else:
+            labels = self.check_class_labels(class_labels)
+            labels = labels.expand(batch_size) if len(labels) == 1 else labels
+        if len(labels) != batch_size:
+            raise UserError(f"there are {len(labels)} class labels for {batch_size} images; give one for each, or one for all")
+        scheduler = NextScaleScheduler(self.tokenizer, temperature, top_k, top_p, more_smooth, known)
+        scale = position_guidance(guidance_scale, scheduler.num_scales, guidance_schedule, guidance_interval)
+        noise = self.image_noise(generator, batch_size)
+        state = self.sample(labels, scheduler, 1.0 if class_labels is None else scale, noise)
+        return self.postprocess(self.decode(state), output_type, return_dict)
+
+    def known_tokens(self, images: Tensor, mask: Tensor) -> KnownTokens:
+        """Encode images and tell which of their tokens a mask leaves; arguments as in ``edit``.
+
+        Raises:
+            UserError: If the mask is not boolean, or of another size than the images.
+        """
+        self.tokenizer.check_images(images)
+        if mask.dtype != torch.bool or mask.shape not in (images.shape[2:], (len(images), *images.shape[2:])):
+            raise UserError(
+                f"mask must be bool of shape {tuple(images.shape[2:])}, or one such for each of {len(images)} images, "
+                f"got {mask.dtype} {tuple(mask.shape)}"
+            )
+        keep = (~mask.to(self.device)).float().expand(len(images), 1, *images.shape[2:]) if mask.ndim == 2 else None
+        if keep is None:
+            keep = (~mask.to(self.device)).float()[:, None]  # (B, 1, H, W)
+        keep = (F.interpolate(keep, self.tokenizer.grid_size, mode="area") > 0.5).float()  # (B, 1, h, w)
+        levels = []
+        for side in self.tokenizer.patch_nums:
+            level = F.interpolate(keep, (side, side), mode="bilinear", align_corners=False) > 0.5  # (B, 1, side, side)
+            levels.append((level | (side * side <= ALWAYS_KNOWN_TOKENS)).flatten(1))
+        return KnownTokens(self.tokenizer.encode(images.to(self.device)), torch.cat(levels, dim=1))
+
+    def sample(self, class_labels: Tensor, scheduler: NextScaleScheduler, scale: Any, noise: ImageNoise) -> SampleState:
+        """Run all scales.
+
+        Args:
+            class_labels: (B,) int64.
+            scheduler: Draws the tokens.
+            scale: From ``position_guidance``.
+            noise: One random stream per image.
+        """
+        state = self.prepare_state(class_labels, noise)
+        # Ramps leave the first scale unguided; the null branch reads it all the same, in the same pass.
+        state.memory["is_guided"] = scale != 1.0
+        predict = unguided(self.predict, class_labels)
+        if scale != 1.0:
+            predict = classifier_free_guidance(self.predict, class_labels, self.num_classes, scale)
+        return sample_loop(predict, scheduler, state, scheduler.num_scales, noise, self.progress_bar)
+
+    def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
+        """Start from an empty map and no cache."""
+        return NextScaleScheduler(self.tokenizer).initial_state(len(class_labels))
+
+    def predict(self, state: SampleState, timestep: int, class_labels: Tensor) -> Tensor:
+        """Logits of all tokens of scale ``timestep`` for K guidance branches, in one forward pass.
+
+        The cache has a block of B rows for each branch. A branch that was left out of earlier scales (guidance off) first reads
+        the scales it has missed, in one pass, so that the cache is right whatever the guidance schedule.
+
+        Args:
+            state: Its memory holds what the network reads at each scale so far; it keeps the cache.
+            timestep: Scale k, in [0, S).
+            class_labels: (K, B) int64, for each branch the same at every step.
+
+        Returns:
+            (K, B, n_k, V) float32 logits.
+        """
+        num_wanted, batch_size = class_labels.shape
+        if timestep == 0 and num_wanted == 1 and state.memory.get("is_guided"):
+            class_labels = torch.cat([class_labels, torch.full_like(class_labels, self.num_classes)])
+        num_branches = len(class_labels)
+        cache, modulations, read = self._cache(state, class_labels)
+        for branch in range(num_branches):
+            if read[branch] < timestep:
+                rows = slice(branch * batch_size, (branch + 1) * batch_size)
+                mine = cache.rows(rows.start, rows.stop)
+                self._extend(state, read[branch], timestep, mine, modulations.rows(rows), class_labels[branch])
+            read[branch] = timestep + 1
+        rows = slice(0, num_branches * batch_size)
+        mine = cache.rows(rows.start, rows.stop)
+        logits = self._extend(state, timestep, timestep + 1, mine, modulations.rows(rows), class_labels.flatten())
+        return logits.float().unflatten(0, (num_branches, batch_size))[:num_wanted]  # (K, B, n_k, V)
+
+    def decode(self, state: SampleState) -> Tensor:
+        """Decode the accumulated map into images (B, 3, H, W) in [-1, 1]."""
+        return self.tokenizer.decode_latents(state.memory["accumulated"])
+
+    def _extend(
+        self, state: SampleState, first: int, last: int, cache: KVCache, modulations: Modulations, class_labels: Tensor
+    ) -> Tensor:
+        """Logits of scales ``first`` to ``last - 1`` for rows of the cache."""
+        read = state.memory["inputs"][max(first - 1, 0) : last - 1]
+        inputs = None
+        if read:
+            inputs = torch.cat(read, dim=1).repeat(len(class_labels) // len(read[0]), 1, 1)  # (rows, tokens, C)
+        return self.transformer.extend(inputs, first, last, cache, class_labels, modulations)
+
+    def _cache(self, state: SampleState, class_labels: Tensor) -> tuple[KVCache, Modulations, list[int]]:
+        """Cache and modulations of at least these branches (K, B), and how many scales each branch has read."""
+        num_branches, batch_size = class_labels.shape
+        cache: KVCache | None = state.memory.get("cache")
+        read: list[int] = state.memory.setdefault("read", [])
+        if cache is None or cache.batch_size < num_branches * batch_size:
+            larger = self.transformer.make_cache(num_branches * batch_size)
+            if cache is not None:
+                larger.keys[:, : cache.batch_size] = cache.keys
+                larger.values[:, : cache.batch_size] = cache.values
+            state.memory["cache"] = cache = larger
+            state.memory["modulations"] = self.transformer.modulations(class_labels.flatten())
+            read.extend([0] * (num_branches - len(read)))
+        return cache, state.memory["modulations"], read

@@ -1,0 +1,184 @@
+"""How the outputs of emigm parity files follow from their inputs, through the code that trains and samples."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+
+import torch
+from masked_autoencoder_outputs import FileNoise, Recorder, features, file_drawing, masked_rows, numbered
+from torch import Tensor
+from torch.nn import Module
+
+from generative.autoregressive.continuous_objective import EMIGMObjective
+from generative.autoregressive.diffusion_head import HeadSampler, draw_tokens
+from generative.autoregressive.dpm_solver import DPMSolverSampler
+from generative.autoregressive.masked_schedulers import IndependentScheduler
+from generative.autoregressive.masking import ScheduledMasking, mask_schedule, masking_time
+from generative.convert.mar import chain_timesteps
+from generative.core.sampling import SampleState, sample_loop
+from pipelines.emigm import EMIGMPipeline, head_sampler
+
+SOURCE = "emigm"
+HEAD_GUIDANCE = 2.5  # of the solver's samples
+# Settings of the files' runs: schedule, interval, solver, its steps, guidance and its growth, temperature.
+RUNS = {
+    0: ("exp", (0.1, 0.6), "dpm-solver", "8", 4.0, "constant", 1.0),
+    1: ("cosine", (0.0, 1.0), "ddpm", "ddim5", 2.9, "linear", 0.95),
+}
+COSINE_OFFSET = 0.008
+
+
+def unmask_probabilities(scheduler: IndependentScheduler, num_iterations: int) -> Tensor:
+    """(N,) probability of becoming known, by iteration."""
+    iterations = scheduler.set_timesteps(num_iterations, torch.device("cpu"))
+    return torch.tensor([scheduler.unmask_probability(k) for k in iterations])
+
+
+def no_drawing(*arguments: object) -> Tensor:
+    """For schedulers that are only asked for their schedule."""
+    raise AssertionError("nothing is to be drawn")
+
+
+def losses(network: Module, inputs: dict[str, Tensor], config: dict) -> Iterator[tuple[str, Callable[[str], Tensor]]]:
+    """Mean over masked rows, unweighted or with a schedule's weights, by the start of the output's name."""
+    objective = EMIGMObjective(network, torch.optim.AdamW, diffusion_batch_mul=config.get("diffusion_batch_mul", 4))
+    rows = masked_rows(inputs, objective.diffusion_batch_mul)
+    masked = inputs["mask"] == 1
+    tokens = network.patchify(inputs["latents"])
+    mse, bound = objective.token_losses(network, tokens, masked, inputs["labels"], inputs["t"][rows], inputs["noise"][rows])
+    yield "loss_unweighted", lambda name: (mse + bound).mean().reshape(1)
+
+    def weighted(name: str) -> Tensor:
+        weights = mask_schedule(name.removeprefix("loss_weighted_")).weight(inputs["p_mask"])
+        return ((mse + bound) * objective.copies(weights[masked])).mean().reshape(1)
+
+    yield "loss_weighted_", weighted
+
+
+def shared_mask(name: str, inputs: dict[str, Tensor], config: dict) -> Tensor:
+    """Masks of one count, each image's permutation of the first."""
+    law = ScheduledMasking(name.removeprefix("train_mask_"), config.get("clamp_t_min", 0))
+    base = law.masked(masking_time(inputs["rm_t"], law.min_time), inputs["rm_u"])
+    return base[inputs["rm_perm"]]
+
+
+def own_masks(name: str, inputs: dict[str, Tensor]) -> Tensor:
+    """Masks of each image's own time."""
+    law = ScheduledMasking(name.removeprefix("train_mask_batch_"), per_image=True)
+    return law.masked(masking_time(inputs["rb_t"], 0.0)[:, None], inputs["rb_u"])
+
+
+def solver_sample(network: Module, inputs: dict[str, Tensor], steps: int, guided: bool) -> Tensor:
+    """Tokens by DPM-Solver from the file's vectors."""
+    names = ("step_z", "step_z_null") if guided else ("step_z",)
+    condition = torch.stack([inputs[name] for name in names])
+    scale = HEAD_GUIDANCE if guided else None
+    return draw_tokens(network.head, condition, scale, DPMSolverSampler(steps), FileNoise([inputs["step_x"]]))
+
+
+def toy_sample(inputs: dict[str, Tensor], steps: int) -> Tensor:
+    """The solver on the file's analytic noise model."""
+    sampler = DPMSolverSampler(steps)
+
+    def predict(state: SampleState, timestep: int) -> Tensor:
+        angle = (sampler.model_time(timestep) / 1000 + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2
+        signal, noise = math.cos(angle), math.sin(angle)
+        conditional, null = (
+            noise * (state.sample - signal * inputs[name]) / (0.25 * signal**2 + noise**2) for name in ("toy_c", "toy_u")
+        )
+        return null + HEAD_GUIDANCE * (conditional - null)
+
+    return sample_loop(predict, sampler, SampleState(inputs["step_x"]), steps, FileNoise([])).sample
+
+
+class ReplayScheduler(IndependentScheduler):
+    """Takes the token that the official sampler took where none would have become known: a draw that no input tells.
+
+    Attributes:
+        recorded: (N, B, L) bool, what each iteration drew; None lets it choose as it does elsewhere.
+    """
+
+    recorded: Tensor | None = None
+
+    def choose_one(self, timestep: int, uniform: Tensor) -> Tensor:
+        return super().choose_one(timestep, uniform) if self.recorded is None else self.recorded[timestep]
+
+
+def run_sampler(network: Module, inputs: dict[str, Tensor], run: int, recorded: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One of the file's sampling runs."""
+    strategy, interval, solver, steps, guidance, growth, temperature = RUNS[run]
+    chain: HeadSampler = head_sampler(solver, chain_timesteps(steps), temperature)
+    drawing = file_drawing(network.head, chain, iter(numbered(inputs, f"run{run}_noise_")))
+    scheduler = ReplayScheduler(drawing, mask_schedule(strategy), guidance, growth, interval)
+    scheduler.recorded = recorded.get(f"run{run}_to_predict")
+    recorder = Recorder(scheduler)
+    pipeline = EMIGMPipeline(network)
+    pipeline.set_progress_bar_config(disable=True)
+    uniform = inputs[f"run{run}_u"]
+    noise = FileNoise(list(uniform))
+    state = pipeline.run(inputs["labels"], scheduler, len(uniform), noise, pipeline.prepare_state(inputs["labels"], noise))
+    return {
+        f"run{run}_latents": network.unpatchify(state.sample),
+        f"run{run}_to_predict": torch.stack(recorder.chosen),
+        f"run{run}_cfg": torch.tensor(recorder.scales),
+        f"run{run}_p_transfer": unmask_probabilities(scheduler, len(uniform)),
+    }
+
+
+@torch.no_grad()
+def compute(
+    networks: dict[str, Module],
+    inputs: dict[str, Tensor],
+    config: dict,
+    wanted: list[str],
+    recorded: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Every wanted output.
+
+    Args:
+        networks: ``model`` with the file's weights.
+        inputs: The file's inputs.
+        config: Official options.
+        wanted: Names of outputs.
+        recorded: The file's outputs, of which ``runN_to_predict`` tells the draws that no input does; see ``ReplayScheduler``.
+
+    Returns:
+        Outputs by name.
+
+    Raises:
+        KeyError: For a name that is not known.
+    """
+    network = networks["model"].eval()
+    schedule = DPMSolverSampler(8)
+    makers: dict[str, Callable[[str], Tensor]] = {
+        "z": lambda name: features(network, inputs, null=False),
+        "z_null": lambda name: features(network, inputs, null=True),
+        "train_p_mask": lambda name: masking_time(inputs["rm_t"], config.get("clamp_t_min", 0)),
+        "train_mask_batch_": lambda name: own_masks(name, inputs),
+        "train_mask_": lambda name: shared_mask(name, inputs, config),
+        "p_transfer8_": lambda name: unmask_probabilities(
+            IndependentScheduler(no_drawing, mask_schedule(name.removeprefix("p_transfer8_"))), 8
+        ),
+        "dpm_outer_times_8": lambda name: schedule.outer_times,
+        "dpm_total_N": lambda name: torch.tensor([schedule.schedule.num_steps]),
+        "dpm_sample_nocfg_": lambda name: solver_sample(network, inputs, int(name.rpartition("_")[2]), guided=False),
+        "dpm_sample_": lambda name: solver_sample(network, inputs, int(name.rpartition("_")[2]), guided=True),
+        "dpm_toy_": lambda name: toy_sample(inputs, int(name.rpartition("_")[2])),
+    }
+    if any(name.startswith("loss_") for name in wanted):
+        makers |= dict(losses(network, inputs, config))
+    results: dict[str, Tensor] = {}
+    for name in wanted:
+        if name in results:
+            continue
+        run = re.match(r"run(\d+)_", name)
+        maker = next((make for key, make in makers.items() if name == key or (key.endswith("_") and name.startswith(key))), None)
+        if run is not None and int(run[1]) in RUNS:
+            results |= run_sampler(network, inputs, int(run[1]), recorded or {})
+        elif maker is not None:
+            results[name] = maker(name)
+        if name not in results:
+            raise KeyError(name)
+    return {name: results[name] for name in wanted}
