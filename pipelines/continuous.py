@@ -60,20 +60,22 @@ class ContinuousTokenPipeline(ImageGenerationPipeline):
         return SampleState(tokens, {"masked": torch.ones(shape, dtype=torch.bool, device=class_labels.device)})
 
     def predict(self, state: SampleState, timestep: Any, class_labels: Tensor) -> Tensor:
-        """Vectors of all positions for K guidance branches, in one forward pass.
+        """Vectors of the chosen positions for K guidance branches, in one forward pass.
 
         Args:
-            state: Tokens (B, L, C); its memory has ``masked`` (B, L).
+            state: Tokens (B, L, C); its memory has ``masked`` and ``chosen`` (B, L).
             timestep: Not used.
             class_labels: (K, B) int64; ``num_classes`` is the null condition.
 
         Returns:
-            (K, B, L, D).
+            (K, N, D) for the N chosen positions of the batch, image by image.
         """
-        branches, batch_size = class_labels.shape
+        branches = len(class_labels)
         tokens = state.sample.to(self.network.dtype).repeat(branches, 1, 1)  # (K B, L, C)
-        features = self.network(tokens, state.memory["masked"].repeat(branches, 1), class_labels.flatten())  # (K B, L, D)
-        return features.unflatten(0, (branches, batch_size))
+        masked, chosen = (state.memory[name].repeat(branches, 1) for name in ("masked", "chosen"))  # (K B, L)
+        if not bool(chosen.any()):
+            return tokens.new_zeros(branches, 0, self.network.config.decoder_hidden_size)
+        return self.network(tokens, masked, class_labels.flatten(), chosen=chosen).unflatten(0, (branches, -1))
 
     def head_drawing(self, sampler: HeadSampler) -> DrawTokens:
         """Drawing of tokens by the network's head with a solver."""

@@ -93,5 +93,7 @@ class EMIGMPipeline(ContinuousTokenPipeline):
         interval = (0.0, 1.0) if guidance_interval is None else guidance_interval
         scheduler = IndependentScheduler(draw, schedule, guidance_scale, guidance_schedule, interval)
         noise = self.image_noise(generator, len(labels))
-        state = self.run(labels, scheduler, num_inference_steps, noise, self.prepare_state(labels, noise))
+        state = self.prepare_state(labels, noise)
+        state.memory["uniform"] = noise.rand(max(num_inference_steps, 0), self.network.num_tokens)  # what decides when
+        state = self.run(labels, scheduler, num_inference_steps, noise, state)
         return self.postprocess(self.decode(state), output_type, return_dict)

@@ -188,15 +188,16 @@ class MaskedAutoencoder(ModelMixin, ConfigMixin):
         encoded = self._run(self.encoder_blocks, torch.cat([buffer, known], dim=1), key_mask)
         return self.encoder_norm(encoded), place
 
-    def decode(self, encoded: Tensor, place: Tensor | None) -> Tensor:
+    def decode(self, encoded: Tensor, place: Tensor | None, chosen: Tensor | None = None) -> Tensor:
         """Vectors that the head is conditioned on.
 
         Args:
             encoded: (B, buffer + S, D of the encoder).
             place: (B, S) from ``encode``.
+            chosen: (B, L) bool, tokens whose vectors are wanted; None for all.
 
         Returns:
-            (B, L, D).
+            (B, L, D), or (N, D) of the N chosen tokens, image by image.
         """
         x = self.decoder_projection(encoded)  # (B, buffer + S, D)
         if place is not None:
@@ -205,8 +206,15 @@ class MaskedAutoencoder(ModelMixin, ConfigMixin):
             index = place[..., None].expand(-1, -1, x.shape[2])
             grid = grid.scatter(1, index, x[:, self.num_buffers :])[:, : self.num_tokens]  # (B, L, D)
             x = torch.cat([x[:, : self.num_buffers], grid], dim=1)  # (B, buffer + L, D)
-        x = self._run(self.decoder_blocks, x + self.decoder_positions)
-        return self.decoder_norm(x)[:, self.num_buffers :] + self.head_positions
+        x = self._run(self.decoder_blocks[:-1], x + self.decoder_positions)
+        if chosen is None:
+            x = self._run(self.decoder_blocks[-1:], x)[:, self.num_buffers :]  # (B, L, D)
+            return self.decoder_norm(x) + self.head_positions
+        # The last block's outputs are wanted for the chosen tokens only.
+        rows, is_chosen = visible_tokens(~chosen)  # (B, M)
+        x = self.decoder_norm(self._run(self.decoder_blocks[-1:], x, rows=rows + self.num_buffers))  # (B, M, D)
+        x = x + self.head_positions[0][rows]
+        return x.flatten(0, 1) if is_chosen is None else x[is_chosen]  # (N, D)
 
     def forward(
         self,
@@ -215,8 +223,9 @@ class MaskedAutoencoder(ModelMixin, ConfigMixin):
         class_labels: Tensor,
         noised: Tensor | None = None,
         timesteps: Tensor | None = None,
+        chosen: Tensor | None = None,
     ) -> Tensor:
-        """Vectors of all positions; or, given noised tokens, the head's prediction for the masked ones.
+        """Vectors of all or of some positions; or, given noised tokens, the head's prediction for the masked ones.
 
         Args:
             tokens: (B, L, C) tokens; those that are masked are not read.
@@ -224,33 +233,35 @@ class MaskedAutoencoder(ModelMixin, ConfigMixin):
             class_labels: (B,) int64 in [0, num_classes]; ``num_classes`` is the null condition.
             noised: (R, N, C), R noised copies of the N masked tokens of the batch, image by image.
             timesteps: (R, N) int64 or float, their timesteps.
+            chosen: (B, L) bool, tokens whose vectors are wanted, which costs less than all; not used with ``noised``.
 
         Returns:
-            (B, L, D), or (R, N, 2 C): the noise, then where the log variance lies between its bounds.
+            (B, L, D); or (N, D) of the chosen tokens, image by image; or (R, N, 2 C): the noise, then where the log variance lies
+            between its bounds.
         """
-        features = self.decode(*self.encode(tokens, masked, class_labels))  # (B, L, D)
+        encoded, place = self.encode(tokens, masked, class_labels)
         if noised is None or timesteps is None:
-            return features
-        return self.head(noised, timesteps, features[masked])  # (R, N, 2 C)
+            return self.decode(encoded, place, chosen)
+        return self.head(noised, timesteps, self.decode(encoded, place, masked))  # (R, N, 2 C)
 
     def _mask_vector(self) -> Tensor:
         """(1, 1, D)."""
         return self.null_embedding[None] if self.mask_embedding is None else self.mask_embedding
 
-    def _run(self, blocks: nn.ModuleList, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Apply blocks in order."""
+    def _run(self, blocks: nn.ModuleList, x: Tensor, key_mask: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Apply blocks in order; arguments as in ``EncoderBlock``."""
         for block in blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(block, x, key_mask)
+                x = self._gradient_checkpointing_func(block, x, key_mask, rows)
             else:
-                x = block(x, key_mask)
+                x = block(x, key_mask, rows)
         return x
 
 
 def _check_sizes(sizes: dict[str, int], needs_one_width: bool) -> None:
     """Refuse sizes that cannot be built, naming the argument."""
     for name, value in sizes.items():
-        if value < 1 and not name.endswith("depth"):
+        if value < 1 and name not in ("encoder_depth", "head_depth"):
             raise UserError(f"{name} must be at least 1, got {value}")
     if sizes["sample_size"] % sizes["patch_size"]:
         raise UserError(f"patch_size must divide sample_size {sizes['sample_size']}, got {sizes['patch_size']}")

@@ -24,7 +24,8 @@ LAST_TIME = 1e-5
 class MaskedScheduler(abc.ABC):
     """Draws some of the masked tokens at every iteration, all of them by the last.
 
-    The state's sample is the tokens (B, L, C), zero where masked; its memory has ``masked`` (B, L) bool.
+    The state's sample is the tokens (B, L, C), zero where masked; its memory has ``masked`` (B, L) bool, and for an iteration's
+    prediction ``chosen`` (B, L) bool, the tokens whose vectors are wanted.
 
     Args:
         draw_tokens: Turns vectors into tokens.
@@ -54,15 +55,15 @@ class MaskedScheduler(abc.ABC):
         return range(num_inference_steps)
 
     def model_input(self, state: SampleState, timestep: int) -> SampleState:
-        """The state itself."""
-        return state
+        """The state with the iteration's choice."""
+        return SampleState(state.sample, state.memory | {"chosen": self.choose(timestep, state)})
 
     def is_guided(self, timestep: int) -> bool:
         """Whether an iteration needs the null condition's vectors."""
         return self.guidance_scale != 1
 
     @abc.abstractmethod
-    def choose(self, timestep: int, state: SampleState, noise: ImageNoise) -> Tensor:
+    def choose(self, timestep: int, state: SampleState) -> Tensor:
         """Masked tokens that this iteration draws, (B, L) bool."""
 
     def remaining(self, masked: Tensor) -> Tensor:
@@ -78,18 +79,18 @@ class MaskedScheduler(abc.ABC):
         """Draw the chosen tokens.
 
         Args:
-            prediction: (K, B, L, D) vectors, K = 2 with the null condition's second where ``is_guided``.
+            prediction: (K, N, D) vectors of the chosen tokens, K = 2 with the null condition's second where ``is_guided``.
             timestep: Iteration, from 0.
             state: See the class.
             noise: One stream per image.
         """
-        chosen = self.choose(timestep, state, noise)  # (B, L)
+        chosen = self.choose(timestep, state)  # (B, L)
         masked = state.memory["masked"] & ~chosen
         counts = chosen.sum(dim=1)  # (B,)
         tokens = state.sample.clone()
         if bool(chosen.any()):
             scale = self.scales(masked).repeat_interleave(counts)[:, None] if self.is_guided(timestep) else None  # (N, 1)
-            tokens[chosen] = self.draw_tokens(prediction[:, chosen], scale, counts.tolist(), noise).to(tokens.dtype)
+            tokens[chosen] = self.draw_tokens(prediction, scale, counts.tolist(), noise).to(tokens.dtype)
         return SampleState(tokens, state.memory | {"masked": masked})
 
 
@@ -104,7 +105,7 @@ class RandomOrderScheduler(MaskedScheduler):
         wanted = math.floor(num_tokens * math.cos(math.pi / 2 * (timestep + 1) / self.num_iterations))
         return max(1, min(current - 1, wanted))
 
-    def choose(self, timestep: int, state: SampleState, noise: ImageNoise) -> Tensor:
+    def choose(self, timestep: int, state: SampleState) -> Tensor:
         """See ``MaskedScheduler``; the last iteration draws all that is left."""
         masked, order = state.memory["masked"], state.memory["order"]
         if timestep == self.num_iterations - 1:
@@ -121,7 +122,8 @@ class IndependentScheduler(MaskedScheduler):
     """eMIGM: every masked token becomes known with the same probability (arXiv 2503.07197, section 3.1).
 
     Times run evenly from 1 to 0; guidance acts where the time an iteration ends at is within an interval. Each image decides for
-    itself, and draws at least one token while any is masked; the official sampler gives all images of a batch one count.
+    itself, and draws at least one token while any is masked; the official sampler gives all images of a batch one count. The
+    state's memory also has ``uniform`` (B, N, L), the numbers that decide at each iteration.
 
     Args:
         draw_tokens: See ``MaskedScheduler``.
@@ -166,10 +168,10 @@ class IndependentScheduler(MaskedScheduler):
             return 1.0
         return self.schedule.unmask_probability(self.times[timestep], self.times[timestep + 1])
 
-    def choose(self, timestep: int, state: SampleState, noise: ImageNoise) -> Tensor:
+    def choose(self, timestep: int, state: SampleState) -> Tensor:
         """See ``MaskedScheduler``."""
         masked = state.memory["masked"]
-        uniform = noise.rand(masked.shape[1]).masked_fill(~masked, math.inf)  # (B, L)
+        uniform = state.memory["uniform"][:, timestep].masked_fill(~masked, math.inf)  # (B, L)
         chosen = uniform < self.unmask_probability(timestep)
         return torch.where(chosen.any(dim=1, keepdim=True), chosen, self.choose_one(timestep, uniform)) & masked
 

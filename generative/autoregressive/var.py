@@ -133,7 +133,7 @@ class VAR(ModelMixin, ConfigMixin):
             for block in self._blocks:
                 block.attention.out.weight.div_(math.sqrt(2 * depth))
                 block.mlp.fc2.weight.div_(math.sqrt(2 * depth))
-                rows = block.modulation_table if block.modulation is None else block.modulation.weight.unflatten(0, (6, -1))
+                rows = block.modulation_rows
                 rows[:2].mul_(config.adaln_gain_init)
                 rows[2:].mul_(config.adaln_init)
 

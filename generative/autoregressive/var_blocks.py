@@ -135,6 +135,14 @@ class VARBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.drop_path = drop_path
 
+    @property
+    def modulation_rows(self) -> Tensor:
+        """Weights that make the modulations, a view whose first axis is of the six: gains, scales, shifts."""
+        if self.modulation_table is not None:
+            return self.modulation_table
+        assert self.modulation is not None
+        return self.modulation.weight.unflatten(0, (6, -1))
+
     def modulate(self, condition: Tensor) -> Tensor:
         """Modulations (B, 6, D): of the activated class embedding (B, D), or of the shared ones (B, 6, D)."""
         if self.modulation_table is not None:

@@ -26,12 +26,30 @@ class DroppedSelfAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(residual_dropout)
 
-    def forward(self, tokens: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Mix tokens (B, S, D); ``key_mask`` (B, 1, 1, S) bool is False for tokens that none may look at."""
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, S, d)
+    def forward(self, tokens: Tensor, key_mask: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
+        """Mix tokens.
+
+        Args:
+            tokens: (B, S, D).
+            key_mask: (B, 1, 1, S) bool, False for tokens that none may look at.
+            queries: (B, M, D) the tokens that look, where not all of them do.
+
+        Returns:
+            (B, S, D), or (B, M, D).
+        """
+        if queries is None:
+            q, k, v = self._heads(self.qkv(tokens), 3)
+        else:
+            dim = tokens.shape[2]
+            (q,) = self._heads(F.linear(queries, self.qkv.weight[:dim], self.qkv.bias[:dim]), 1)  # (B, heads, M, d)
+            k, v = self._heads(F.linear(tokens, self.qkv.weight[dim:], self.qkv.bias[dim:]), 2)
         dropout = self.attention_dropout if self.training else 0.0
         mixed = attend(q, k, v, key_mask, dropout)
-        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))  # (B, S, D)
+        return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))  # (B, S or M, D)
+
+    def _heads(self, projected: Tensor, count: int) -> Tensor:
+        """(B, S, count D) -> (count, B, heads, S, d)."""
+        return projected.unflatten(-1, (count, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 class DroppedMLP(nn.Module):
@@ -75,7 +93,21 @@ class EncoderBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = DroppedMLP(dim, int(dim * mlp_ratio), residual_dropout)
 
-    def forward(self, tokens: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """(B, S, D) -> (B, S, D); ``key_mask`` as in ``DroppedSelfAttention``."""
-        tokens = tokens + self.attention(self.norm1(tokens), key_mask)
+    def forward(self, tokens: Tensor, key_mask: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Transform tokens, or only some of them.
+
+        Args:
+            tokens: (B, S, D).
+            key_mask: As in ``DroppedSelfAttention``.
+            rows: (B, M) int64, the tokens that are wanted; the others are looked at only, which spares their MLP. None for all.
+
+        Returns:
+            (B, S, D), or (B, M, D).
+        """
+        normed = self.norm1(tokens)
+        if rows is None:
+            tokens = tokens + self.attention(normed, key_mask)
+        else:
+            index = rows[..., None].expand(-1, -1, tokens.shape[2])
+            tokens = tokens.gather(1, index) + self.attention(normed, key_mask, normed.gather(1, index))  # (B, M, D)
         return tokens + self.mlp(self.norm2(tokens))

@@ -15,16 +15,13 @@ from generative.core.seeding import ImageNoise
 
 
 class FileNoise(ImageNoise):
-    """Hands out tensors one after another, whatever their names; uniform and normal ones alike."""
+    """Hands out tensors one after another."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__([])
         self.tensors = iter(tensors)
 
     def randn(self, *shape: int) -> Tensor:
-        return next(self.tensors)
-
-    def rand(self, *shape: int) -> Tensor:
         return next(self.tensors)
 
 
@@ -58,11 +55,13 @@ class Recorder:
         self.scales: list[float] = []
         choose, scales = scheduler.choose, scheduler.scales
 
-        def recorded_choose(timestep: int, state: SampleState, noise: ImageNoise) -> Tensor:
-            self.masks.append(state.memory["masked"])
-            self.chosen.append(choose(timestep, state, noise))
-            self.scales.append(1.0)  # until guidance says otherwise
-            return self.chosen[-1]
+        def recorded_choose(timestep: int, state: SampleState) -> Tensor:
+            chosen = choose(timestep, state)
+            if timestep == len(self.chosen):  # a scheduler asks itself more than once
+                self.masks.append(state.memory["masked"])
+                self.chosen.append(chosen)
+                self.scales.append(1.0)  # until guidance says otherwise
+            return chosen
 
         def recorded_scales(masked: Tensor) -> Tensor:
             result = scales(masked)

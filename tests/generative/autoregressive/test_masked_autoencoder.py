@@ -99,6 +99,14 @@ def test_the_head_sees_the_masked_tokens_in_order() -> None:
     torch.testing.assert_close(output[1, 4:5], network.head(noised[1, 4:5], timesteps[1, 4:5], features[4:5]))
 
 
+@pytest.mark.parametrize("counts", [(3, 3, 3), (1, 7, 0)])
+def test_chosen_vectors_are_those_of_all(counts: tuple[int, ...]) -> None:
+    network, masked = build(), masks(9, 9, 9)
+    chosen = masks(*counts) & masked
+    expected = network(tokens(), masked, LABELS)[chosen]
+    torch.testing.assert_close(network(tokens(), masked, LABELS, chosen=chosen), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_patches_come_back_and_are_ordered_channel_first() -> None:
     network = build(sample_size=6, patch_size=2)
     latents = torch.randn(2, 3, 6, 6)

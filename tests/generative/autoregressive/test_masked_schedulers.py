@@ -38,9 +38,11 @@ def noise(batch_size: int) -> ImageNoise:
 def run(scheduler: MaskedScheduler, num_iterations: int, num_tokens: int = 16, batch_size: int = 2) -> SampleState:
     images = noise(batch_size)
     masked = torch.ones(batch_size, num_tokens, dtype=torch.bool)
-    state = SampleState(torch.zeros(batch_size, num_tokens, 1), {"masked": masked, "order": images.rand(num_tokens).argsort(1)})
+    draws = {"order": images.rand(num_tokens).argsort(1), "uniform": images.rand(num_iterations, num_tokens)}
+    state = SampleState(torch.zeros(batch_size, num_tokens, 1), {"masked": masked, **draws})
     for timestep in scheduler.set_timesteps(num_iterations, CPU):
-        features = torch.zeros(1 + scheduler.is_guided(timestep), batch_size, num_tokens, 4)
+        state = scheduler.model_input(state, timestep)
+        features = torch.zeros(1 + scheduler.is_guided(timestep), int(state.memory["chosen"].sum()), 4)
         state = scheduler.step(features, timestep, state, images)
     assert not state.memory["masked"].any()
     return state

@@ -117,8 +117,9 @@ def run_sampler(network: Module, inputs: dict[str, Tensor], run: int, recorded: 
     pipeline = EMIGMPipeline(network)
     pipeline.set_progress_bar_config(disable=True)
     uniform = inputs[f"run{run}_u"]
-    noise = FileNoise(list(uniform))
-    state = pipeline.run(inputs["labels"], scheduler, len(uniform), noise, pipeline.prepare_state(inputs["labels"], noise))
+    state = pipeline.prepare_state(inputs["labels"], FileNoise([]))
+    state.memory["uniform"] = uniform.transpose(0, 1)  # (B, N, L)
+    state = pipeline.run(inputs["labels"], scheduler, len(uniform), FileNoise([]), state)
     return {
         f"run{run}_latents": network.unpatchify(state.sample),
         f"run{run}_to_predict": torch.stack(recorder.chosen),
