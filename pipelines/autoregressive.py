@@ -17,13 +17,14 @@ from generative.autoregressive.transformer import ImageTransformer
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
-from generative.tokenizers.base import ImageTokenizer, check_match
+from generative.tokenizers.base import ImageTokenizer
 from generative.tokenizers.convolutional import ConvolutionalTokenizer
-from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
+from pipelines.base import ClassLabels, OutputType
 from pipelines.branches import reserve_branches, tokens_before
+from pipelines.tokens import TokenPipeline
 
 
-class AutoregressiveImagePipeline(ImageGenerationPipeline):
+class AutoregressiveImagePipeline(TokenPipeline):
     """Samples token by token in raster order with a KV cache, then decodes the tokens.
 
     Args:
@@ -32,24 +33,14 @@ class AutoregressiveImagePipeline(ImageGenerationPipeline):
         sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
     """
 
-    model_cpu_offload_seq = "transformer->tokenizer"
-
     transformer: ImageTransformer
     tokenizer: ImageTokenizer
 
     def __init__(
         self, transformer: ImageTransformer, tokenizer: ImageTokenizer, sampling_defaults: dict[str, Any] | None = None
     ) -> None:
-        super().__init__()
-        self.register_to_config(sampling_defaults=sampling_defaults)
-        check_match(transformer, tokenizer)
-        self.register_modules(transformer=transformer, tokenizer=tokenizer)
+        super().__init__(transformer, tokenizer, sampling_defaults)
         self._compiled_step: Callable[..., Tensor] | None = None
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; labels are in [0, num_classes)."""
-        return self.transformer.config.num_classes
 
     @property
     def image_size(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +15,13 @@ from generative.autoregressive.magvit2 import MAGVIT2Transformer
 from generative.autoregressive.sub_tokens import SubTokenScheduler, sub_token_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
-from generative.tokenizers.base import ImageTokenizer, check_match
-from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
+from generative.tokenizers.base import ImageTokenizer
+from pipelines.base import ClassLabels, OutputType
 from pipelines.branches import reserve_branches, tokens_before
+from pipelines.tokens import TokenPipeline
 
 
-class MAGVIT2Pipeline(ImageGenerationPipeline):
+class MAGVIT2Pipeline(TokenPipeline):
     """Samples sub-token by sub-token, positions in raster order, with a KV cache, then decodes the tokens.
 
     Args:
@@ -30,28 +30,8 @@ class MAGVIT2Pipeline(ImageGenerationPipeline):
         sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
     """
 
-    model_cpu_offload_seq = "transformer->tokenizer"
-
     transformer: MAGVIT2Transformer
     tokenizer: ImageTokenizer
-
-    def __init__(
-        self, transformer: MAGVIT2Transformer, tokenizer: ImageTokenizer, sampling_defaults: dict[str, Any] | None = None
-    ) -> None:
-        super().__init__()
-        self.register_to_config(sampling_defaults=sampling_defaults)
-        check_match(transformer, tokenizer)
-        self.register_modules(transformer=transformer, tokenizer=tokenizer)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; labels are in [0, num_classes)."""
-        return self.transformer.config.num_classes
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of the images, in pixels."""
-        return self.tokenizer.image_size
 
     @torch.no_grad()
     def __call__(

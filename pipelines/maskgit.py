@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +15,12 @@ from generative.autoregressive.maskgit import MaskGITTransformer
 from generative.autoregressive.parallel_decoding import ParallelScheduler
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
-from generative.tokenizers.base import ImageTokenizer, check_match
-from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
+from generative.tokenizers.base import ImageTokenizer
+from pipelines.base import ClassLabels, OutputType
+from pipelines.tokens import TokenPipeline
 
 
-class MaskGITPipeline(ImageGenerationPipeline):
+class MaskGITPipeline(TokenPipeline):
     """Fills a masked token map in a few iterations, the most confident tokens first, then decodes the tokens.
 
     Args:
@@ -29,28 +29,8 @@ class MaskGITPipeline(ImageGenerationPipeline):
         sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
     """
 
-    model_cpu_offload_seq = "transformer->tokenizer"
-
     transformer: MaskGITTransformer
     tokenizer: ImageTokenizer
-
-    def __init__(
-        self, transformer: MaskGITTransformer, tokenizer: ImageTokenizer, sampling_defaults: dict[str, Any] | None = None
-    ) -> None:
-        super().__init__()
-        self.register_to_config(sampling_defaults=sampling_defaults)
-        check_match(transformer, tokenizer)
-        self.register_modules(transformer=transformer, tokenizer=tokenizer)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; labels are in [0, num_classes)."""
-        return self.transformer.config.num_classes
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of the images, in pixels."""
-        return self.tokenizer.image_size
 
     @torch.no_grad()
     def __call__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +16,11 @@ from generative.autoregressive.residual_decoding import ResidualScheduler, sum_k
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.tokenizers.rvq import RVQTokenizer
-from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
+from pipelines.base import ClassLabels, OutputType
+from pipelines.tokens import TokenPipeline
 
 
-class ResGenPipeline(ImageGenerationPipeline):
+class ResGenPipeline(TokenPipeline):
     """Fills in residual codes, coarse to fine and the most confident first, in a few iterations, then decodes them.
 
     Args:
@@ -29,28 +29,9 @@ class ResGenPipeline(ImageGenerationPipeline):
         sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
     """
 
-    model_cpu_offload_seq = "transformer->tokenizer"
-
     transformer: ResGenTransformer
     tokenizer: RVQTokenizer
-
-    def __init__(
-        self, transformer: ResGenTransformer, tokenizer: RVQTokenizer, sampling_defaults: dict[str, Any] | None = None
-    ) -> None:
-        super().__init__()
-        self.register_to_config(sampling_defaults=sampling_defaults)
-        check_residual_match(transformer, tokenizer)
-        self.register_modules(transformer=transformer, tokenizer=tokenizer)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; labels are in [0, num_classes)."""
-        return self.transformer.config.num_classes
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of the images, in pixels."""
-        return self.tokenizer.image_size
+    check_components = staticmethod(check_residual_match)
 
     @torch.no_grad()
     def __call__(

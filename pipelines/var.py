@@ -20,13 +20,14 @@ from generative.core.sampling import SampleState, classifier_free_guidance, samp
 from generative.core.seeding import ImageNoise
 from generative.layers.kv_cache import KVCache
 from generative.tokenizers.multi_scale_vq import MultiScaleVQTokenizer
-from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
+from pipelines.base import ClassLabels, OutputType
+from pipelines.tokens import TokenPipeline
 
 # Scales of at most so many tokens are given and never drawn in editing: they hold the image as a whole (official demo).
 ALWAYS_KNOWN_TOKENS = 3
 
 
-class VARPipeline(ImageGenerationPipeline):
+class VARPipeline(TokenPipeline):
     """Samples scale by scale with a KV cache, then decodes the accumulated map.
 
     Args:
@@ -35,28 +36,9 @@ class VARPipeline(ImageGenerationPipeline):
         sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
     """
 
-    model_cpu_offload_seq = "transformer->tokenizer"
-
     transformer: VAR
     tokenizer: MultiScaleVQTokenizer
-
-    def __init__(
-        self, transformer: VAR, tokenizer: MultiScaleVQTokenizer, sampling_defaults: dict[str, Any] | None = None
-    ) -> None:
-        super().__init__()
-        self.register_to_config(sampling_defaults=sampling_defaults)
-        check_pyramid(transformer, tokenizer)
-        self.register_modules(transformer=transformer, tokenizer=tokenizer)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; labels are in [0, num_classes)."""
-        return self.transformer.config.num_classes
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of the images, in pixels."""
-        return self.tokenizer.image_size
+    check_components = staticmethod(check_pyramid)
 
     @torch.no_grad()
     def __call__(
