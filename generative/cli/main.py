@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"there is no command '{arguments[0]}'; choose one of {', '.join(COMMANDS)}")
     run: Callable[[list[str]], int] = import_module(f"generative.cli.{arguments[0].replace('-', '_')}").run
     try:
-        return run(arguments[1:])
+        code = run(arguments[1:])
+        leave_process_group()
+        return code
     except SystemExit as stop:
         return int(stop.code or 0) if isinstance(stop.code, int | None) else 1
     except UserError as error:
@@ -80,6 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def leave_process_group() -> None:
+    """End the group of processes of torchrun, if this is one: a group that is there when the interpreter ends can abort it."""
+    torch = sys.modules.get("torch")  # commands that compute nothing have not imported it
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def fail(message: str) -> int:

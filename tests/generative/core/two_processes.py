@@ -58,3 +58,5 @@ CASES = {
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    # A group that is still there when the interpreter ends can abort the process.
+    torch.distributed.destroy_process_group()
