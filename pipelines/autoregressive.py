@@ -17,6 +17,7 @@ from generative.autoregressive.transformer import ImageTransformer
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
+from generative.layers.linear import cast_weights
 from generative.tokenizers.base import ImageTokenizer
 from generative.tokenizers.convolutional import ConvolutionalTokenizer
 from pipelines.base import ClassLabels, OutputType
@@ -108,7 +109,8 @@ class AutoregressiveImagePipeline(TokenPipeline):
         noise = self.image_noise(generator, len(labels))
         predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale)
         state = self.prepare_state(labels, noise)
-        state = sample_loop(predict, scheduler, state, scheduler.num_tokens, noise, self.progress_bar)
+        with cast_weights(self.transformer):
+            state = sample_loop(predict, scheduler, state, scheduler.num_tokens, noise, self.progress_bar)
         return self.postprocess(self.decode(state, output_size), output_type, return_dict)
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
@@ -131,7 +133,8 @@ class AutoregressiveImagePipeline(TokenPipeline):
             (K, B, V) float32 logits.
         """
         num_branches, batch_size = class_labels.shape
-        cache, read = reserve_branches(state.memory, self.transformer.make_cache, num_branches, batch_size)
+        length = self.transformer.sequence_length if self._compiled_step else timestep + 1  # of one shape for compiled code
+        cache, read = reserve_branches(state.memory, self.transformer.make_cache, num_branches, batch_size, length)
         for branch in range(num_branches):
             if read[branch] < timestep:
                 missed = tokens_before(state.sample, read[branch], timestep)

@@ -15,6 +15,7 @@ from generative.autoregressive.magvit2 import MAGVIT2Transformer
 from generative.autoregressive.sub_tokens import SubTokenScheduler, sub_token_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
+from generative.layers.linear import cast_weights
 from generative.tokenizers.base import ImageTokenizer
 from pipelines.base import ClassLabels, OutputType
 from pipelines.branches import reserve_branches, tokens_before
@@ -77,7 +78,8 @@ class MAGVIT2Pipeline(TokenPipeline):
         noise = self.image_noise(generator, len(labels))
         predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale)
         state = self.prepare_state(labels, noise)
-        state = sample_loop(predict, scheduler, state, scheduler.num_steps, noise, self.progress_bar)
+        with cast_weights(self.transformer):
+            state = sample_loop(predict, scheduler, state, scheduler.num_steps, noise, self.progress_bar)
         return self.postprocess(self.decode(state), output_type, return_dict)
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
@@ -116,10 +118,10 @@ class MAGVIT2Pipeline(TokenPipeline):
         """Bring the branches that have not read up to a position there, and keep their contexts."""
         num_branches, batch_size = class_labels.shape
         memory, transformer = state.memory, self.transformer
-        cache, read = reserve_branches(memory, transformer.make_cache, num_branches, batch_size)
+        cache, read = reserve_branches(memory, transformer.make_cache, num_branches, batch_size, position + 1)
         if len(memory.get("contexts", ())) < cache.batch_size:
             contexts = torch.zeros(
-                cache.batch_size, transformer.config.hidden_size, device=cache.keys.device, dtype=cache.keys.dtype
+                cache.batch_size, transformer.config.hidden_size, device=cache.keys.device, dtype=transformer.dtype
             )
             old = memory.get("contexts", contexts[:0])
             contexts[: len(old)] = old

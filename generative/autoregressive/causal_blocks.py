@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,10 @@ from generative.layers.kv_cache import CachedSlots
 from generative.layers.linear import Linear
 from generative.layers.rope import apply_rotary
 from generative.layers.swiglu import SwiGLU
+
+# Without matrix units for bfloat16, torch's attention for CPUs takes longer in bfloat16 than in float32: its backward pass three
+# times as long on an AMD EPYC (AVX-512 with BF16).
+SLOW_HALF_ATTENTION = not getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
 class CausalSelfAttention(nn.Module):
@@ -63,6 +68,9 @@ class CausalSelfAttention(nn.Module):
             (B, S, D).
         """
         heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)  # (B, heads + 2 kv heads, S, d)
+        widen = cached is None and SLOW_HALF_ATTENTION and heads.device.type == "cpu" and not torch.compiler.is_compiling()
+        if widen:
+            heads = heads.float()  # itself if it is float32
         q_and_k, v = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
         if self.qk_norm:
             q, k = q_and_k.split([self.num_heads, self.num_kv_heads], dim=1)
@@ -73,23 +81,27 @@ class CausalSelfAttention(nn.Module):
         if cached is None:
             k, v = self._repeat(k), self._repeat(v)  # (B, heads, S, d)
             dropout = self.attention_dropout if self.training else 0.0
-            x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, heads, S, d)
+            with torch.autocast(q.device.type, enabled=False) if widen else nullcontext():
+                x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, heads, S, d)
         else:
-            x = self._attend(q, *cached.write(k, v), cached.mask)  # (B, heads, S, d)
-        x = x.transpose(1, 2).flatten(2)  # (B, S, D)
+            x = self._attend(q, *cached.write(k, v), cached)  # (B, heads, S, d)
+        x = x.transpose(1, 2).flatten(2).to(self.out_proj.weight.dtype if widen else x.dtype)  # (B, S, D)
         return self.dropout(self.out_proj(x))
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, cached: CachedSlots) -> Tensor:
         """Attention of the new inputs to cached slots."""
-        if mask is not None or q.shape[2] != 1:
-            return F.scaled_dot_product_attention(q, self._repeat(keys), self._repeat(values), attn_mask=mask)
+        if cached.mask is not None or q.shape[2] != 1:
+            return F.scaled_dot_product_attention(q, self._repeat(keys), self._repeat(values), attn_mask=cached.mask)
         # The query heads that share a key head become as many queries: the cache need not be copied.
         groups = q.reshape(len(q), self.num_kv_heads, -1, self.head_size)  # (B, kv heads, heads / kv heads, d)
         if q.device.type != "cpu":
             return F.scaled_dot_product_attention(groups, keys, values).reshape(q.shape)
         # torch's kernel for CPUs is made for many queries: with one, plain products take half its time, in bfloat16 a third.
-        scores = torch.matmul(groups * self.head_size**-0.5, keys.transpose(-1, -2))  # (B, kv heads, heads / kv heads, stop)
-        return torch.matmul(scores.float().softmax(dim=-1).to(values.dtype), values).reshape(q.shape)
+        if keys.dtype != torch.float32:
+            keys, values = cached.keys, cached.values  # products of part of them would copy that part first
+        scores = torch.matmul(groups * self.head_size**-0.5, keys.transpose(-1, -2)).float()  # (B, kv heads, groups, slots)
+        scores[..., cached.stop :] = -math.inf
+        return torch.matmul(scores.softmax(dim=-1).to(values.dtype), values).reshape(q.shape)
 
     def _repeat(self, heads: Tensor) -> Tensor:
         """(B, kv heads, ..., d) -> (B, heads, ..., d)."""

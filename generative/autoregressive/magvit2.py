@@ -12,7 +12,7 @@ from generative.autoregressive.transformer import check_shares, check_sizes
 from generative.core.errors import UserError
 from generative.layers.drop_path import drop_path_rates
 from generative.layers.kv_cache import CachedSlots, KVCache
-from generative.layers.linear import Linear
+from generative.layers.linear import Linear, autocast_dtype
 from generative.layers.rope import AxialRotaryEmbedding
 from generative.layers.swiglu import SwiGLU, swiglu_hidden_size
 from generative.tokenizers.lookup_free_quantizer import join_ids, split_ids
@@ -165,9 +165,9 @@ class MAGVIT2Transformer(ModelMixin, ConfigMixin):
         x = self.norm(x).unflatten(0, (batch_size, length))  # (B, S, K, D)
         return [head(x[:, :, k]) for k, head in enumerate(self.heads)]
 
-    def make_cache(self, batch_size: int) -> KVCache:
-        """Empty cache of the spatial transformer for so many sequences, guidance branches counted."""
-        return self._make_cache(len(self.blocks), batch_size, self.sequence_length)
+    def make_cache(self, batch_size: int, length: int | None = None) -> KVCache:
+        """Empty cache of the spatial transformer for so many sequences, guidance branches counted, and at most L slots."""
+        return self._make_cache(len(self.blocks), batch_size, min(length or self.sequence_length, self.sequence_length))
 
     def make_intra_cache(self, batch_size: int) -> KVCache:
         """Empty cache of the intra transformer; positions use it one after the other."""
@@ -228,7 +228,8 @@ class MAGVIT2Transformer(ModelMixin, ConfigMixin):
         return x
 
     def _make_cache(self, depth: int, batch_size: int, length: int) -> KVCache:
-        keys = torch.zeros(depth, batch_size, self.num_kv_heads, length, self.head_size, device=self.device, dtype=self.dtype)
+        shape = (depth, batch_size, self.num_kv_heads, length, self.head_size)
+        keys = torch.zeros(shape, device=self.device, dtype=autocast_dtype(self.device) or self.dtype)
         return KVCache(keys, torch.zeros_like(keys))
 
     def _labels(self, class_labels: Tensor | None, batch_size: int, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from generative.autoregressive.causal_blocks import CausalSelfAttention, Transfo
 from generative.core.errors import UserError
 from generative.layers.drop_path import drop_path_rates
 from generative.layers.kv_cache import CachedSlots, KVCache
-from generative.layers.linear import Linear
+from generative.layers.linear import Linear, autocast_dtype
 from generative.layers.rope import AxialRotaryEmbedding
 from generative.layers.swiglu import SwiGLU, swiglu_hidden_size
 
@@ -148,16 +148,25 @@ class ImageTransformer(ModelMixin, ConfigMixin):
                 x = block(x, cos, sin)  # (B, S, D)
         return self.head(self.norm(x))  # (B, S, V)
 
-    def make_cache(self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KVCache:
+    def make_cache(
+        self,
+        batch_size: int,
+        length: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> KVCache:
         """Allocate an empty cache.
 
         Args:
             batch_size: Number of sequences, guidance branches counted.
+            length: Slots, no more than L; None for L, which ``extend`` asks for.
             device: Where; None for the network's device.
-            dtype: Of keys and values; None for the network's dtype.
+            dtype: Of keys and values; None for autocast's, or without it the network's.
         """
-        shape = (len(self.blocks), batch_size, self.num_kv_heads, self.sequence_length, self.head_size)
-        keys = torch.zeros(shape, device=device or self.device, dtype=dtype or self.dtype)
+        length = min(length or self.sequence_length, self.sequence_length)
+        shape = (len(self.blocks), batch_size, self.num_kv_heads, length, self.head_size)
+        device = torch.device(device or self.device)
+        keys = torch.zeros(shape, device=device, dtype=dtype or autocast_dtype(device) or self.dtype)
         return KVCache(keys, torch.zeros_like(keys))
 
     def extend(self, tokens: Tensor, positions: Tensor, cache: KVCache, class_labels: Tensor | None = None) -> Tensor:

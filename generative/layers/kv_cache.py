@@ -24,6 +24,11 @@ class KVCache:
         """Number of sequences B."""
         return self.keys.shape[1]
 
+    @property
+    def length(self) -> int:
+        """Number of slots L."""
+        return self.keys.shape[3]
+
     def rows(self, start: int, stop: int) -> KVCache:
         """View of some of the sequences; writing to it writes to this cache."""
         return KVCache(self.keys[:, start:stop], self.values[:, start:stop])

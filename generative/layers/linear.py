@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,3 +91,28 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
         return linear(x, self.weight)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes products in on a device now; None without autocast."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+@contextmanager
+def cast_weights(network: nn.Module) -> Iterator[None]:
+    """Hold the weights of linear layers in autocast's dtype for a while: it casts frozen weights anew for every product.
+
+    Of use where a network is called hundreds of times on a few rows: sampling token by token. Without autocast nothing is done.
+
+    Args:
+        network: Its weights are put back at the end, the very same tensors; they must not be trained meanwhile.
+    """
+    weights = {id(layer.weight): layer.weight for layer in network.modules() if isinstance(layer, nn.Linear)}
+    originals = [(weight, weight.data) for weight in weights.values()]
+    try:
+        for weight, data in originals:
+            weight.data = data.to(autocast_dtype(data.device) or data.dtype)
+        yield
+    finally:
+        for weight, data in originals:
+            weight.data = data
