@@ -10,7 +10,6 @@ from torch import Tensor
 
 from generative.layers.kv_cache import KVCache
 
-
 CACHE_STEP = 32
 """Slots by which a cache grows: what attention reads in vain is less than that, and copies to a larger one stay few."""
 
