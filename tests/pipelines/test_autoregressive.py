@@ -19,6 +19,7 @@ from generative.core.sampling import SampleState, classifier_free_guidance, samp
 from generative.core.seeding import ImageNoise, sample_generators
 from generative.tokenizers.pixel import PixelTokenizer
 from generative.tokenizers.vq import VQTokenizer
+from pipelines import branches
 from pipelines.autoregressive import AutoregressiveImagePipeline, decode_resized
 
 LABELS = [0, 2, 2, 1]
@@ -216,6 +217,25 @@ def test_guidance_needs_a_null_class() -> None:
     assert pipeline([0], output_type="pt").images.shape == (1, 3, 2, 2)
     with pytest.raises(UserError, match="without a null class"):
         pipeline([0], guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_a_grown_cache_is_that_of_full_length(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    pipeline = make_pipeline(image_size=3)
+    expected = draw(pipeline, [0, 1, 2, 3], guidance_scale=scale)
+    for step in (1, 4):
+        monkeypatch.setattr(branches, "CACHE_STEP", step)
+        torch.testing.assert_close(draw(pipeline, [0, 1, 2, 3], guidance_scale=scale), expected, rtol=0, atol=0)
+
+
+def test_sampling_under_autocast_leaves_the_weights(pipeline: AutoregressiveImagePipeline) -> None:
+    before = {name: value.clone() for name, value in pipeline.transformer.state_dict().items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        together = draw(pipeline, [0, 1, 2, 3], guidance_scale=2.0)
+        torch.testing.assert_close(draw(pipeline, [2], guidance_scale=2.0)[0], together[2], rtol=0, atol=0)
+    assert together.isfinite().all()
+    for name, value in pipeline.transformer.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, before[name])
 
 
 @pytest.mark.slow

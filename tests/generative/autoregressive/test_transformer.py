@@ -133,6 +133,29 @@ def test_slots_after_the_position_are_not_read() -> None:
         torch.testing.assert_close(logits, expected[:, position], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("autocast", [False, True])
+@torch.no_grad()
+def test_half_precision_is_near_float32(options: dict[str, object], autocast: bool) -> None:
+    transformer = make_transformer(**options)
+    tokens, labels = make_inputs()
+    expected = transformer(tokens, labels)
+    transformer = transformer if autocast else transformer.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        whole = transformer(tokens, labels)
+        cache = transformer.make_cache(5)
+        assert cache.keys.dtype == torch.bfloat16
+        token = torch.zeros(5, dtype=torch.int64)
+        steps = []
+        for position in range(LENGTH):
+            steps.append(transformer.decode_step(token, position, cache, labels))
+            token = tokens[:, position]
+    scale = expected.abs().max()
+    assert whole.dtype == torch.bfloat16
+    assert (whole - expected).abs().max() < 0.05 * scale
+    assert (torch.stack(steps, dim=1) - expected).abs().max() < 0.05 * scale
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_step_is_compiled_once_for_all_positions() -> None:

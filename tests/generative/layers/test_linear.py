@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from generative.layers import linear as module
-from generative.layers.linear import Linear, OneDNNProduct, linear, multiply
+from generative.layers.linear import Linear, OneDNNProduct, cast_weights, linear, multiply
 
 needs_onednn = pytest.mark.skipif(not module.HAS_ONEDNN, reason="this CPU gains nothing from oneDNN")
 
@@ -58,3 +58,19 @@ def test_a_layer_is_torchs_with_another_product() -> None:
     x = torch.randn(3, 5, 8)
     torch.testing.assert_close(ours(x), theirs(x))
     assert linear(torch.ones(0, 8), ours.weight).shape == (0, 6)
+
+
+def test_weights_are_cast_for_a_while() -> None:
+    network = torch.nn.Sequential(torch.nn.RMSNorm(4), Linear(4, 3), torch.nn.Linear(3, 2)).requires_grad_(False)
+    weights = [network[1].weight, network[2].weight]
+    before = [weight.data_ptr() for weight in weights]
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = network(x)
+        with pytest.raises(KeyError), cast_weights(network):
+            assert all(weight.dtype == torch.bfloat16 for weight in weights) and network[0].weight.dtype == torch.float32
+            torch.testing.assert_close(network(x), expected, rtol=0, atol=0)
+            raise KeyError
+    with cast_weights(network):
+        assert weights[0].dtype == torch.float32
+    assert [weight.data_ptr() for weight in weights] == before and weights[0].dtype == torch.float32
