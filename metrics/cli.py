@@ -210,7 +210,12 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="print JSON instead of the table, or write it to FILE.json beside the table",
     )
     group.add_argument("--csv", metavar="FILE.csv", help="also write one row per sample set")
-    group.add_argument("--plot", metavar="FILE.png", help="also draw the scores against the step that the paths name")
+    group.add_argument(
+        "--plot",
+        metavar="FILE.png",
+        help="also draw the scores: against the training step where every sample set has one (recorded, or named as "
+        "in step-1000, checkpoint-1000), else by sample set in the order given",
+    )
     group.add_argument("--quiet", "--silent", action="store_true", help="no progress bar")
 
 
@@ -249,14 +254,22 @@ def _add_spellings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--prc-batch-size", type=_positive, metavar="N", help="tiles have a fixed size")
 
 
-def parse_arguments(argv: Sequence[str], parser: _Parser | None = None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str], parser: _Parser | None = None, paths: Sequence[str] = ()) -> argparse.Namespace:
     """Parse, and bring other tools' spellings to ours.
+
+    Args:
+        argv: Arguments without the program's name.
+        parser: From `build_parser`, or None.
+        paths: Paths in front of those in `argv`, whatever they look like.
 
     Raises:
         SystemExit: After --help, or after one sentence on stderr.
     """
     parser = parser or build_parser()
-    args = parser.parse_intermixed_args(_with_explicit_json(argv))
+    words = list(argv)
+    end = words.index("--") if "--" in words else len(words)  # argparse forgets it where paths and flags are intermixed.
+    args = parser.parse_intermixed_args(_with_explicit_json(words[:end]))
+    args.path = [*paths, *args.path, *words[end + 1 :]]
     if args.input1 is not None or args.input2 is not None:
         if args.path:
             parser.error("--input1 and --input2 replace the two paths: give either")
@@ -290,7 +303,7 @@ def parse_options(paths: Sequence[str], options: Mapping[str, Any]) -> argparse.
     """
     parser = build_parser()
     flags = {action.dest: action for action in parser._actions if action.option_strings}
-    argv = list(paths)
+    argv = []
     for name, value in options.items():
         if name not in flags:
             raise TypeError(f"score() has no option {name!r}: its options are the long flags of fid-score.")
@@ -305,7 +318,8 @@ def parse_options(paths: Sequence[str], options: Mapping[str, Any]) -> argparse.
         else:
             argv.append(f"{flag}={value}")
     parser.raises = True
-    return parse_arguments(argv, parser)
+    # Paths are no words of a command line: "-cfg3" is a folder.
+    return parse_arguments(argv, parser, paths)
 
 
 def _with_explicit_json(argv: Sequence[str]) -> list[str]:

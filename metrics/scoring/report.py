@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 from metrics.files import whole_file
+from metrics.scoring.steps import step_of
 
 _SHOWN_HASH_DIGITS = 8
 _NUMBER_WIDTH = 14
@@ -31,11 +32,10 @@ class Result:
     protocols: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def step(self) -> int | None:
-        """The training step that the path names: the last number in it ("runs/x/checkpoint-5000" -> 5000)."""
-        numbers = [number for part in self.path.parts for number in re.findall(r"\d+", part)]
-        return int(numbers[-1]) if numbers else None
+        """The training step that the samples belong to, or None; see `metrics.scoring.steps`."""
+        return step_of(self.path)
 
 
 @dataclass
@@ -154,7 +154,7 @@ def write_csv(report: Report, path: Path) -> None:
 
 
 def write_plot(report: Report, path: Path) -> None:
-    """Draw every score against the step that the sample sets' paths name (or their order where one names none)."""
+    """Draw every score against the sets' steps, or by their names in the order given where not each has a step of its own."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -162,6 +162,9 @@ def write_plot(report: Report, path: Path) -> None:
     steps = [result.step for result in report.results]
     is_stepped = None not in steps and len(set(steps)) == len(steps)
     order = sorted(range(len(steps)), key=lambda i: steps[i] or 0) if is_stepped else list(range(len(steps)))
+    names = [result.path.name for result in report.results]
+    if len(set(names)) < len(names):
+        names = [str(result.path) for result in report.results]
     columns = min(_PLOT_COLUMNS, len(keys))
     rows = -(-len(keys) // columns)
     figure = Figure(figsize=(_PLOT_INCHES[0] * columns, _PLOT_INCHES[1] * rows), layout="constrained")
@@ -169,11 +172,13 @@ def write_plot(report: Report, path: Path) -> None:
         axes = figure.add_subplot(rows, columns, position + 1)
         shown = [i for i in order if key in report.results[i].scores]
         x = [steps[i] or 0 for i in shown] if is_stepped else shown
-        axes.plot(x, [report.results[i].scores[key] for i in shown], marker="o", color="#1f5fa8", linewidth=1.5, markersize=4)
+        line = "-" if is_stepped else ""  # Between sets without an order there is nothing to read.
+        y = [report.results[i].scores[key] for i in shown]
+        axes.plot(x, y, marker="o", color="#1f5fa8", linestyle=line, linewidth=1.5, markersize=4)
         axes.set_title(key, fontsize=10)
         axes.set_xlabel("step" if is_stepped else "sample set")
         if not is_stepped:
-            axes.set_xticks(shown, [report.results[i].path.name for i in shown], rotation=30, ha="right", fontsize=7)
+            axes.set_xticks(shown, [names[i] for i in shown], rotation=30, ha="right", fontsize=7)
         axes.grid(alpha=0.3)
     lines = [
         line for text in (report.protocol, f"reference {report.reference}") for line in wrap(text, _TITLE_CHARACTERS * columns)

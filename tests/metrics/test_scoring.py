@@ -18,6 +18,8 @@ from torch import Tensor
 
 from metrics.cli import build_parser, main, parse_arguments
 from metrics.scoring import score
+from metrics.scoring.report import Report, Result, write_plot
+from metrics.scoring.steps import step_of
 from metrics.sources import ImageBatch, ImageSource
 from metrics.sources.base import check_range
 from metrics.statistics import FeatureEntry, save_statistics
@@ -367,6 +369,67 @@ def test_sets_without_steps_are_plotted_in_order(sets, tiny_options, capsys, tmp
         assert image.format == "PNG" and min(image.size) > 300
 
 
+def test_numbers_that_are_no_step_are_none(sets, printed: Printed, smooth_images, write_folder, tmp_path: Path) -> None:
+    paths = [str(write_folder(tmp_path / f"cfg-{x}", smooth_images(9, 9, 9, seed=2))) for x in ("1.25", "1.5", "1.75")]
+    table = tmp_path / "s.csv"
+    record = printed(sets[0], *paths, "--csv", str(table), "--plot", str(tmp_path / "s.png"))
+    assert [result["step"] for result in record["results"]] == [None, None, None]
+    with table.open(newline="") as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("checkpoint-00001000", 1000),
+        ("step-00001000", 1000),
+        ("step_1000", 1000),
+        ("network-snapshot-001000.npz", 1000),
+        ("global_step1000", 1000),
+        ("epoch=3-step=1000.npz", 1000),
+        ("dit-step-1000-cfg-1.5", 1000),
+        ("runs/x/checkpoint-00001000/samples", 1000),
+        ("step-5/checkpoint-1000", 1000),
+        ("cfg-1.75", None),
+        ("samples_10000x32x32x3.npz", None),
+        ("step-1.5", None),
+        ("ddim-steps-50", None),
+        ("footstep-3", None),
+        ("my_step_0/cfg-1.5", None),
+        ("step-1-step-2", None),
+        ("run-3/v2", None),
+        ("checkpoint-last", None),
+    ],
+)
+def test_a_step_is_what_a_name_says_unmistakably(name: str, step: int | None) -> None:
+    assert step_of(Path(name)) == step
+
+
+def test_a_step_is_what_a_run_recorded(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"step": 40}))
+    assert step_of(tmp_path) == 40
+    (tmp_path / "state.json").unlink()
+    for settings, step in (({"step": 50}, 50), ({"seed": 0}, None), ({"step": True}, None), ({"step": -1}, None), ([3], None)):
+        (tmp_path / "manifest.json").write_text(json.dumps({"settings": settings, "images": []}))
+        assert step_of(tmp_path) == step
+    for text in ("[" * 100_000, "no JSON", "[]"):
+        (tmp_path / "manifest.json").write_text(text)
+        assert step_of(tmp_path) is None
+
+
+def test_the_axis_is_named_for_what_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from matplotlib.axes import Axes
+
+    drawn: list[tuple[str, list[int]]] = []
+    plot, label = Axes.plot, Axes.set_xlabel
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, **style: drawn.append(("", list(x))) or plot(self, x, y, **style))
+    monkeypatch.setattr(Axes, "set_xlabel", lambda self, text: drawn.append((text, drawn.pop()[1])) or label(self, text))
+    for names in (("step-200", "step-100"), ("cfg-1.5", "cfg-1.25"), ("a/step-100", "b/step-100"), ("step-100", "other")):
+        results = [Result(Path(name), name, {"fid": 1.0}) for name in names]
+        write_plot(Report("none", "clean", results), tmp_path / "x.png")
+    assert drawn == [("step", [100, 200]), *[("sample set", [0, 1])] * 3]
+
+
 def test_outputs_are_checked_before_any_work(sets, refused, images_run: list[int], tmp_path: Path) -> None:
     assert "folder that does not exist" in refused(*sets, "--csv", str(tmp_path / "absent" / "s.csv"))
     assert "file name with an extension" in refused(*sets, "--plot", str(tmp_path))
@@ -635,6 +698,16 @@ def test_from_python(sets, tiny_options, capsys, printed: Printed) -> None:
         score(sets[1], sets[0], extractor="tiny", batchsize=3)
     with pytest.raises(ValueError, match="reference"):
         score(sets[1], extractor="tiny", device="cpu")
+
+
+def test_a_path_may_look_like_a_flag(sets, tiny_options, printed: Printed, monkeypatch, tmp_path: Path) -> None:
+    Path(sets[1]).rename(tmp_path / "-cfg3")
+    monkeypatch.chdir(tmp_path)
+    scores = score("-cfg3", sets[0], extractor="tiny", device="cpu")["scores"]
+    assert scores == printed(sets[0], "./-cfg3")["scores"]
+    assert main([*tiny_options, sets[0], "--", "-cfg3"]) == 0
+    with pytest.raises(FileNotFoundError, match="--quiet does not exist"):
+        score("--quiet", "-cfg3", extractor="tiny", device="cpu")
 
 
 @pytest.mark.parametrize("options", [{"metrics": ["fid", "kid"]}, {"weights": "tiny=w.pth"}, {"weights": Path("w.pth")}])
