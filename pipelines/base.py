@@ -16,16 +16,20 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor, nn
 
+from generative.core.class_names import find_label
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 
 OutputType = Literal["pil", "np", "pt", "uint8"]
-ClassLabels = int | Sequence[int] | Tensor
+ClassLabels = int | str | Sequence[int | str] | Tensor
 
 # Libraries whose classes a pipeline folder may name: nothing else is imported on behalf of a folder from a stranger.
 OWN_LIBRARIES = ("generative", "pipelines")
 TRUSTED_LIBRARIES = (*OWN_LIBRARIES, "diffusers")
+
+CLASS_NAMES_KEY = "_class_names"
+"""Key of a pipeline's config: names of the classes by label. diffusers takes keys without "_" for constructor arguments."""
 
 
 class ImagePipeline(DiffusionPipeline, abc.ABC):
@@ -40,6 +44,16 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
     @abc.abstractmethod
     def image_size(self) -> int:
         """Height and width of the images, in pixels."""
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of their labels, as the training data had them; None where they are not known."""
+        names = self.config.get(CLASS_NAMES_KEY)
+        return None if names is None else list(names)
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str] | None) -> None:
+        self.register_to_config(**{CLASS_NAMES_KEY: None if names is None else [str(name) for name in names]})
 
     def postprocess(
         self, images: Tensor, output_type: OutputType, return_dict: bool
@@ -97,6 +111,8 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
         except (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"pipeline '{folder}' cannot be loaded, a file of it is missing or damaged: {reason}") from error
+        if (names := read_class_names(index)) is not None:
+            pipeline.class_names = names
         for component in pipeline.components.values():
             if isinstance(component, nn.Module):
                 # Tensors read from a file lie at any address, and sums over unaligned memory round differently.
@@ -147,14 +163,15 @@ class ImageGenerationPipeline(ImagePipeline):
         """Validate class labels.
 
         Args:
-            class_labels: One label, or a sequence or tensor (B,) of them.
+            class_labels: One label, or a sequence or tensor (B,) of them; a class may be given by its name.
 
         Returns:
             (B,) int64 on the pipeline's device.
 
         Raises:
-            UserError: If there is none, or one is outside [0, num_classes).
+            UserError: If there is none, one is outside [0, num_classes), or there is no class of a name.
         """
+        class_labels = self.number_classes(class_labels)
         try:
             labels = torch.as_tensor(class_labels)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -170,6 +187,21 @@ class ImageGenerationPipeline(ImagePipeline):
                 f"class label {int(wrong[0])} is outside 0..{self.num_classes - 1}; this pipeline has {self.num_classes} classes"
             )
         return labels.to(self.device, torch.int64)
+
+    def number_classes(self, class_labels: Any) -> Any:
+        """Put labels in the place of class names, see ``find_label``; what holds no text is handed back as it is.
+
+        Raises:
+            UserError: If there is no class of a name, or it is not clear which is meant.
+        """
+        if isinstance(class_labels, str):
+            return find_label(class_labels, self.class_names, self.num_classes)
+        if isinstance(class_labels, np.ndarray) and class_labels.dtype.kind in "UO":
+            class_labels = class_labels.tolist()
+        if isinstance(class_labels, Sequence) and any(isinstance(label, str) for label in class_labels):
+            names = self.class_names
+            return [find_label(c, names, self.num_classes) if isinstance(c, str) else c for c in class_labels]
+        return class_labels
 
     def image_noise(self, generator: torch.Generator | Sequence[torch.Generator] | None, batch_size: int) -> ImageNoise:
         """One random stream per image.
@@ -202,6 +234,7 @@ def read_model_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text())
         libraries = component_libraries(index)
+        read_class_names(index)
         index["_class_name"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{path}' is damaged: {error}") from error
@@ -224,3 +257,15 @@ def component_libraries(index: dict[str, Any]) -> dict[str, str]:
             if library is not None:
                 libraries[name] = library
     return libraries
+
+
+def read_class_names(index: dict[str, Any]) -> list[str] | None:
+    """Names of the classes that a model_index.json holds, in the order of their labels; None where it holds none.
+
+    Raises:
+        ValueError: If they are not a list of texts.
+    """
+    names = index.get(CLASS_NAMES_KEY)
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{CLASS_NAMES_KEY} must be a list of texts")
+    return names

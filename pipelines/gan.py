@@ -83,7 +83,7 @@ class GANImagePipeline(ImageGenerationPipeline):
         """Validate class labels or mixtures of classes.
 
         Args:
-            class_labels: One label, a sequence or tensor (B,) of them, or (B, num_classes) weights.
+            class_labels: One label or class name, a sequence or tensor (B,) of them, or (B, num_classes) weights.
 
         Returns:
             (B,) int64, or (B, num_classes) float32, on the pipeline's device.
@@ -91,6 +91,7 @@ class GANImagePipeline(ImageGenerationPipeline):
         Raises:
             UserError: If there is none, a label is outside [0, num_classes), or weights are no mixture.
         """
+        class_labels = self.number_classes(class_labels)
         try:
             labels = torch.as_tensor(class_labels)
         except (TypeError, ValueError, RuntimeError) as error:
