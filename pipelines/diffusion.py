@@ -17,7 +17,7 @@ from generative.core.sampling import SampleState, classifier_free_guidance, samp
 from generative.core.seeding import ImageNoise
 from generative.diffusion.guidance import timestep_guidance
 from generative.diffusion.schedule import DiffusersSampler
-from generative.tokenizers.latents import decode_latents, latent_stride
+from generative.tokenizers.latents import check_latents, decode_latents, latent_stride
 from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
 
 IMAGE_CHANNELS = 3
@@ -48,6 +48,7 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
     ) -> None:
         super().__init__()
         self.register_to_config(sampling_defaults=sampling_defaults)
+        check_latents(denoiser.config.in_channels, autoencoder)
         self.register_modules(denoiser=denoiser, scheduler=scheduler, autoencoder=autoencoder)
 
     @property

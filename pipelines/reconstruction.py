@@ -14,7 +14,7 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.data.transforms import images_to_float, images_to_uint8
 from generative.tokenizers.base import ImageTokenizer
-from generative.tokenizers.latents import decode_latents
+from generative.tokenizers.latents import decode_latents, scale_latents
 from pipelines.base import ImagePipeline, OutputType
 
 Images = Tensor | Image.Image | Sequence[Image.Image]
@@ -75,8 +75,7 @@ class ImageReconstructionPipeline(ImagePipeline):
             return self.tokenizer.encode(pixels)
         encoded = self.tokenizer.encode(pixels.to(self.tokenizer.dtype))
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-        config = self.tokenizer.config
-        return (latents.float() - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+        return scale_latents(self.tokenizer, latents.float())
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from generative.data.cache_statistics import cache_statistics, preview_indices
 from generative.data.token_cache import check_ids
 from generative.data.transforms import images_to_float
 from generative.tokenizers.base import ImageTokenizer
+from generative.tokenizers.latents import latent_scaling, scale_latents
 
 PLAN_FILE = "plan.json"
 """Specification of an unfinished cache, under the name ``.NAME.partial``."""
@@ -180,11 +181,11 @@ def scaled_moments(autoencoder: ModelMixin, images: Tensor) -> tuple[Tensor, Ten
         Both (B, C, h, w) float32; None for the deviation of a deterministic autoencoder.
     """
     encoded = autoencoder.encode(images.to(autoencoder.dtype))
-    scale, shift = autoencoder.config.scaling_factor, autoencoder.config.get("shift_factor") or 0.0
     if isinstance(autoencoder, AutoencoderDC):
-        return (encoded.latent.float() - shift) * scale, None
+        return scale_latents(autoencoder, encoded.latent.float()), None
     distribution = encoded.latent_dist
-    return (distribution.mean.float() - shift) * scale, distribution.std.float() * scale
+    _, factor = latent_scaling(autoencoder, images.device)
+    return scale_latents(autoencoder, distribution.mean.float()), distribution.std.float() * factor
 
 
 def missing_shards(output: Path, spec: CacheSpec) -> list[int]:

@@ -20,7 +20,7 @@ from generative.diffusion.gaussian import GaussianProcess, mean_over_image
 from generative.diffusion.guidance import timestep_guidance
 from generative.diffusion.schedule import training_process
 from generative.tokenizers.base import fingerprint
-from generative.tokenizers.latents import encode_images, latent_stride
+from generative.tokenizers.latents import check_latents, encode_images, latent_stride
 
 if TYPE_CHECKING:
     from pipelines.diffusion import DiffusionImagePipeline
@@ -75,6 +75,7 @@ class DiffusionObjective(Objective):
         if not null_probability and (label_dropout or guidance_scale != 1):
             option = f"label_dropout {label_dropout}" if label_dropout else f"guidance_scale {guidance_scale}"
             raise UserError(f"{option} needs a denoiser with a null condition; give it a class_dropout_prob above 0")
+        check_latents(denoiser.config.in_channels, autoencoder)
         self.process = training_process(scheduler, timestep_density)
         if min_snr_gamma is not None and not (isinstance(self.process, GaussianProcess) and min_snr_gamma > 0):
             raise UserError(f"min_snr_gamma must be positive and needs a Gaussian schedule such as DDPM's, got {min_snr_gamma}")

@@ -24,6 +24,8 @@ def fingerprint(network: ModelMixin) -> str:
     """
     config = {key: value for key, value in network.config.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps([type(network).__name__, config], sort_keys=True).encode())
+    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+        digest.update(b"latents scaled by channel")  # caches written while these were ignored hold other latents
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -42,9 +42,9 @@ class KLAutoencoder(AutoencoderKL, ModelMixin):
         sample_size: Height and width of the images, in pixels.
         scaling_factor: 1 / standard deviation of the latents; training measures it and sets it when it exports.
         shift_factor: Mean that is subtracted before scaling; None for none.
-        latents_mean: Kept for diffusers' configurations.
-        latents_std: Likewise.
-        force_upcast: Likewise.
+        latents_mean: Mean of each channel that is subtracted before scaling, of an autoencoder trained elsewhere; None for none.
+        latents_std: Deviation of each channel by which latents are divided beside ``scaling_factor``; likewise.
+        force_upcast: Kept for diffusers' configurations.
         use_quant_conv: 1x1 convolution behind the encoder.
         use_post_quant_conv: 1x1 convolution before the decoder.
         mid_block_add_attention: Self-attention at the smallest map.

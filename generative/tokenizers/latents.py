@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin
 from torch import Tensor
@@ -53,13 +55,16 @@ def check_latents(in_channels: int, autoencoder: ModelMixin | None) -> None:
         autoencoder: None if pixels are the latents.
 
     Raises:
-        UserError: If it is no autoencoder with continuous latents, or its channels differ.
+        UserError: If it is no autoencoder with continuous latents, its channels differ, or its scaling is not understood.
     """
-    if autoencoder is not None and latent_channels(autoencoder) != in_channels:
+    if autoencoder is None:
+        return
+    if latent_channels(autoencoder) != in_channels:
         raise UserError(
             f"the network has in_channels={in_channels} but the autoencoder's latents have {latent_channels(autoencoder)} "
             "channels; make them equal"
         )
+    latent_scaling(autoencoder)
 
 
 @torch.no_grad()
@@ -67,7 +72,7 @@ def encode_images(autoencoder: ModelMixin, images: Tensor, generator: torch.Gene
     """Draw latents of images, scaled to about unit variance.
 
     Args:
-        autoencoder: Its config holds ``scaling_factor`` and perhaps ``shift_factor``.
+        autoencoder: Its config holds how they are scaled, see ``scale_latents``.
         images: (B, 3, H, W) float32 in [-1, 1].
         generator: Source of the latents' randomness; a deterministic autoencoder draws nothing.
 
@@ -81,16 +86,61 @@ def encode_images(autoencoder: ModelMixin, images: Tensor, generator: torch.Gene
         distribution = encoded.latent_dist
         noise = torch.randn(distribution.mean.shape, generator=generator, device=generator.device).to(images.device)
         latents = distribution.mean.float() + distribution.std.float() * noise
-    return (latents - _shift(autoencoder)) * autoencoder.config.scaling_factor
+    return scale_latents(autoencoder, latents)
 
 
 @torch.no_grad()
 def decode_latents(autoencoder: ModelMixin, latents: Tensor) -> Tensor:
     """Images (B, 3, H, W) float32, about in [-1, 1], of scaled latents (B, C, h, w)."""
-    unscaled = latents / autoencoder.config.scaling_factor + _shift(autoencoder)
+    offset, factor = latent_scaling(autoencoder, latents.device)
+    unscaled = latents / factor + offset
     return autoencoder.decode(unscaled.to(autoencoder.dtype)).sample.float()
 
 
-def _shift(autoencoder: ModelMixin) -> float:
-    """What is taken off the latents before they are scaled."""
-    return autoencoder.config.get("shift_factor") or 0.0
+def scale_latents(autoencoder: ModelMixin, latents: Tensor) -> Tensor:
+    """Bring an encoder's latents (B, C, h, w) to about zero mean and unit variance, as ``latent_scaling`` says."""
+    offset, factor = latent_scaling(autoencoder, latents.device)
+    return (latents - offset) * factor
+
+
+def latent_scaling(autoencoder: ModelMixin, device: torch.device | None = None) -> tuple[Tensor | float, Tensor | float]:
+    """What is taken off the latents, and what they are multiplied by then.
+
+    The offset is the config's ``shift_factor``, one number, or ``latents_mean``, one for each channel; the factor is its
+    ``scaling_factor``, divided by ``latents_std`` of each channel where it has them, as the pipelines of diffusers do.
+
+    Args:
+        autoencoder: A KL or deep-compression autoencoder.
+        device: Where tensors are put.
+
+    Returns:
+        Offset and factor, each a number or (C, 1, 1) float32.
+
+    Raises:
+        UserError: If the config's numbers are not one per channel, not finite, zero where they divide, or two offsets at once.
+    """
+    config = autoencoder.config
+    factor, shift = config.get("scaling_factor"), config.get("shift_factor")
+    if factor is None or not (math.isfinite(factor) and factor > 0):
+        raise UserError(f"the autoencoder's scaling_factor must be a positive number, got {factor}; mend its config.json")
+    mean, std = (_channel_values(autoencoder, name, device) for name in ("latents_mean", "latents_std"))
+    if mean is not None and shift:
+        raise UserError("the autoencoder's config has both shift_factor and latents_mean; keep the one that is meant")
+    offset = (shift or 0.0) if mean is None else mean
+    return offset, factor if std is None else factor / std
+
+
+def _channel_values(autoencoder: ModelMixin, name: str, device: torch.device | None) -> Tensor | None:
+    """Numbers of the config for each channel, (C, 1, 1) float32, or None where it has none."""
+    values = autoencoder.config.get(name)
+    if values is None:
+        return None
+    channels = latent_channels(autoencoder)
+    try:
+        tensor = torch.tensor(values, dtype=torch.float32, device=device)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the autoencoder's {name} must be {channels} numbers, one for each channel, got {values!r}") from error
+    if tensor.shape != (channels,) or not bool(tensor.isfinite().all()) or (name == "latents_std" and bool((tensor <= 0).any())):
+        kind = "positive numbers" if name == "latents_std" else "numbers"
+        raise UserError(f"the autoencoder's {name} must be {channels} {kind}, one for each channel, got {values!r}")
+    return tensor[:, None, None]

@@ -119,6 +119,8 @@ class TokenizerObjective(Objective):
         ):
             if not value >= least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
+        if tokenizer.config.get("latents_std") is not None:
+            raise UserError("latents_std is of an autoencoder trained elsewhere; training measures the latents anew, leave it out")
         check_adversary(tokenizer, discriminator, discriminator_optimizer, adversarial_weight)
         self.networks = {"tokenizer": tokenizer, "monitor": TokenizerMonitor(codebook_sizes(tokenizer))}
         self.optimizers = {"tokenizer": optimizer}

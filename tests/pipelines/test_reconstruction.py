@@ -41,6 +41,16 @@ def autoencoder(kind: str) -> Any:
     return AutoencoderDC(latent_channels=4, scaling_factor=0.5, **options)
 
 
+def test_latents_scaled_by_channel_decode_to_the_same_image() -> None:
+    network, plain = autoencoder("kl"), autoencoder("kl")
+    network.register_to_config(shift_factor=None, latents_mean=(0.5, 0.0, -0.5, 1.0), latents_std=(2.0, 1.0, 0.5, 4.0))
+    scaled, unscaled = (ImageReconstructionPipeline(each) for each in (network, plain))
+    latents, raw = scaled.encode(pixels()), unscaled.encode(pixels()) / 0.5 + 0.25
+    mean, std = (torch.tensor(network.config[name])[:, None, None] for name in ("latents_mean", "latents_std"))
+    torch.testing.assert_close(latents, (raw - mean) * 0.5 / std)
+    torch.testing.assert_close(scaled.decode(latents), unscaled.decode(unscaled.encode(pixels())))
+
+
 def test_a_tokenizer_that_loses_nothing(tmp_path: Path) -> None:
     ImageReconstructionPipeline(PixelTokenizer(8, 256, 3)).save_pretrained(tmp_path)
     pipeline = load_any_pipeline(tmp_path)

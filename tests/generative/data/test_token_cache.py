@@ -87,10 +87,16 @@ def tokenizer() -> PixelTokenizer:
     return PixelTokenizer()
 
 
-@pytest.fixture(scope="module")
-def autoencoder() -> AutoencoderKL:
+SCALINGS: dict[str, dict[str, Any]] = {
+    "one shift": {"scaling_factor": 0.7, "shift_factor": 0.2},
+    "by channel": {"scaling_factor": 0.7, "latents_mean": (0.1, -0.2, 0.3, 0.0), "latents_std": (0.5, 1.0, 2.0, 1.5)},
+}
+
+
+@pytest.fixture(scope="module", params=SCALINGS)
+def autoencoder(request: pytest.FixtureRequest) -> AutoencoderKL:
     torch.manual_seed(0)
-    network = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, scaling_factor=0.7, shift_factor=0.2, **KL_BLOCKS)
+    network = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, **SCALINGS[request.param], **KL_BLOCKS)
     return network.eval().requires_grad_(False)
 
 

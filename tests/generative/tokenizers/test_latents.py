@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin
 
 from generative.core.errors import UserError
+from generative.tokenizers.base import fingerprint
 from generative.tokenizers.latents import check_latents, decode_latents, encode_images, latent_channels, latent_stride
 from generative.tokenizers.pixel import PixelTokenizer
 
@@ -67,3 +68,57 @@ def test_other_networks_and_other_channels_are_refused() -> None:
     for function in (latent_stride, latent_channels):
         with pytest.raises(UserError, match="must be an AutoencoderKL or AutoencoderDC .* got PixelTokenizer"):
             function(PixelTokenizer())
+
+
+STATISTICS = {"latents_mean": (0.5, -1.0, 0.25), "latents_std": (2.0, 0.5, 4.0)}
+
+
+def kl_with(**config: object) -> AutoencoderKL:
+    network = kl()
+    network.register_to_config(**{"shift_factor": None, **config})
+    return network
+
+
+def test_mean_and_deviation_of_each_channel_are_those_of_diffusers_pipelines() -> None:
+    network = kl_with(**STATISTICS)
+    mean, std = (torch.tensor(STATISTICS[name])[:, None, None] for name in ("latents_mean", "latents_std"))
+    distribution = network.encode(images()).latent_dist
+    drawn = distribution.mean + distribution.std * torch.randn(distribution.mean.shape, generator=generator())
+    latents = encode_images(network, images(), generator())
+    torch.testing.assert_close(latents, (drawn - mean) * 0.5 / std)  # as the image-to-image pipeline of Stable Diffusion XL
+    torch.testing.assert_close(decode_latents(network, latents), network.decode(latents * std / 0.5 + mean).sample)
+    torch.testing.assert_close(decode_latents(network, latents), network.decode(drawn).sample)
+
+
+@pytest.mark.parametrize("name", ["latents_mean", "latents_std"])
+def test_one_of_the_two_alone_counts(name: str) -> None:
+    network, plain = kl_with(**{name: STATISTICS[name]}), kl_with()
+    latents, values = encode_images(network, images(), generator()), torch.tensor(STATISTICS[name])[:, None, None]
+    raw = encode_images(plain, images(), generator()) / 0.5
+    torch.testing.assert_close(latents, (raw - values) * 0.5 if name == "latents_mean" else raw * 0.5 / values)
+    torch.testing.assert_close(decode_latents(network, latents), plain.decode(raw).sample)
+
+
+def test_scaling_changes_the_fingerprint() -> None:
+    prints = [
+        fingerprint(kl_with(**config))
+        for config in ({}, STATISTICS, {"latents_mean": STATISTICS["latents_mean"]}, {"shift_factor": 0.1}, {"scaling_factor": 0.4})
+    ]
+    assert len(set(prints)) == 5
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"latents_mean": (0.0, 0.0)}, "latents_mean must be 3 numbers"),
+        ({"latents_std": (1.0, 0.0, 1.0)}, "latents_std must be 3 positive numbers"),
+        ({"latents_std": (1.0, float("nan"), 1.0)}, "latents_std must be 3 positive numbers"),
+        ({"latents_mean": "wide"}, "latents_mean must be 3 numbers"),
+        ({"latents_mean": (0.0, 0.0, 0.0), "shift_factor": 0.1}, "both shift_factor and latents_mean"),
+        ({"scaling_factor": 0.0}, "scaling_factor must be a positive number, got 0.0"),
+        ({"scaling_factor": None}, "scaling_factor must be a positive number, got None"),
+    ],
+)
+def test_scaling_that_makes_no_sense_is_refused_at_the_start(config: dict[str, object], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        check_latents(3, kl_with(**config))
