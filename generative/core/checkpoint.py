@@ -16,7 +16,7 @@ import torch
 from diffusers import ConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from generative.core.errors import UserError
 
@@ -172,6 +172,21 @@ def fingerprint_folder(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_network(network: nn.Module) -> str:
+    """sha256 of a network's class, config (where it has one) and weights, 64 hexadecimal digits: which network it is.
+
+    Caches of ids or latents carry that of their tokenizer or autoencoder, and checkpoints those of their run's frozen parts.
+    """
+    config = {key: value for key, value in getattr(network, "config", {}).items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps([type(network).__name__, config], sort_keys=True).encode())
+    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+        digest.update(b"latents scaled by channel")  # caches written while these were ignored hold other latents
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def prune_checkpoints(run: Path, keep_last: int) -> None:

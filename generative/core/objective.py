@@ -136,6 +136,14 @@ class Objective(abc.ABC):
         """Keyword arguments for the pipeline's call during training (guidance scale, number of steps)."""
         return {}
 
+    def identity(self) -> Mapping[str, Any]:
+        """What decides what the networks learn, beside themselves and the frozen parts: JSON values by name.
+
+        A checkpoint records it, and a run that differs in one of them does not go on from it. Weights of losses, rates and
+        sampling options do not belong here: they may change while a run goes on.
+        """
+        return {}
+
     def encoder_fingerprint(self) -> str | None:
         """Fingerprint of the frozen tokenizer or autoencoder that turns images into what is trained on; None without one.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -312,7 +314,20 @@ class Trainer:
             "mixed_precision": self.accelerator.mixed_precision,
             "data_fingerprint": self.dataset.fingerprint,
             "optimizers": {name: type(optimizer.optimizer).__name__ for name, optimizer in self.optimizers.items()},
+            "objective": {"class": type(self.objective).__name__, **self.objective.identity()},
+            "frozen": self._frozen_fingerprints,
+            "learning_rates": self.learning_rates(),
         }
+
+    @cached_property
+    def _frozen_fingerprints(self) -> dict[str, str]:
+        """sha256 of everything that is loaded and held fixed, by name; computed once, as nothing changes it."""
+        return {name: ckpt.fingerprint_network(network) for name, network in sorted(self.objective.frozen.items())}
+
+    def learning_rates(self) -> dict[str, float]:
+        """Rate of the next step by optimizer (that of the first group, where groups differ)."""
+        factor = self.schedule.factor(self.images_seen, self.images_per_step, self.config.total_images)
+        return {name: optimizer.param_groups[0]["initial_lr"] * factor for name, optimizer in self.optimizers.items()}
 
     def save_checkpoint(self) -> None:
         """Write the checkpoint of this step and the pipeline of its averages; keep the last few."""
@@ -351,12 +366,7 @@ class Trainer:
         """
         ckpt.verify_manifest(folder)
         saved = ckpt.read_state(folder)
-        for key, current in self.state().items():
-            if key not in ("step", "images_seen") and saved.get(key) != current:
-                raise UserError(
-                    f"checkpoint '{folder}' has {key} {saved.get(key)}, this run {current}: it would not go on as it was"
-                    + (" (num_slots is processes times gradient_accumulation_steps)" if key == "num_slots" else "")
-                )
+        self._check_state(folder, saved)
         for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
             for name, network in networks.items():
                 ckpt.load_network(network, folder / kind / name)
@@ -366,6 +376,46 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved["grad_scaler"])
         self.step = saved["step"]
+        before = saved.get("learning_rates", {})
+        for name, rate in self.learning_rates().items():
+            if not math.isclose(rate, before.get(name, rate), rel_tol=1e-9):
+                self._say(f"learning rate of '{name}' at step {self.step}: {before[name]:.6g} -> {rate:.6g}")
+
+    def _check_state(self, folder: Path, saved: dict[str, Any]) -> None:
+        """Refuse a checkpoint of a run that this one cannot continue.
+
+        Raises:
+            UserError: Naming the first difference.
+        """
+        for key in ("objective", "frozen", "learning_rates"):
+            if not isinstance(saved.get(key, {}), dict):
+                raise UserError(f"'{folder / 'state.json'}' is damaged: {key} is no object; resume from another checkpoint")
+        current_state = json.loads(json.dumps(self.state()))  # tuples become lists there
+        for key, current in current_state.items():
+            if key in ("step", "images_seen", "learning_rates", "objective", "frozen") or saved.get(key) == current:
+                continue
+            raise UserError(
+                f"checkpoint '{folder}' has {key} {saved.get(key)}, this run {current}: it would not go on as it was"
+                + (" (num_slots is processes times gradient_accumulation_steps)" if key == "num_slots" else "")
+            )
+        unknown = [f"{key} '{name}'" for key in ("objective", "frozen") if key not in saved for name in current_state[key]]
+        if unknown:
+            self._say(f"'{folder}' is of an older version and does not record {', '.join(unknown)}, which cannot be compared")
+        for key, words in (("objective", ""), ("frozen", "frozen part ")):
+            before, now = saved.get(key, current_state[key]), current_state[key]
+            for name in sorted({*before, *now}):
+                if before.get(name) != now.get(name):
+                    old, new = (str(values.get(name, "none"))[:64] for values in (before, now))
+                    raise UserError(
+                        f"checkpoint '{folder}' was trained with {words}{name} {old}, this run has {new}: "
+                        "it would not go on as it was"
+                        + ("; give the one it began with (sha256 of config and weights)" if key == "frozen" else "")
+                    )
+
+    def _say(self, note: str) -> None:
+        """Print a note, once for all processes."""
+        if self.accelerator.is_main_process:
+            print(f"note: {note}", file=sys.stderr)
 
 
 def check_fit(objective: Objective, dataset: ImageDataset) -> None:

@@ -154,6 +154,16 @@ class DiffusionObjective(Objective):
         autoencoder = self.frozen.get("autoencoder")
         return batch["images"] if autoencoder is None else encode_images(autoencoder, batch["images"], generator)
 
+    def identity(self) -> Mapping[str, Any]:
+        """The noising process and what is predicted of it; samplers and the density of timesteps may change."""
+        process = self.process
+        known: dict[str, Any] = {"process": type(process).__name__, "prediction_type": process.prediction_type}
+        known["num_train_timesteps"] = process.num_train_timesteps
+        if isinstance(process, GaussianProcess):
+            last = float(process.alphas_cumprod[-1])
+            known["betas"] = f"{float(process.betas[0]):.6g} to {float(process.betas[-1]):.6g}, signal left {last:.6g}"
+        return known
+
     def encoder_fingerprint(self) -> str | None:
         """Fingerprint of the autoencoder."""
         return fingerprint(self.frozen["autoencoder"]) if self.frozen else None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import abc
-import hashlib
-import json
 from dataclasses import dataclass, field
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
+from generative.core.checkpoint import fingerprint_network
 from generative.core.errors import UserError
 
 
@@ -22,14 +21,7 @@ def fingerprint(network: ModelMixin) -> str:
     Args:
         network: A tokenizer, or a diffusers autoencoder.
     """
-    config = {key: value for key, value in network.config.items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps([type(network).__name__, config], sort_keys=True).encode())
-    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
-        digest.update(b"latents scaled by channel")  # caches written while these were ignored hold other latents
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return fingerprint_network(network)
 
 
 @dataclass

@@ -311,3 +311,67 @@ def test_a_disk_that_is_really_full(toy: ModuleType, small_disk: Path) -> None:
     trainer = toy.build_trainer(toy.denoiser(), run)
     trainer.fit(ckpt.resolve_checkpoint(run, "latest"))
     assert [p.name for p in ckpt.list_checkpoints(run)] == ["checkpoint-00000004", "checkpoint-00000006"]
+
+
+def test_another_frozen_part_is_refused(toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the same class, config and shapes: only its weights tell."""
+
+    def objective(seed: int) -> Any:
+        made = toy.denoiser()
+        torch.manual_seed(seed)
+        made.frozen = {"tokenizer": toy.ToyNet(width=4), "perceptual": nn.Linear(2, 2)}
+        return made
+
+    run = tmp_path / "run"
+    toy.build_trainer(objective(5), run).fit()
+    state = ckpt.read_state(run / "checkpoint-00000006")
+    assert set(state["frozen"]) == {"tokenizer", "perceptual"} and {len(v) for v in state["frozen"].values()} == {64}
+    trainer = toy.build_trainer(objective(5), run)
+    trainer.load_checkpoint(run / "checkpoint-00000006")
+    refuses(toy, run, "was trained with frozen part perceptual .*, this run has", objective(6))
+    refuses(toy, run, "was trained with frozen part perceptual .*, this run has none", toy.denoiser())
+
+
+def test_another_kind_of_objective_is_refused(toy: ModuleType, run: Path) -> None:
+    objective = toy.denoiser()
+    objective.identity = lambda: {"prediction_type": "epsilon", "range": (0, 1)}
+    toy.build_trainer(objective, run.parent / "other").fit()
+    trainer = toy.build_trainer(objective, run.parent / "other")
+    trainer.load_checkpoint(run.parent / "other" / "checkpoint-00000006")
+    refuses(toy, run.parent / "other", "was trained with prediction_type epsilon, this run has none", toy.denoiser())
+
+
+def test_a_checkpoint_of_an_older_version_goes_on_and_says_what_it_lacks(
+    toy: ModuleType, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "checkpoint-00000006" / "state.json"
+    state = json.loads(path.read_text())
+    for key in ("objective", "frozen", "learning_rates"):
+        del state[key]
+    path.write_text(json.dumps(state))
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    manifest["files"]["state.json"] = path.stat().st_size
+    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    objective = toy.denoiser()
+    objective.frozen = {"tokenizer": nn.Linear(2, 2)}
+    capsys.readouterr()
+    toy.build_trainer(objective, run).load_checkpoint(path.parent)
+    notes = capsys.readouterr().err
+    assert notes.count("\n") == 1 and "does not record objective 'class', frozen 'tokenizer'" in notes
+
+
+def test_a_schedule_of_another_length_says_what_the_rate_becomes(
+    toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from generative.core.schedules import Linear
+
+    toy.build_trainer(toy.denoiser(), tmp_path, total_images=16, lr_schedule=Linear()).fit()
+    checkpoint = tmp_path / "checkpoint-00000002"
+    assert ckpt.read_state(checkpoint)["learning_rates"] == {"net": 0.0}
+    capsys.readouterr()
+    trainer = toy.build_trainer(toy.denoiser(), tmp_path, total_images=64, lr_schedule=Linear())
+    trainer.load_checkpoint(checkpoint)
+    assert "learning rate of 'net' at step 2: 0 -> 0.0075" in capsys.readouterr().err
+    trainer = toy.build_trainer(toy.denoiser(), tmp_path, total_images=16, lr_schedule=Linear())
+    trainer.load_checkpoint(checkpoint)
+    assert capsys.readouterr().err == ""

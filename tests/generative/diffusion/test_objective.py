@@ -199,3 +199,17 @@ def test_sizes_phases_average_and_defaults() -> None:
 def test_options_that_contradict_are_refused(make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_identity_is_what_training_depends_on() -> None:
+    """A checkpoint records it: what is predicted and of which noise, but not how samples are drawn."""
+    plain = make_objective().identity()
+    assert make_objective(DDPMScheduler(clip_sample=False, variance_type="fixed_large")).identity() == plain
+    assert make_objective(guidance_scale=1.0, num_inference_steps=7).identity() == plain
+    for scheduler in (
+        DDPMScheduler(prediction_type="v_prediction"),
+        DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        DDPMScheduler(num_train_timesteps=500),
+        FlowMatchEulerDiscreteScheduler(),
+    ):
+        assert make_objective(scheduler).identity() != plain
