@@ -117,7 +117,7 @@ def _cached_or_downloaded(file: WeightsFile) -> tuple[Path, str]:
         return path, _download(file, path)
     except (OSError, HTTPException) as error:
         raise FileNotFoundError(
-            f"no weights for this extractor here and the download failed ({_reason(error)}): get "
+            f"no weights for this extractor here and the download failed ({failure_reason(error)}): get "
             f"{file.filename} "
             f"({file.megabytes} MB) from {file.url} and put it at {path}, or name it with --weights PATH."
         ) from error
@@ -135,25 +135,43 @@ def _expected_sha256(file: WeightsFile, path: Path) -> str:
     return record.read_text(encoding="ascii", errors="replace").strip() if record.is_file() else ""
 
 
-def _reason(error: OSError | HTTPException) -> str:
+def failure_reason(error: OSError | HTTPException) -> str:
+    """Return in a few words why a download failed."""
     reason = getattr(error, "reason", error)  # urllib wraps the system's error.
     return str(getattr(reason, "strerror", None) or reason)
 
 
 def _download(file: WeightsFile, path: Path) -> str:
-    """Download to a temporary name, verify, rename: a half-written file never gets the real name."""
+    """Download and verify; return the content's sha256."""
+    digest = download(file.url, path, file.sha256)
+    if not file.sha256:
+        _record_path(path).write_text(f"{digest}\n", encoding="ascii")
+    return digest
+
+
+def download(url: str, path: Path, sha256: str = "") -> str:
+    """Download to a temporary name, verify, rename: a half-written file never gets the real name.
+
+    Args:
+        url: Where from.
+        path: The file to write.
+        sha256: Hex digits that the content's sha256 must start with.
+
+    Returns:
+        The content's sha256.
+
+    Raises:
+        OSError: If the server or the disk refuses, or the connection breaks.
+        ValueError: If the content is not what it should be.
+    """
     with whole_file(path) as target:
-        with urllib.request.urlopen(file.url, timeout=_TIMEOUT_SECONDS) as source:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as source:
             digest, num_bytes = _copy_hashed(source, target)
             promised_bytes = source.headers.get("Content-Length")
         if promised_bytes is not None and num_bytes != int(promised_bytes):
             raise OSError(f"the connection broke after {num_bytes} of {promised_bytes} bytes")
-        if not file.sha256:
-            _record_path(path).write_text(f"{digest}\n", encoding="ascii")
-        elif not digest.startswith(file.sha256):
-            raise ValueError(
-                f"download of {file.url} is corrupt (sha256 {digest[:8]}..., expected {file.sha256[:8]}...): try again."
-            )
+        if not digest.startswith(sha256):
+            raise ValueError(f"download of {url} is corrupt (sha256 {digest[:8]}..., expected {sha256[:8]}...): try again.")
     return digest
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from metrics import registry
+from metrics.named_datasets import MODES, dataset_lines
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -35,6 +36,8 @@ examples:
   fid-score real.npz runs/x/step-* --csv s.csv --plot s.png   a curve over checkpoints
   fid-score real/ runs/digits-dit --num-samples 50000     sample and score, nothing written
   fid-score samples/ --metrics is                     a score that needs no reference
+  fid-score samples/ --dataset cifar10 --dataset-split train
+                                                      against the statistics that clean-fid publishes
   fid-score real/ samples/ --extractor efficientnet-lite0 --input-size 96
                                                       a Frechet distance (not FID) without any download
   fid-score --train-extractor train/ test/ judge.safetensors --extractor resnet9
@@ -99,7 +102,11 @@ def _epilog() -> str:
         f"  {name:<{width}}  {protocol.origin}; resize {protocol.resizer}; {', '.join(protocol.scores)}"
         for name, protocol in registry.PROTOCOLS.items()
     )
-    return f"metrics:\n{scores}\n\nprotocols:\n{protocols}\n\n{_EXAMPLES}\n\n{_NOTES}"
+    datasets = "\n".join(dataset_lines())
+    return (
+        f"metrics:\n{scores}\n\nprotocols:\n{protocols}\n\ndata sets that clean-fid publishes (--dataset):\n{datasets}\n\n"
+        f"{_EXAMPLES}\n\n{_NOTES}"
+    )
 
 
 def build_parser() -> _Parser:
@@ -116,6 +123,7 @@ def build_parser() -> _Parser:
         "path", nargs="*", metavar="PATH", help="reference A, then sample sets B ... (with --save-stats: images, then output)"
     )
     _add_what(parser.add_argument_group("what to score"))
+    _add_dataset(parser.add_argument_group("a reference by name"))
     _add_how_metrics(parser.add_argument_group("settings of metrics"))
     _add_analyses(parser.add_argument_group("analyses"))
     _add_output(parser.add_argument_group("output"))
@@ -167,6 +175,21 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         "--num-samples", "--num", type=_positive, metavar="N", help="images to sample, where a path is a saved pipeline"
     )
     group.add_argument("--seed", type=_non_negative, help="seed of those samples")
+
+
+def _add_dataset(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="reference statistics of clean-fid: of a data set in the list below, or custom ones; all paths are samples then",
+    )
+    group.add_argument("--dataset-split", metavar="NAME", help="its part (default: train where there is one; custom)")
+    group.add_argument("--dataset-res", type=_positive, metavar="PX", help="side of its images, where there are several")
+    group.add_argument(
+        "--dataset-root",
+        metavar="DIR",
+        help="folder, .zip or .tar of such files (default: clean-fid's own folder, downloaded into once)",
+    )
 
 
 def _add_how_metrics(group: argparse._ArgumentGroup) -> None:
@@ -247,6 +270,7 @@ def _add_spellings(group: argparse._ArgumentGroup) -> None:
         ("-m", "--mind", "MIND"),
     ):
         group.add_argument(short, flag, action="store_true", help=text)
+    group.add_argument("--mode", choices=list(MODES), help=f"as --protocol {', '.join(MODES.values())} (clean-fid)")
     group.add_argument("-g", "--gpu", metavar="ID", help="as --device cuda:ID")
     group.add_argument("-c", "--cpu", action="store_true", help="as --device cpu")
     group.add_argument("--samples-find-deep", action="store_true", help="folders are always searched recursively")
@@ -283,11 +307,27 @@ def parse_arguments(argv: Sequence[str], parser: _Parser | None = None, paths: S
         args.device = "cpu" if args.cpu else f"cuda:{args.gpu}"
     if not args.path:
         parser.error("the following arguments are required: PATH, a reference and at least one sample set")
+    _apply_dataset(args, parser)
     if args.train_extractor and len(args.path) not in (2, 3):
         parser.error(f"--train-extractor takes TRAIN [TEST] OUT.safetensors, got {len(args.path)} paths")
     if args.save_stats and len(args.path) != 2:
         parser.error(f"--save-stats takes two paths, images and the .npz to write, got {len(args.path)}")
     return args
+
+
+def _apply_dataset(args: argparse.Namespace, parser: _Parser) -> None:
+    """Check what goes with --dataset, and bring clean-fid's --mode to a protocol."""
+    if args.mode is not None:
+        if args.protocol not in (None, MODES[args.mode]) and args.input1 is None:
+            parser.error(f"--mode {args.mode} is --protocol {MODES[args.mode]}, got --protocol {args.protocol}: give one of them")
+        args.protocol = MODES[args.mode]
+    if args.dataset is None:
+        for flag in ("dataset_split", "dataset_res", "dataset_root"):
+            if getattr(args, flag) is not None:
+                parser.error(f"--{flag.replace('_', '-')} says more of --dataset: name a data set as well")
+    elif args.input2 is not None or args.save_stats or args.train_extractor:
+        other = "--input2" if args.input2 is not None else "--save-stats" if args.save_stats else "--train-extractor"
+        parser.error(f"--dataset names the reference of samples, and does not go with {other}: give one of them")
 
 
 def parse_options(paths: Sequence[str], options: Mapping[str, Any]) -> argparse.Namespace:

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
             if processes.is_main:
                 sys.stdout.write(message + "\n")
             return
-        report = _score(names, args, processes, has_reference=len(args.path) > 1)
+        report = _score(names, args, processes, has_reference=len(args.path) > 1 or args.dataset is not None)
         if processes.is_main:
             _publish(report, args)
 
@@ -64,7 +64,7 @@ def score(samples: str | Path | Sequence[str | Path], reference: str | Path | No
 
     Args:
         samples: Folder, archive, npz, statistics file or saved pipeline; or several of them.
-        reference: What to compare with; None for scores that need none (the Inception Score).
+        reference: What to compare with; None for scores that need none (the Inception Score), and with `dataset="cifar10"`.
         **options: Flags of `fid-score` by their long names: `metrics="fid,kid"`, `protocol="pytorch-fid"`,
             `extractor=...`, `weights=[...]`, `num_samples=...`, `no_cache=True`.
 
@@ -84,9 +84,11 @@ def score(samples: str | Path | Sequence[str | Path], reference: str | Path | No
         raise ValueError("score() writes no statistics: run fid-score --save-stats IMAGES OUT.npz.")
     if args.train_extractor:
         raise ValueError("score() trains nothing: call metrics.extractor_training.train_extractor.")
+    if args.dataset is not None and reference is not None:
+        raise ValueError(f"score() got the reference {reference} and the data set {args.dataset}: give one of them.")
     with join_processes() as processes, _told_to_all(processes):
         _complete(args, processes)
-        report = _score(score_names(args), args, processes, has_reference=reference is not None)
+        report = _score(score_names(args), args, processes, has_reference=reference is not None or args.dataset is not None)
         if processes.is_main:
             _write_files(report, args)
         return report.record()
@@ -191,6 +193,10 @@ def _open_all(
             f"metric {first} compares samples with a reference, and only {', '.join(map(str, paths))} is given: fid-score A B."
         )
     check_draw(paths, args)
+    if args.dataset is not None:
+        from metrics.scoring.named import open_named
+
+        return open_named(names, args), [open_side(path, options) for path in paths]
     sides = [open_side(path, options) for path in paths]
     return (sides[0], sides[1:]) if has_reference else (None, sides)
 
@@ -198,6 +204,9 @@ def _open_all(
 def _note_trust(sides: Sequence[Side], report: Report) -> None:
     for side in sides:
         if side.statistics is not None and not side.statistics.has_provenance:
+            if side.statistics.source is not None:
+                report.notes.append(f"the reference is {side.statistics.source}, by the file's name.")
+                continue
             report.notes.append(f"{side.path} does not say how it was made; that its protocol is this one is taken on trust.")
 
 

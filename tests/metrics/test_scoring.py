@@ -76,6 +76,7 @@ _TWO = ["{real}", "{fake}"]
 _CLASSES = ["{labelled}/real", "{labelled}/fake"]
 _CAS = ["--cas", "resnet18", "--cas-size", "16", "--cas-epochs", "1"]
 _TRAINED = ["{tmp}/judge.safetensors", "--extractor", "resnet9", "--input-size", "16", "--train-epochs", "1"]
+_NAMED = ["--extractor", "inception-v3", "--weights", "{inception}", "--dataset", "cifar10", "--dataset-root", "{tmp}"]
 _FLAGS: dict[str, list[str]] = {
     "--metrics": [*_TWO, "--metrics", "kid,fid"],
     "--protocol": [*_TWO, "--protocol", "tensorflow"],
@@ -91,6 +92,11 @@ _FLAGS: dict[str, list[str]] = {
     "--num-samples": ["{real}", "{pipeline}", "--num-samples", "7"],
     "--num": ["{real}", "{pipeline}", "--num", "7"],
     "--seed": ["{real}", "{pipeline}", "--seed", "3"],
+    "--dataset": ["{few}", *_NAMED],
+    "--dataset-split": ["{few}", *_NAMED, "--dataset-split", "train"],
+    "--dataset-res": ["{few}", *_NAMED, "--dataset-res", "32"],
+    "--dataset-root": ["{few}", *_NAMED],
+    "--mode": [*_TWO, "--mode", "legacy_tensorflow"],
     "--isc-splits": ["{fake}", "--metrics", "is", "--isc-splits", "3"],
     "--no-samples-shuffle": ["{fake}", "--metrics", "is", "--no-samples-shuffle"],
     "--kid-subsets": [*_TWO, "--kid", "--kid-subsets", "4", "--kid-subset-size", "10"],
@@ -180,6 +186,7 @@ def places(sets, labelled, pipeline: str, smooth_images, write_folder, inception
     (tmp_path / "w.pth").write_bytes(b"the tiny network does not look")
     damaged = write_folder(tmp_path / "damaged", smooth_images(5, 8, 8, seed=4))
     (damaged / "0002.png").write_bytes(b"")
+    np.savez(tmp_path / "cifar10_clean_train_32.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     few = write_folder(tmp_path / "few", smooth_images(3, 16, 16, seed=5))
     return {
         "real": sets[0],
