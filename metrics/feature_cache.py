@@ -2,7 +2,8 @@
 
 Images are numbered; a tile is a fixed range of numbers, and one file holds one feature of one tile. A file is
 written under a temporary name and renamed: it is whole or absent. What decides a feature's values (the images,
-the network and its weights, the resizer, the precision) decides the folder, so nothing stale is ever read.
+the rules that decode them, the network and its weights, the resizer, the precision) decides the folder, so nothing
+stale is ever read.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from metrics.cache import cache_dir
 from metrics.files import whole_file
+from metrics.images import DECODER_VERSION
 
 TILE_IMAGES = 256  # A few seconds of work on a CPU: what an interruption costs at most.
 _FORMAT = "2"
@@ -70,7 +72,7 @@ class FeatureCache:
 
     def folder(self, identity: str, protocol: Mapping[str, Any], tile_images: int) -> Path:
         """Return where the tiles of one feature of one image set lie."""
-        text = json.dumps([_FORMAT, identity, protocol, tile_images], sort_keys=True)
+        text = json.dumps([_FORMAT, DECODER_VERSION, identity, protocol, tile_images], sort_keys=True)
         return self.root / hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
 
     def has(self, folders: Mapping[str, Path], tile: int) -> bool:

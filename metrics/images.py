@@ -6,6 +6,8 @@ of file, are what that gives, with two exceptions that are marked:
 - grey: the value three times; palette: its colours; CMYK, YCbCr, LAB: Pillow's conversion;
 - alpha: dropped, the colour under it is kept (it is not blended with any background);
 - 16-bit colour: the high byte (Pillow's decoder);
+- TIFF of separate planes, of 12 bits, and of 16-bit grey with white at 0: as what they show (`metrics.tiff`; Pillow misreads
+  them), or refused;
 - 16-bit grey: the high byte too. *Exception*: `convert` clips it at 255, so that nearly every pixel turns white;
 - 32-bit integer or float: refused. *Exception*: `convert` clips them too, and the file does not state which value
   means white;
@@ -33,7 +35,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from metrics.arrays import brief
+from metrics.tiff import TiffError, is_tiff, load_tiff
 
+#: Of the rules by which pixels are made of files; a change makes what was computed of other pixels stale.
+DECODER_VERSION = "2"
 #: Lower-case extensions that count as images; the case in the file name does not matter.
 IMAGE_EXTENSIONS = frozenset({".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 #: Formats that Pillow may recognise, the common first; others (EPS runs Ghostscript) are no images here.
@@ -43,6 +48,7 @@ _LOW_BYTE_BITS = 8
 #: What is wrong with an image file of no bytes.
 EMPTY = "is empty (0 bytes)"
 _ADVICE = "remove or replace it"
+_TIFF_ADVICE = "save it with 8 or 16 bits per channel, interleaved"
 #: What Pillow's decoders raise on damaged data.
 _DECODER_ERRORS = (
     OSError,
@@ -184,9 +190,23 @@ def load_rgb(data: bytes, name: str) -> Image.Image:
     """Decode an encoded image completely as an 8-bit RGB Pillow image; see `decode_image`."""
     if not data:
         raise ImageError(name, EMPTY)
-    with decoding(name), open_image(data) as opened:
-        opened.load()
-        return opened if opened.mode == "RGB" else convert_to_rgb(opened, name)
+    with decoding(name):
+        if is_tiff(data):
+            loaded = _load_tiff(data, name)
+        else:
+            with open_image(data) as loaded:
+                loaded.load()
+        return loaded if loaded.mode == "RGB" else convert_to_rgb(loaded, name)
+
+
+def _load_tiff(data: bytes, name: str) -> Image.Image:
+    try:
+        with open_image(data) as opened:
+            return load_tiff(opened, data)
+    except UnidentifiedImageError as error:
+        raise ImageError(name, "is a TIFF of a kind that Pillow does not read, or is corrupt", _TIFF_ADVICE) from error
+    except TiffError as error:
+        raise ImageError(name, str(error), _TIFF_ADVICE) from error
 
 
 @contextmanager

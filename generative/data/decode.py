@@ -16,6 +16,7 @@ from torch import Tensor
 
 from generative.core.errors import UserError
 from metrics.images import IMAGE_EXTENSIONS, ImageError, convert_to_rgb, decoding, load_rgb, open_image
+from metrics.tiff import is_tiff
 
 __all__ = ["IMAGE_EXTENSIONS", "decode_image", "image_to_tensor", "verify_image"]
 
@@ -68,6 +69,9 @@ def verify_image(source: str | bytes, name: str) -> None:
     """
     with _explain(name):
         content = _content(source)
+        if is_tiff(content):  # some kinds are refused by what they hold
+            load_rgb(content, name)
+            return
         with decoding(name):
             with open_image(content) as image:
                 image.verify()  # check sums, where the format has them; the file must be opened again afterwards
