@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from metrics import registry
 from metrics.named_datasets import MODES, dataset_lines
+from metrics.notes import say_warnings_plainly
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -413,6 +414,7 @@ def _say(error: Exception) -> None:
 
 def entry() -> NoReturn:
     """Run as a program: leave at once when done, instead of unloading torch for half a second."""
+    say_warnings_plainly()
     code = main()
     try:
         sys.stdout.flush()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from metrics.metric import FeatureMetric, SmallSampleWarning, side_name
+from metrics.notes import ScoreNote
 
 if TYPE_CHECKING:
     from metrics.extractors.base import FeatureExtractor
@@ -30,7 +31,7 @@ _SORTED_DEVIATIONS = 5.0
 _SORTED_SHARE = 0.05
 
 
-class ClassSortedWarning(UserWarning):
+class ClassSortedWarning(ScoreNote):
     """The images come sorted by class, so consecutive splits see few classes each and the score is far too low."""
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from metrics.notes import ScoreNote
+
 if TYPE_CHECKING:
     from metrics.extractors.base import FeatureExtractor
     from metrics.statistics import FeatureEntry
@@ -23,7 +25,7 @@ def side_name(real: bool) -> str:
     return "real" if real else "fake"
 
 
-class SmallSampleWarning(UserWarning):
+class SmallSampleWarning(ScoreNote):
     """Too few samples for the number to mean what its name says."""
 
 

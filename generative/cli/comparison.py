@@ -17,6 +17,7 @@ from generative.data.base import ImageDataset
 from generative.data.cache_statistics import code_statistics
 from generative.data.transforms import images_to_uint8
 from generative.tokenizers.base import ImageTokenizer
+from metrics.notes import notes_of_warnings
 from metrics.psnr import psnr
 from metrics.ssim import WINDOW, ssim
 
@@ -45,6 +46,8 @@ class Comparison:
         self.images = images
         self.count = count
         self.suite = suite
+        #: What a reader of the scores must know, in sentences; complete once they were asked for.
+        self.notes: list[str] = []
         self._pairs: list[Tensor] = []
         self._values: dict[str, float] = {}
         self._codes: Tensor | None = None
@@ -99,8 +102,10 @@ class Comparison:
         if self._codes is not None:
             result.update(code_statistics(self._codes.numpy()), num_codes=len(self._codes))
         if self.suite is not None:
-            (result["reconstruction_frechet_distance"],) = self.suite.compute().values()
+            with notes_of_warnings(self.notes):
+                (result["reconstruction_frechet_distance"],) = self.suite.compute().values()
             result["protocol"] = self.suite.protocol
+            result["notes"] = self.notes
         self._scores = result
         return result
 

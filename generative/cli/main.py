@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from generative.core.errors import UserError
+from metrics.notes import say_warnings_plainly
 
 COMMANDS = {
     "quickstart": "train a GAN, a DiT and a transformer on bundled digits, sample, score, and write a page (about 9 minutes)",
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 1 training diverged, 2 wrong input, 128 + n stopped by signal n (a checkpoint was saved).
     """
+    if argv is None:
+        say_warnings_plainly()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(commands="\n".join(f"  {name:<17} {text}" for name, text in COMMANDS.items())), end="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -45,12 +46,14 @@ def run(arguments: list[str]) -> int:
 def quickstart(output: Path, seed: int, fraction: float, overwrite: bool) -> int:
     """Train, sample and score the three families, and write the page; returns the exit code."""
     started = time.perf_counter()
+    command = shlex.join(["generative", "quickstart", "--output", str(output), "--seed", str(seed)])  # --overwrite would delete.
+    command += f" --fraction {fraction}" if fraction != 1 else ""
     runs = [output / name for name in CONFIGS]
     for number, (name, folder) in enumerate(zip(CONFIGS, runs, strict=True), start=1):
         print(f"[{number}/{len(CONFIGS)}] {name}: training, sampling and scoring in '{folder}'")
         path = find_config(f"digits/{name}")
         overrides = ["--seed", str(seed), "--trainer.output_dir", str(folder), *shortened(path, fraction)]
-        code = train(path, overrides, resume=None if overwrite else "auto", overwrite=overwrite)
+        code = train(path, overrides, resume=None if overwrite else "auto", overwrite=overwrite, go_on=f"`{command}`")
         if code:
             return code
 

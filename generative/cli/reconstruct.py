@@ -129,6 +129,8 @@ def reconstruct(given: argparse.Namespace, overrides: list[str]) -> int:
             shutil.rmtree(output.with_name(f".{output.name}.partial"), ignore_errors=True)
             raise
     print(f"{count} images reconstructed in '{output}': {comparison.summary()}")
+    for note in comparison.notes:
+        print(f"note: {note}")
     return 0
 
 

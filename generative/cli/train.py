@@ -43,8 +43,18 @@ def train(
     overwrite: bool = False,
     print_config: bool = False,
     trust_code: bool = False,
+    go_on: str = "--resume latest",
 ) -> int:
     """Train a configuration.
+
+    Args:
+        config_path: The configuration.
+        overrides: Values that replace its own.
+        resume: Checkpoint to go on from: "latest", "auto", a folder, or None to start anew.
+        overwrite: Delete the run that the folder holds.
+        print_config: Print the resolved configuration instead.
+        trust_code: Allow configurations to name code of one's own.
+        go_on: What continues a run that a signal stopped, for the message.
 
     Returns:
         Exit code: 0 at the end, 128 + n if signal n stopped the run.
@@ -96,7 +106,7 @@ def train(
     accelerator.end_training()
     if trainer.stopped_by and trainer.step < trainer.total_steps:
         if accelerator.is_main_process:
-            print(f"stopped at step {trainer.step} of {trainer.total_steps}; a checkpoint was saved, go on with --resume latest")
+            print(f"stopped at step {trainer.step} of {trainer.total_steps}; a checkpoint was saved, go on with {go_on}")
         return 128 + trainer.stopped_by
     if accelerator.is_main_process:
         usage = trainer.objective.usage.format(run=output_dir)

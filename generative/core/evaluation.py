@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +86,6 @@ class Evaluator:
         self.classifier_data = classifier_data
         self._suite: MetricSuite | None = None
         self._classifier: LabelClassifier | None = None
-        self._has_computed = False
         self._has_reference = False
 
     def prepare(self, accelerator: Accelerator, progress: bool = False) -> None:
@@ -177,14 +175,7 @@ class Evaluator:
         return evaluation
 
     def _finish(self, suite: MetricSuite, samples: Tensor, class_labels: Tensor) -> Evaluation:
-        from metrics.metric import SmallSampleWarning
-
-        with warnings.catch_warnings():
-            # Said once per run: the curve and the real images' score beside it are all at this sample count.
-            if self._has_computed:
-                warnings.simplefilter("ignore", SmallSampleWarning)
-            scores = suite.compute()
-        self._has_computed = True
+        scores = suite.compute()
         protocol = {**suite.protocol, "reference": f"{type(self.data).__name__} {self.data.fingerprint}"}
         if self.classifier_data is not None:
             classifier = self._label_classifier()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -209,11 +210,16 @@ class RunObserver:
             self._evaluate(self.evaluator, step, images_seen, make_pipeline())
 
     def _evaluate(self, evaluator: Evaluator, step: int, images_seen: int, pipeline: ImagePipeline) -> None:
-        evaluation = evaluator.evaluate(pipeline, self.accelerator, self.objective.sampling_defaults())
+        from metrics.metric import SmallSampleWarning
+
+        with warnings.catch_warnings():
+            # What few samples do to a score shows in that of as many real images, which stands beside it.
+            warnings.simplefilter("ignore", SmallSampleWarning)
+            evaluation = evaluator.evaluate(pipeline, self.accelerator, self.objective.sampling_defaults())
+            if self.accelerator.is_main_process and self._real_scores is None:
+                self._real_scores = evaluator.score_real(self.dataset, self.accelerator).scores
         self.last_evaluation = evaluation
         if self.accelerator.is_main_process:
-            if self._real_scores is None:
-                self._real_scores = evaluator.score_real(self.dataset, self.accelerator).scores
             write_json(
                 self.config.output_dir / EVALUATION_FILE,
                 {

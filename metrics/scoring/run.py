@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 from metrics import registry
 from metrics.distributed import Processes, SharedError, choose_device, join_processes
 from metrics.feature_cache import FeatureCache, default_cache_root
-from metrics.inception_score import ClassSortedWarning
-from metrics.metric import Metric, SmallSampleWarning
+from metrics.metric import Metric
+from metrics.notes import notes_of_warnings
 from metrics.scoring import analyses, stored
 from metrics.scoring.feed import Consumer, Feeder
 from metrics.scoring.plan import (
@@ -154,7 +153,7 @@ def _score(names: Sequence[str], args: argparse.Namespace, processes: Processes,
     )
     _note_trust([side for side in (reference, *sample_sides) if side is not None], report)
     if reference is not None and reference.images is None and all(side.images is None for side in sample_sides):
-        with _notes_of_warnings(report.notes):
+        with notes_of_warnings(report.notes):
             stored.score_files(reference, sample_sides, names, args, report)
         return report
     suites = plan_suites(names, args, collect=args.match_classes is not None)
@@ -165,7 +164,7 @@ def _score(names: Sequence[str], args: argparse.Namespace, processes: Processes,
     for suite in suites:
         report.notes += network_notes(suite)
     feeder = _feeder(args, processes)
-    with _notes_of_warnings(report.notes):
+    with notes_of_warnings(report.notes):
         if reference is not None:
             _load(suites, reference, True, feeder, report.notes)
             report.reference = reference.describe()
@@ -215,7 +214,7 @@ def _score_samples(suites: Sequence[MetricSuite], side: Side, args: argparse.Nam
         suite.reset_fake()
     result = Result(side.path, side.describe())
     report.results.append(result)
-    with _notes_of_warnings(result.notes):
+    with notes_of_warnings(result.notes):
         _load(suites, side, False, feeder, result.notes)
         result.samples = side.describe()
         for suite in suites:
@@ -271,20 +270,6 @@ def _check_countable(side: Side, consumers: Sequence[Consumer]) -> None:
                     f"metric {metric.name} needs class labels, and {side.path} has none: put images into one folder per class, "
                     "or give a parquet or npz file with labels."
                 )
-
-
-@contextmanager
-def _notes_of_warnings(notes: list[str]) -> Iterator[None]:
-    """Turn what metrics warn of into notes, each said once."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", SmallSampleWarning)
-        warnings.simplefilter("always", ClassSortedWarning)
-        yield
-    for warning in caught:
-        if not issubclass(warning.category, SmallSampleWarning | ClassSortedWarning):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        elif str(warning.message) not in notes:
-            notes.append(str(warning.message))
 
 
 def _publish(report: Report, args: argparse.Namespace) -> None:

