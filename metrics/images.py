@@ -12,22 +12,16 @@ of file, are what that gives, with two exceptions that are marked:
 - 32-bit integer or float: refused. *Exception*: `convert` clips them too, and the file does not state which value
   means white;
 - animated (GIF, APNG, WebP, TIFF): the first frame; EXIF orientation: ignored, pixels are taken as stored.
-
-Which file names count: pytorch-fid's and clean-fid's bmp, jpg, jpeg, pgm, png, ppm, tif, tiff, webp, in any case (they
-miss `.PNG`; torch-fidelity takes png, jpg and jpeg), and JPEG's other two names, jpe and jfif. `.gif` does not count, as
-with all three: beside samples it is a preview, not one of them. A GIF that is named otherwise, or sits in a parquet
-column, is decoded.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,8 +33,6 @@ from metrics.tiff import TiffError, is_tiff, load_tiff
 
 #: Of the rules by which pixels are made of files; a change makes what was computed of other pixels stale.
 DECODER_VERSION = "2"
-#: Lower-case extensions that count as images; the case in the file name does not matter.
-IMAGE_EXTENSIONS = frozenset({".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 #: Formats that Pillow may recognise, the common first; others (EPS runs Ghostscript) are no images here.
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "WEBP", "TIFF", "JPEG2000")
 #: Bits of a 16-bit grey level that are dropped.
@@ -92,58 +84,6 @@ class ImageError(ValueError):
 def printable(name: str) -> str:
     """Return a file name for a message; one with control characters or undecodable bytes is quoted and escaped."""
     return name if name.isprintable() else ascii(name)
-
-
-def is_image_name(name: str) -> bool:
-    """Return whether a file name has an image's extension and is not hidden (macOS leaves `._x.png` beside `x.png`)."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
-
-
-def list_image_names(folder: Path) -> list[str]:
-    """List the images of a folder and its subfolders by relative path with forward slashes, sorted.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ValueError: If a subfolder can't be read.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"image folder {folder} does not exist.")
-
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"folder {error.filename} can't be read: {error.strerror}.") from error
-
-    found: list[str] = []
-    visited: set[str] = set()
-    for root, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(root)
-        if real in visited:  # A link back up the tree: its images are listed already.
-            subfolders.clear()
-            continue
-        visited.add(real)
-        below = Path(root).relative_to(folder).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        found += [prefix + name for name in names if is_image_name(name)]
-    return sorted(found)
-
-
-def list_images(folder: Path) -> list[Path]:
-    """List the images of a folder and its subfolders, sorted by path.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ValueError: If it holds no image, or a subfolder can't be read.
-    """
-    found = list_image_names(folder)
-    if not found:
-        raise ValueError(no_images_message(folder))
-    return [folder / name for name in found]
-
-
-def no_images_message(folder: Path) -> str:
-    """Return the sentence for a folder without images."""
-    extensions = ", ".join(sorted(extension[1:] for extension in IMAGE_EXTENSIONS))
-    return f"folder {folder} holds no images (looked for {extensions} in it and below)."
 
 
 def read_image(path: Path, name: str | None = None) -> Tensor:

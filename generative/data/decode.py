@@ -15,10 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from generative.core.errors import UserError
-from metrics.images import IMAGE_EXTENSIONS, ImageError, convert_to_rgb, decoding, load_rgb, open_image
+from metrics.images import ImageError, convert_to_rgb, decoding, load_rgb, open_image
 from metrics.tiff import is_tiff
-
-__all__ = ["IMAGE_EXTENSIONS", "decode_image", "image_to_tensor", "verify_image"]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,27 +11,31 @@ from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_parts
-from generative.data.decode import IMAGE_EXTENSIONS, decode_image, image_to_tensor, verify_image
+from generative.data.decode import decode_image, image_to_tensor, verify_image
 from generative.data.transforms import center_crop
+from metrics.listing import IMAGE_EXTENSIONS, Listing, list_images, no_images_message
 
 
 class ImageFilesDataset(ImageDataset):
     """Image files, and those of folders at any depth, all of one class; brought to a square by ADM's resize and centre crop.
 
     Args:
-        paths: Files and folders; a folder's files follow in the order of their names, hidden ones are skipped.
+        paths: Files and folders; a folder's files follow in the order of their names. Files that are no images, are hidden or
+            are a tool's own are skipped (``metrics.listing``).
         image_size: Side of the square images in pixels.
         verify: Read every image at start, so that a corrupt one is named before any work; None means below 20,000 images.
 
     Attributes:
         paths: The files, in order.
+        left_out: Extension -> number of image files of formats that are not read.
 
     Raises:
         UserError: If a path does not exist, is no image file, or is a folder without any; or (if verified) a file is corrupt.
     """
 
     def __init__(self, paths: Sequence[str | Path], image_size: int, verify: bool | None = None) -> None:
-        self.paths = [file for path in paths for file in find_image_files(Path(path).expanduser())]
+        found = [(Path(path).expanduser(), find_image_files(Path(path).expanduser())) for path in paths]
+        self.paths = [root / name for root, listing in found for name in listing.names]
         listing = [part for path in self.paths for part in (str(path), path.stat().st_size)]
         super().__init__(
             labels=torch.zeros(len(self.paths), dtype=torch.int64),
@@ -38,6 +43,7 @@ class ImageFilesDataset(ImageDataset):
             image_size=image_size,
             fingerprint=hash_parts("image files", image_size, *listing),
         )
+        self.left_out = dict(sum((listing.left_out for _, listing in found), Counter()))
         self.prepare(cache=False, verify=verify)
 
     def load_image(self, index: int) -> Tensor:
@@ -55,8 +61,8 @@ class ImageFilesDataset(ImageDataset):
         return str(self.paths[index])
 
 
-def find_image_files(path: Path) -> list[Path]:
-    """The image files that a path stands for.
+def find_image_files(path: Path) -> Listing:
+    """The image files that a path stands for, relative to it, in the order of their parts; a file stands for itself.
 
     Raises:
         UserError: If there is none.
@@ -64,11 +70,14 @@ def find_image_files(path: Path) -> list[Path]:
     if path.is_file():
         if path.suffix.lower() not in IMAGE_EXTENSIONS:
             raise UserError(f"'{path}' is no image file (names end in {', '.join(sorted(IMAGE_EXTENSIONS))})")
-        return [path]
+        return Listing([""])
     if not path.exists():
         raise UserError(f"'{path}' does not exist; give image files or folders of them")
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix.lower() in IMAGE_EXTENSIONS]
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    if not files:
-        raise UserError(f"folder '{path}' holds no image files; check the path")
-    return files
+    try:
+        listing = list_images(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not listing.names:
+        raise UserError(no_images_message(f"folder '{path}'", listing.left_out).rstrip("."))
+    listing.names.sort(key=lambda name: name.split("/"))
+    return listing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,15 +13,20 @@ from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_parts
-from generative.data.decode import IMAGE_EXTENSIONS, decode_image, image_to_tensor, verify_image
+from generative.data.decode import decode_image, image_to_tensor, verify_image
 from generative.data.transforms import center_crop
+from metrics.listing import count_left_out, describe_left_out, is_hidden, is_image_name, list_images
+
+OUTSIDE_CLASSES = "outside the class folders"
+"""Why images that lie beside the class folders are left out."""
 
 
 class ImageFolderDataset(ImageDataset):
     """Images under ``root/<class>/**/*``, classes numbered by sorted folder name.
 
     Images of any size are brought to a square by ADM's resize and centre crop (``transforms.center_crop``). File names end
-    in .png, .jpg, .jpeg, .webp, .bmp, .tif, .ppm and the like, in any case; hidden files and folders are skipped.
+    in .png, .jpg, .jpeg, .webp, .bmp, .tif, .ppm and the like, in any case; hidden files and folders, and those of
+    tools and file systems, are no images and no classes (``metrics.listing``).
 
     Args:
         root: The folder that holds one sub-folder per class.
@@ -29,6 +35,9 @@ class ImageFolderDataset(ImageDataset):
             error.
         cache: Decode all images at start and keep them in memory (3 * image_size**2 bytes each).
         verify: Read every image at start, so that a corrupt one is named before training; None means below 20,000 images.
+
+    Attributes:
+        left_out: Number of files that are left out, by extension (of image formats that are not read) or reason.
 
     Raises:
         UserError: If the folder is missing or unreadable, has no class folders or a class without images, has more classes than
@@ -44,7 +53,7 @@ class ImageFolderDataset(ImageDataset):
         verify: bool | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
-        classes = _class_folders(self.root)
+        classes, left_out = _class_folders(self.root)
         if num_classes is not None and len(classes) > num_classes:
             raise UserError(
                 f"image folder '{self.root}' has {len(classes)} class folders, more classes than "
@@ -54,15 +63,10 @@ class ImageFolderDataset(ImageDataset):
         sizes: list[int] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            files = sorted(_image_files(self.root / name, name))
-            if not files:
-                raise UserError(f"class folder '{self.root / name}' has no images; add some or remove the folder")
-            for path, size in files:
-                if size == 0:
-                    raise UserError(f"image '{self.root / path}' is empty (0 bytes); remove or replace it")
+            for path, size in _image_files(self.root, name, left_out):
                 paths.append(path)
                 sizes.append(size)
-            labels.extend([label] * len(files))
+            labels.extend([label] * (len(paths) - len(labels)))
         self._paths = _PackedStrings(paths)
         listing = [part for path, size in zip(paths, sizes, strict=True) for part in (path, size)]
         super().__init__(
@@ -72,6 +76,7 @@ class ImageFolderDataset(ImageDataset):
             fingerprint=hash_parts("image folder", image_size, *listing),
             class_names=classes,
         )
+        self.left_out = dict(left_out)
         self.prepare(cache=cache, verify=verify)
 
     def load_image(self, index: int) -> Tensor:
@@ -89,44 +94,59 @@ class ImageFolderDataset(ImageDataset):
         return str(self.root / self._paths[index])
 
 
-def _class_folders(root: Path) -> list[str]:
-    """Sorted names of the class folders; a clear error when there are none."""
+def _class_folders(root: Path) -> tuple[list[str], Counter[str]]:
+    """Sorted names of the class folders, and the files beside them by reason; a clear error when there are none."""
     if not root.exists():
         raise UserError(f"image folder '{root}' does not exist; check the path")
     if not root.is_dir():
         raise UserError(f"image folder '{root}' is a file; give the folder that holds one sub-folder per class")
     entries = _scan(root)
     classes = sorted(entry.name for entry in entries if entry.is_dir())
+    beside = [entry.name for entry in entries if entry.name not in set(classes)]
+    num_images = sum(is_image_name(name) for name in beside)
     if classes:
-        return classes
-    if any(Path(entry.name).suffix.lower() in IMAGE_EXTENSIONS for entry in entries):
+        return classes, count_left_out(beside) + Counter({OUTSIDE_CLASSES: num_images})
+    if num_images:
         raise UserError(f"image folder '{root}' has images but no class folders; move them to '{root / 'CLASS_NAME'}'")
     raise UserError(f"image folder '{root}' is empty; it must hold one sub-folder of images per class")
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    """Entries of a folder that are not hidden."""
+    """Entries of a folder that are not hidden, nor a tool's or a file system's own."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            return [entry for entry in entries if not is_hidden(entry.name)]
     except OSError as error:
         raise UserError(f"folder '{folder}' cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _image_files(folder: Path, relative: str) -> Iterator[tuple[str, int]]:
-    """Yield (path relative to the root with forward slashes, size in bytes) of all images under a folder, at any depth."""
-    for entry in _scan(folder):
-        path = f"{relative}/{entry.name}"
-        if entry.is_dir():
-            yield from _image_files(folder / entry.name, path)
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
-            try:
-                size = entry.stat().st_size
-            except OSError as error:  # a dangling link, for example
-                raise UserError(
-                    f"image '{folder / entry.name}' cannot be read ({error.strerror}); remove or replace it"
-                ) from error
-            yield path, size
+def _image_files(root: Path, name: str, left_out: Counter[str]) -> Iterator[tuple[str, int]]:
+    """Yield (path relative to the root with forward slashes, size in bytes) of all images of a class, at any depth, sorted.
+
+    Args:
+        root: Folder of the classes.
+        name: Folder of the class.
+        left_out: Files of formats that are not read are added to it.
+    """
+    try:
+        listing = list_images(root / name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not listing.names:
+        raise UserError(
+            f"class folder '{root / name}' has no images; add some or remove the folder"
+            + (f" (it has {describe_left_out(listing.left_out)})" if listing.left_out else "")
+        )
+    left_out += listing.left_out
+    for file in listing.names:
+        path = root / name / file
+        try:
+            size = path.stat().st_size
+        except OSError as error:  # a dangling link, for example
+            raise UserError(f"image '{path}' cannot be read ({error.strerror}); remove or replace it") from error
+        if size == 0:
+            raise UserError(f"image '{path}' is empty (0 bytes); remove or replace it")
+        yield f"{name}/{file}", size
 
 
 class _PackedStrings:

@@ -241,6 +241,7 @@ def _load(suites: Sequence[MetricSuite], side: Side, real: bool, feeder: Feeder,
     if not consumers or side.images is None:
         return
     _check_countable(side, consumers)
+    notes += side.images.notes
     fed = feeder.feed(consumers, side.images, real)
     if fed.num_skipped:
         side.num_skipped = fed.num_skipped

@@ -12,6 +12,10 @@ from typing import ClassVar
 from torch import Tensor
 
 
+class NoImagesError(ValueError):
+    """A folder or file without images."""
+
+
 @dataclass(frozen=True)
 class ImageBatch:
     """Some images of a source.
@@ -47,6 +51,8 @@ class ImageSource(ABC):
         self.skip_corrupt = skip_corrupt
         #: Names of the images that could not be read and were skipped, in order of their discovery.
         self.skipped: list[str] = []
+        #: What a score of the images should say about them, one sentence each.
+        self.notes: list[str] = []
 
     @abstractmethod
     def __len__(self) -> int:

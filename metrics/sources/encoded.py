@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from metrics.images import ImageError, printable
+from metrics.listing import describe_left_out
 from metrics.sources.base import ImageBatch, ImageSource, check_range, fingerprint, normalize_label
 
 #: How long the rest of a set is searched for further damaged images once one is met, in seconds.
@@ -47,6 +48,8 @@ class LoaderSource(ImageSource):
         super().__init__(path, skip_corrupt)
         #: Class of every image in order, or None.
         self.labels: list[str] | None = None
+        #: Extension -> number of files of image formats that are not read.
+        self.left_out: Counter[str] = Counter()
         self._known_bad: dict[int, str] = {}  # Place -> name; names need not be unique in an archive.
 
     @abstractmethod
@@ -56,6 +59,12 @@ class LoaderSource(ImageSource):
     def full_name(self, name: str) -> str:
         """Return what to call an image in a message of its own."""
         return f"{name} in {self.path}"
+
+    def set_left_out(self, left_out: Counter[str]) -> None:
+        """Take the number of files of formats that are not read, by extension, and note it."""
+        self.left_out = left_out
+        if left_out:
+            self.notes.append(f"of {self.path}, {describe_left_out(left_out)} were left out.")
 
     def set_labels(self, labels: Sequence[str] | None) -> None:
         """Take every image's class, or None."""
@@ -214,6 +223,7 @@ class ShardSource(LoaderSource):
         super().__init__(path, skip_corrupt)
         self.kind = f"{len(sources)} files, each a {sources[0].kind}"
         self.sources = list(sources)
+        self.set_left_out(sum((source.left_out for source in sources), Counter()))
         first = 0
         for source in sources:
             for index, name in source._known_bad.items():

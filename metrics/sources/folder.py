@@ -7,17 +7,14 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from metrics.images import EMPTY, list_image_names, no_images_message, read_image
-from metrics.sources.base import fingerprint
+from metrics.images import EMPTY, read_image
+from metrics.listing import list_images, no_images_message
+from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource, find_labels
 
 
-class NoImagesError(ValueError):
-    """A folder without images in it or below."""
-
-
 class FolderSource(LoaderSource):
-    """The images of a folder and its subfolders, sorted by path.
+    """The images of a folder and its subfolders, sorted by path; which files count, `metrics.listing` says.
 
     Labels are the first-level subfolders if every image lies in one of two or more, or those of EDM's `dataset.json`,
     which goes first: in that layout the subfolders only keep listings short.
@@ -32,9 +29,11 @@ class FolderSource(LoaderSource):
 
     def __init__(self, path: Path, skip_corrupt: bool = False) -> None:
         super().__init__(path, skip_corrupt)
-        self.names = list_image_names(path)
+        listing = list_images(path)
+        self.names = listing.names
         if not self.names:
-            raise NoImagesError(no_images_message(path))
+            raise NoImagesError(no_images_message(f"folder {path}", listing.left_out))
+        self.set_left_out(listing.left_out)
         self._stats: list[tuple[int, int]] = []  # Size and time of change (ns) of each.
         bad: list[tuple[int, str, str]] = []
         for index, name in enumerate(self.names):

@@ -6,9 +6,10 @@ import importlib.metadata
 from pathlib import Path
 from typing import cast
 
-from metrics.sources.base import ImageSource
+from metrics.listing import is_hidden
+from metrics.sources.base import ImageSource, NoImagesError
 from metrics.sources.encoded import LoaderSource, ShardSource
-from metrics.sources.folder import FolderSource, NoImagesError
+from metrics.sources.folder import FolderSource
 from metrics.sources.npz import NpzSource
 from metrics.sources.parquet import ParquetSource
 from metrics.sources.tar import TarSource
@@ -88,8 +89,7 @@ def _open_folder(path: Path, skip_corrupt: bool) -> ImageSource:
         return FolderSource(path, skip_corrupt)
     except NoImagesError as error:
         # Hugging Face's and WebDataset's folders: shards, and perhaps a README.
-        shards = [(file, _extension(file.name, _SHARDS)) for file in sorted(path.rglob("*")) if file.is_file()]
-        found = [(file, _SHARDS[extension]) for file, extension in shards if extension is not None]
+        found = _find_shards(path)
         if not found:
             raise
         kinds = {kind for _, kind in found}
@@ -98,6 +98,13 @@ def _open_folder(path: Path, skip_corrupt: bool) -> ImageSource:
             raise ValueError(f"folder {path} mixes shards of several kinds ({names}): keep one kind in it.") from error
         _refuse_mixed_splits(path, [file for file, _ in found])
         return ShardSource(path, [kind(file, skip_corrupt) for file, kind in found], skip_corrupt)
+
+
+def _find_shards(folder: Path) -> list[tuple[Path, type[LoaderSource]]]:
+    """Return the shards in a folder and below, sorted by path, and what reads each."""
+    files = [file for file in sorted(folder.rglob("*")) if not is_hidden(file.relative_to(folder).as_posix()) and file.is_file()]
+    kinds = [(file, _extension(file.name, _SHARDS)) for file in files]
+    return [(file, _SHARDS[extension]) for file, extension in kinds if extension is not None]
 
 
 def _refuse_mixed_splits(path: Path, files: list[Path]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metrics.arrays import READ_ERRORS, brief
 from metrics.images import ImageError, decode_image
-from metrics.sources.base import fingerprint
+from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ParquetSource(LoaderSource):
         self._column = _bytes_column(schema, column, path)
         self._group_sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if len(self) == 0:
-            raise ValueError(f"parquet file {path} holds no rows.")
+            raise NoImagesError(f"parquet file {path} holds no rows.")
         self.set_labels(self._read_labels() if _LABEL_COLUMN in schema.names else None)
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
@@ -14,8 +15,9 @@ from typing import IO, NamedTuple
 from torch import Tensor
 
 from metrics.arrays import READ_ERRORS, brief
-from metrics.images import EMPTY, ImageError, decode_image, is_image_name
-from metrics.sources.base import fingerprint
+from metrics.images import EMPTY, ImageError, decode_image
+from metrics.listing import count_left_out, is_image_name, no_images_message
+from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -59,11 +61,13 @@ class TarSource(LoaderSource):
         super().__init__(path, skip_corrupt)
         self._members: list[_Member] = []
         labels: dict[str, str] = {}
+        left_out: Counter[str] = Counter()
         try:
             with path.open("rb") as file:
                 self._is_compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
                 file.seek(0)
                 for info, archive in _walk(file, self._is_compressed):
+                    left_out += count_left_out([info.name])
                     if is_image_name(info.name):
                         self._members.append(_Member(info.name, info.offset_data, info.size))
                     elif info.name.endswith((".cls", ".json")) and info.size <= _MAX_LABEL_BYTES:
@@ -73,7 +77,8 @@ class TarSource(LoaderSource):
         except _ERRORS as error:
             raise ValueError(f"{path} is not a tar file, or is truncated ({brief(error)}): write it again.") from error
         if not self._members:
-            raise ValueError(f"tar file {path} holds no images.")
+            raise NoImagesError(no_images_message(f"tar file {path}", left_out))
+        self.set_left_out(left_out)
         self.report_listed([(index, member.name, EMPTY) for index, member in enumerate(self._members) if member.size == 0])
         keys = [_sample_key(member.name) for member in self._members]
         self.set_labels([labels[key] for key in keys] if all(key in labels for key in keys) else None)

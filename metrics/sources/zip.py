@@ -11,8 +11,9 @@ from pathlib import Path
 from torch import Tensor
 
 from metrics.arrays import READ_ERRORS, brief
-from metrics.images import EMPTY, ImageError, decode_image, is_image_name
-from metrics.sources.base import fingerprint
+from metrics.images import EMPTY, ImageError, decode_image
+from metrics.listing import count_left_out, is_image_name, no_images_message
+from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource, find_labels
 
 _EDM_TABLE = "dataset.json"
@@ -33,10 +34,13 @@ class ZipSource(LoaderSource):
             self._archive = zipfile.ZipFile(path)
         except READ_ERRORS as error:
             raise ValueError(f"{path} is not a zip file, or is truncated: write it again.") from error
-        listed = (member for member in self._archive.infolist() if is_image_name(member.filename) and not member.is_dir())
+        files = [member for member in self._archive.infolist() if not member.is_dir()]
+        listed = (member for member in files if is_image_name(member.filename))
         self._members = sorted(listed, key=lambda member: member.filename)
+        left_out = count_left_out(member.filename for member in files)
         if not self._members:
-            raise ValueError(f"zip file {path} holds no images.")
+            raise NoImagesError(no_images_message(f"zip file {path}", left_out))
+        self.set_left_out(left_out)
         self._lock = threading.Lock()  # zipfile counts its open members without one.
         names = [member.filename for member in self._members]
         self.report_listed([(index, names[index], EMPTY) for index, member in enumerate(self._members) if member.file_size == 0])

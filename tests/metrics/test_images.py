@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metrics.images import ImageError, decode_image, list_images, read_image
+from metrics.images import ImageError, decode_image, read_image
 
 
 def _png(mode: str, pixels: np.ndarray, **kwargs: object) -> bytes:
@@ -20,31 +19,6 @@ def _png(mode: str, pixels: np.ndarray, **kwargs: object) -> bytes:
 
 def _rgb(seed: int, height: int = 6, width: int = 9) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def test_folder_is_searched_recursively_in_order(tmp_path: Path) -> None:
-    for index, name in enumerate(["b.PNG", "a/z.JPEG", "a/b.Png", "A.png", "c/d/e.webp", "a.jfif", "notes.txt", "._a.png"]):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".jfif":
-            Image.fromarray(_rgb(index)).save(path, "JPEG")
-        elif path.suffix == ".txt":
-            path.write_text("no image")
-        else:
-            Image.fromarray(_rgb(index, 4 + index)).save(path)
-    names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
-    assert names == ["A.png", "a.jfif", "a/b.Png", "a/z.JPEG", "b.PNG", "c/d/e.webp"]
-    assert torch.equal(read_image(tmp_path / "b.PNG"), torch.from_numpy(_rgb(0, 4)).permute(2, 0, 1))
-
-
-@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
-def test_linked_class_folders_count_once_and_loops_end(tmp_path: Path) -> None:
-    (tmp_path / "set").mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    Image.fromarray(_rgb(0)).save(tmp_path / "elsewhere" / "a.png")
-    (tmp_path / "set" / "class").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "set")
-    assert len(list_images(tmp_path / "set")) == 1
 
 
 def test_every_kind_becomes_rgb_by_its_rule() -> None:
@@ -83,13 +57,6 @@ def test_pixels_with_no_stated_white_are_refused() -> None:
         Image.fromarray(np.full((3, 3), value, dtype), mode=mode).save(buffer, "TIFF")
         with pytest.raises(ImageError, match=rf"image x\.tif has 32-bit pixels \(mode {mode}\) with no stated white: save it"):
             decode_image(buffer.getvalue(), "x.tif")
-
-
-def test_missing_and_empty_folders(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        list_images(tmp_path / "absent")
-    with pytest.raises(ValueError, match=r"holds no images \(looked for bmp, jfif, jpe, jpeg"):
-        list_images(tmp_path)
 
 
 def test_files_that_are_no_image_are_named(tmp_path: Path) -> None:

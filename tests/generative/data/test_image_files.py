@@ -35,7 +35,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(picture(tmp_path / "whole.png", 1).read_bytes()[:40])
     for path, message in (
         ("nowhere", "'.*nowhere' does not exist"),
-        ("empty", "holds no image files"),
+        ("empty", "holds no images"),
         ("notes.txt", "is no image file"),
         ("broken.png", "broken.png"),
     ):
