@@ -67,13 +67,14 @@ def list_configs() -> dict[str, Path]:
 
 
 def find_config(name: str) -> Path:
-    """Find a configuration by path or by the name ``generative list`` shows.
+    """Find a configuration by path, by the folder of a run, or by the name ``generative list`` shows.
 
     Raises:
         UserError: If there is none.
     """
-    if Path(name).is_file():
-        return Path(name)
+    for path in (Path(name), Path(name) / "config.yaml"):
+        if path.is_file():
+            return path
     known = list_configs()
     key = name.removeprefix("configs/").removesuffix(".yaml")
     if key in known:

@@ -65,9 +65,10 @@ def quickstart(output: Path, seed: int, fraction: float, overwrite: bool) -> int
 
 
 def shortened(path: Path, fraction: float) -> list[str]:
-    """Overrides that train for a share of a configuration's length and score fewer samples, as often as in the whole."""
-    if fraction == 1:
-        return []
+    """Overrides that train for a share of a configuration's length and score fewer samples, as often as in the whole.
+
+    The whole is given too: a run that goes on keeps its own length, which may have been another share.
+    """
     content = yaml.safe_load(path.read_text())
     settings = content["trainer"]
     num_samples = content["evaluation"]["init_args"]["num_samples"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from generative.cli.arguments import CommandParser
 from generative.cli.config import build_config, dump_config, find_config, parse_train_config
+from generative.cli.run_config import CONFIG_FILE, HISTORY_FILE, RunConfig, append_history, continue_config, describe_changes
 from generative.core.errors import UserError
 
-CONFIG_FILE = "config.yaml"
 # What a run writes into its folder, beside checkpoint-STEP folders; --overwrite deletes these only.
-RUN_FILES = (CONFIG_FILE, "metrics.jsonl", "evaluation.json", "pipeline", "samples", "tensorboard")
+RUN_FILES = (CONFIG_FILE, HISTORY_FILE, "metrics.jsonl", "evaluation.json", "pipeline", "samples", "tensorboard")
 
 EPILOG = """Any value of the configuration can be overridden by its path:
   generative train digits/dit --trainer.total_images 64000 --objective.init_args.guidance_scale 1.5
@@ -21,18 +22,31 @@ EPILOG = """Any value of the configuration can be overridden by its path:
 Two processes (a machine without CUDA needs --multi_gpu all the same):
   accelerate launch --multi_gpu --num_processes 2 -m generative.cli.main train digits/dit
 
-SIGTERM and Ctrl-C save a checkpoint and stop; `--resume latest` goes on, bit-equal to a run never stopped."""
+SIGTERM and Ctrl-C save a checkpoint and stop; `--resume latest` goes on, bit-equal to a run never stopped:
+  generative train digits/dit --resume latest              (or the run's folder: generative train runs/digits-dit --resume latest)
+  generative train runs/digits-dit --resume latest --trainer.total_images 400000
+A run goes on with its own configuration (config.yaml in its folder), whatever CONFIG says now. What this command line overrides
+is listed as `changed: key: old -> new` and kept in history.jsonl:
+  may change      length (total_images), learning rates and their schedule, optimizer settings, gradient clipping, weights of
+                  losses and penalties, decay of averages, flips, density of timesteps, workers, intervals, checkpoints kept,
+                  sampling, grids, evaluation, places of files (their content is compared)
+  is refused      data, seed, batch size, micro-batches times processes, precision, networks, kinds of optimizers, kind of
+                  objective, noising process and prediction type, frozen parts (tokenizer, autoencoder, perceptual network)"""
 
 
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     parser = CommandParser("generative train", "Train a generator from a configuration.", EPILOG)
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a shipped configuration such as digits/dit")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a YAML file, the name of a shipped configuration such as digits/dit, or a run's folder"
+    )
     parser.add_argument("--resume", metavar="latest|auto|FOLDER", help="go on from the newest checkpoint (auto: if there is one)")
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that already holds a run, deleting it")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--trust-code", action="store_true", help="allow the configuration to name classes of any module")
     known, overrides = parser.parse_known_args(arguments)
+    if Path(known.config).is_dir() and (Path(known.config) / CONFIG_FILE).is_file():
+        overrides = ["--trainer.output_dir", known.config, *overrides]
     return train(find_config(known.config), overrides, known.resume, known.overwrite, known.print_config, known.trust_code)
 
 
@@ -59,7 +73,10 @@ def train(
     Returns:
         Exit code: 0 at the end, 128 + n if signal n stopped the run.
     """
-    parser, config = parse_train_config(config_path, overrides, trust_code)
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run and --overwrite deletes it; choose one of them")
+    chosen, checkpoint = choose_config(config_path, overrides, resume, trust_code)
+    parser, config = chosen.parser, chosen.config
     resolved = dump_config(parser, config)
     if print_config:
         print(resolved, end="")
@@ -67,17 +84,13 @@ def train(
 
     import torch
 
-    from generative.core.checkpoint import resolve_checkpoint
     from generative.core.logging import whole_file
     from generative.core.runtime import build_accelerator
     from generative.core.trainer import Trainer
     from metrics.allocator import keep_freed_memory
 
     keep_freed_memory()
-    if resume and overwrite:
-        raise UserError("--resume goes on with a run and --overwrite deletes it; choose one of them")
     output_dir = Path(config.trainer.output_dir)
-    checkpoint = resolve_checkpoint(output_dir, resume) if resume else None
     accelerator = build_accelerator(config.trainer.mixed_precision, logging_dir=output_dir)
     if accelerator.is_main_process:
         # A run killed before its first checkpoint has nothing that --resume auto could lose.
@@ -92,6 +105,7 @@ def train(
         if overwrite:
             remove_run(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
+        report_changes(chosen, output_dir, checkpoint)
         with whole_file(output_dir / CONFIG_FILE) as partial:
             partial.write_text(resolved)
     purge_step = trainer.step + 1 if checkpoint else None
@@ -112,6 +126,52 @@ def train(
         usage = trainer.objective.usage.format(run=output_dir)
         print(f"done: '{output_dir / 'pipeline'}' holds the pipeline, {usage}")
     return 0
+
+
+def choose_config(config_path: Path, overrides: list[str], resume: str | None, trust_code: bool) -> tuple[RunConfig, Path | None]:
+    """Choose what is trained: the configuration named, or that of the run that goes on.
+
+    Returns:
+        The configuration, and the checkpoint to go on from or None.
+
+    Raises:
+        UserError: If there is no such checkpoint, or a configuration is wrong.
+    """
+    parser, named = parse_train_config(config_path, overrides, trust_code)
+    if resume is None:
+        return RunConfig(parser, named), None
+
+    from generative.core.checkpoint import resolve_checkpoint
+
+    output_dir = Path(named.trainer.output_dir)
+    checkpoint = resolve_checkpoint(output_dir, resume)
+    if checkpoint is None:
+        return RunConfig(parser, named), None
+    for folder in (checkpoint.parent, output_dir):
+        if (folder / CONFIG_FILE).is_file():
+            path = folder / CONFIG_FILE
+            return continue_config(path, output_dir, named, config_path, overrides, trust_code), checkpoint
+    note = (
+        f"'{checkpoint.parent}' holds no {CONFIG_FILE}: what the run was trained with is unknown, it goes on with '{config_path}'"
+    )
+    return RunConfig(parser, named, note=note), checkpoint
+
+
+def report_changes(chosen: RunConfig, output_dir: Path, checkpoint: Path | None) -> None:
+    """Say how a run goes on otherwise than it was, and keep it in its history."""
+    from generative.core.checkpoint import read_state
+
+    if chosen.note is not None:
+        print(f"note: {chosen.note}", file=sys.stderr)
+    for line in describe_changes(chosen.changes):
+        print(line)
+    facts: dict[str, Any] = {}
+    if checkpoint is not None and checkpoint.parent.resolve() != output_dir.resolve():
+        facts["continues"] = str(checkpoint)
+    if chosen.changes:
+        facts["changed"] = {key: {"from": old, "to": new} for key, (old, new) in chosen.changes.items()}
+    if checkpoint is not None and facts:
+        append_history(output_dir, read_state(checkpoint)["step"], **facts)
 
 
 def check_output_dir(output_dir: Path, overwrite: bool, may_hold_run: bool = False) -> None:

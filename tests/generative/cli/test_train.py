@@ -169,10 +169,89 @@ def test_a_signal_exits_with_its_number_and_resuming_is_bit_equal(config: Path, 
     assert train(config, "--trainer.output_dir", "whole") == 0
     assert train(config, "--objective.init_args.signal_at_call", "3") == 128 + signal.SIGTERM
     assert "stopped at step 3 of 6; a checkpoint was saved, go on with --resume latest" in capsys.readouterr().out
-    assert train(config, "--resume", "latest") == 0
+    assert train(config, "--resume", "latest", "--objective.init_args.signal_at_call", "null") == 0
     assert same_weights(Path("run"), Path("whole"))
     assert [entry["step"] for entry in read_metrics(Path("run"))] == [1, 2, 3, 4, 5, 6]
     assert yaml.safe_load(Path("run/config.yaml").read_text())["objective"]["init_args"]["signal_at_call"] is None
+
+
+def history(run: str) -> list[dict[str, Any]]:
+    path = Path(run) / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+CHANGED = [
+    "--objective.init_args.optimizer.init_args.lr",
+    "0.002",
+    "--trainer.horizontal_flip",
+    "true",
+    "--trainer.max_grad_norm",
+    "0.5",
+    "--objective.init_args.ema.init_args.rate",
+    "0.5",
+]
+
+
+def test_a_run_goes_on_with_its_own_configuration(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Overrides of the first command hold without being repeated: rates, flips, clipping, averages; and config.yaml stays."""
+    assert train(config, *CHANGED, "--trainer.output_dir", "whole") == 0
+    assert train(config, *CHANGED, "--objective.init_args.signal_at_call", "3") == 143
+    before = Path("run/config.yaml").read_bytes()
+    capsys.readouterr()
+    # The third call comes at the last step: the signal then changes nothing.
+    assert train(config, "--resume", "latest") == 0
+    assert same_weights(Path("run"), Path("whole"))
+    assert Path("run/config.yaml").read_bytes() == before
+    assert history("run") == []
+    captured = capsys.readouterr()
+    assert "changed:" not in captured.out and captured.err.count("note:") == 1
+    assert "the run goes on with its own configuration, 'run/config.yaml'" in captured.err
+    assert "optimizer.init_args.lr (0.01 there, 0.002 in the run) and 4 more" in captured.err
+
+
+def test_changes_are_listed_and_kept(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = ["--trainer.lr_schedule", "generative.core.schedules.Linear"]
+    assert train(config, *schedule, "--trainer.total_images", "32") == 0
+    capsys.readouterr()
+    assert train(config, "--resume", "latest", "--trainer.total_images", "48", "--trainer.log_interval_steps", "2") == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("changed: trainer.total_images: 32 -> 48\nchanged: trainer.log_interval_steps: 1 -> 2\n")
+    assert "note: learning rate of 'net' at step 4: 0 -> 0.00333333" in captured.err
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())["trainer"]
+    assert saved["total_images"] == 48 and saved["lr_schedule"]["class_path"].endswith("Linear")
+    [entry] = history("run")
+    assert entry["step"] == 4 and torch.__version__.startswith(entry["versions"]["torch"])
+    assert entry["changed"]["trainer.total_images"] == {"from": 32, "to": 48}
+    # Said again, nothing is another change.
+    assert train(config, "--resume", "latest", "--trainer.total_images", "48") == 0
+    assert "changed" not in capsys.readouterr().out and len(history("run")) == 1
+
+
+def test_a_runs_folder_is_a_configuration(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of a run that was moved: it goes on where it lies."""
+    assert train(config, "--trainer.total_images", "32") == 0
+    Path("run").rename("moved")
+    capsys.readouterr()
+    assert main(["train", "moved", "--trust-code", "--resume", "latest", "--trainer.total_images", "48"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("changed: trainer.total_images: 32 -> 48\n") and "note:" not in captured.err
+    assert Path("moved/checkpoint-00000006").is_dir() and not Path("run").exists()
+    assert main(["train", "moved", "--trust-code"]) == 2
+    assert "'moved' already holds a run" in failure(capsys)
+    assert main(["train", "moved", "--trust-code", "--trainer.output_dir", "again"]) == 0
+    assert same_weights(Path("moved"), Path("again"))
+
+
+def test_a_run_without_its_configuration_takes_the_one_named(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(config, "--trainer.total_images", "32") == 0
+    Path("run/config.yaml").unlink()
+    capsys.readouterr()
+    assert train(config, "--resume", "latest") == 0
+    assert "note: 'run' holds no config.yaml" in capsys.readouterr().err
+    assert Path("run/checkpoint-00000006").is_dir()
+    Path("run/config.yaml").write_text("trainer: [")
+    assert train(config, "--resume", "latest") == 2
+    assert "configuration 'run/config.yaml' cannot be read" in failure(capsys)
 
 
 def test_resuming_a_folder_of_another_name(config: Path) -> None:
@@ -264,7 +343,7 @@ def test_a_full_disk(config: Path, capsys: pytest.CaptureFixture[str], monkeypat
         else:
             patch.setattr(Path, "write_text", write_text)
             patch.setattr(Path, "open", open_path)
-        assert train(config, "--resume", "latest") == 2
+        assert train(config, "--resume", "latest", "--objective.init_args.signal_at_call", "null") == 2
     assert "no space left on the disk" in failure(capsys)
     after = tree(Path("run"))
     assert all(after[name] == content for name, content in good.items() if name.startswith(("checkpoint", "pipeline")))
