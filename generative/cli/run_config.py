@@ -13,7 +13,6 @@ from typing import Any
 from jsonargparse import Namespace
 
 from generative.cli.config import OneSentenceParser, parse_train_config
-from generative.core.logging import whole_file
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "history.jsonl"
@@ -131,6 +130,8 @@ def append_history(output_dir: Path, step: int, **facts: Any) -> None:
         step: Steps done.
         **facts: What to record, JSON values.
     """
+    from generative.core.logging import whole_file
+
     path = output_dir / HISTORY_FILE
     versions = {name: version(name) for name in ("triptych", "torch", "diffusers")} | {"python": platform.python_version()}
     line = json.dumps({"step": step, **facts, "versions": versions}) + "\n"
