@@ -60,7 +60,7 @@ def load_pipeline(folder: str | Path) -> ImageGenerationPipeline:
     """Load a pipeline that generates images, of any family.
 
     Args:
-        folder: A run folder (its ``pipeline/`` is taken) or a pipeline folder.
+        folder: A run folder or one of its checkpoints (their ``pipeline/`` is taken), or a pipeline folder.
 
     Returns:
         The pipeline, on the CPU in float32.
@@ -94,7 +94,7 @@ def load_any_pipeline(folder: str | Path) -> ImagePipeline:
 
 
 def find_pipeline_folder(folder: Path) -> Path:
-    """The pipeline folder of a run, or the folder itself.
+    """The pipeline folder of a run or a checkpoint, or the folder itself.
 
     Raises:
         UserError: If there is neither.
@@ -105,5 +105,10 @@ def find_pipeline_folder(folder: Path) -> Path:
         if (path / "model_index.json").is_file():
             return path
     if not folder.exists():
-        raise UserError(f"'{folder}' does not exist; give a run folder (runs/NAME) or a pipeline folder")
+        raise UserError(f"'{folder}' does not exist; give a run folder (runs/NAME), a checkpoint in it, or a pipeline folder")
+    if (folder / "state.json").is_file():
+        raise UserError(
+            f"'{folder}' is a checkpoint of an older version, which kept no pipeline in it; give its run's folder, or go on with "
+            "the run (generative train RUN --resume latest): checkpoints written from now on have one"
+        )
     raise UserError(f"'{folder}' holds no pipeline (model_index.json); train to a first checkpoint, or give a pipeline folder")

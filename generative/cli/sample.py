@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EPILOG = """Which sampling options a pipeline takes depends on its family; one it has no use for is refused.
   generative sample runs/digits-dit --class-labels 0,1,2 --num-images-per-class 10 --guidance-scale 2 --output samples/
   generative sample runs/digits-sagan --class-labels all --truncation 0.7 --output samples.npz
+  generative sample runs/digits-dit/checkpoint-00001000 --output samples-1000/
   generative sample runs/cifar10-dit --rejection-extractor resnet9 --rejection-weights judge.safetensors --rejection-keep 0.25
 The same seed gives the same image of a class whatever else is sampled, the batch size and the number of processes.
 An interrupted run into a folder goes on where it stopped when the command is repeated.
@@ -78,7 +79,10 @@ def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     parser = CommandParser("generative sample", "Sample images from a run or a pipeline folder.", EPILOG)
     parser.add_argument(
-        "folder", metavar="RUN_OR_PIPELINE_DIR", type=Path, help="runs/NAME, or a folder written by save_pretrained"
+        "folder",
+        metavar="RUN_OR_PIPELINE_DIR",
+        type=Path,
+        help="runs/NAME, runs/NAME/checkpoint-STEP, or a folder written by save_pretrained",
     )
     parser.add_argument("--class-labels", default="all", metavar="0,1,2", help="classes to sample, or `all` (default)")
     parser.add_argument("--num-images-per-class", type=int, metavar="N", help="default 10; with --interpolate, walks (default 1)")

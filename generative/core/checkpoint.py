@@ -109,10 +109,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         fill(partial)
-        files = sorted(p for p in partial.rglob("*") if p.is_file())
-        sizes = {p.relative_to(partial).as_posix(): p.stat().st_size for p in files}
-        (partial / MANIFEST).write_text(json.dumps({"files": sizes}, indent=1) + "\n")
-        for path in [*files, partial / MANIFEST, *(p for p in partial.rglob("*") if p.is_dir()), partial]:
+        for path in [*write_manifest(partial), partial / MANIFEST, *(p for p in partial.rglob("*") if p.is_dir()), partial]:
             flush_to_disk(path)
         if target.exists():
             previous = target.with_name(f".{target.name}.previous.partial")
@@ -137,6 +134,14 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         if isinstance(error, PermissionError):
             raise UserError(f"'{target}' cannot be written: {error.strerror}; choose a folder you may write to") from error
         raise
+
+
+def write_manifest(folder: Path) -> list[Path]:
+    """List the files of a folder with their sizes in its manifest; returns them."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
+    (folder / MANIFEST).write_text(json.dumps({"files": sizes}, indent=1) + "\n")
+    return files
 
 
 def flush_to_disk(path: Path) -> None:

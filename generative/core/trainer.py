@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from generative.core import checkpoint as ckpt
 from generative.core.ema import start_average, update_average
 from generative.core.errors import UserError
 from generative.core.evaluation import Evaluator
+from generative.core.links import link_duplicates, link_folder
 from generative.core.logging import progress_interval
 from generative.core.objective import Objective
 from generative.core.observer import RunObserver
@@ -35,6 +36,9 @@ from generative.data.sampler import build_loader
 
 if TYPE_CHECKING:
     from pipelines.base import ImagePipeline
+
+PIPELINE = "pipeline"
+"""Folder of the pipeline: of the newest averages in a run, of a step's in its checkpoint."""
 
 
 class Trainer:
@@ -330,21 +334,24 @@ class Trainer:
         return {name: optimizer.param_groups[0]["initial_lr"] * factor for name, optimizer in self.optimizers.items()}
 
     def save_checkpoint(self) -> None:
-        """Write the checkpoint of this step and the pipeline of its averages; keep the last few."""
+        """Write the checkpoint of this step with the pipeline of its averages, and the latter as the run's; keep the last few."""
         pipeline = self.sampling_pipeline()
         if self.accelerator.is_main_process:
-            path = ckpt.checkpoint_path(self.config.output_dir, self.step)
-            if not path.exists():
-                ckpt.write_folder(path, self._fill_checkpoint)
             for network in pipeline.components.values():
                 if isinstance(network, nn.Module):
                     network.to(memory_format=torch.contiguous_format)
-            ckpt.write_folder(self.config.output_dir / "pipeline", pipeline.save_pretrained)
+            path, newest = ckpt.checkpoint_path(self.config.output_dir, self.step), self.config.output_dir / PIPELINE
+            if not path.exists():
+                ckpt.write_folder(path, partial(self._fill_checkpoint, pipeline))
+            if (path / PIPELINE).is_dir():
+                ckpt.write_folder(newest, partial(link_folder, path / PIPELINE, leave_out=(ckpt.MANIFEST,)))
+            else:  # a checkpoint of an older version, which has none
+                ckpt.write_folder(newest, pipeline.save_pretrained)
             if self.config.keep_last_checkpoints:
                 ckpt.prune_checkpoints(self.config.output_dir, self.config.keep_last_checkpoints)
         self.accelerator.wait_for_everyone()
 
-    def _fill_checkpoint(self, folder: Path) -> None:
+    def _fill_checkpoint(self, pipeline: ImagePipeline, folder: Path) -> None:
         state = self.state()
         for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
             for name, network in networks.items():
@@ -356,6 +363,12 @@ class Trainer:
         }
         if self.accelerator.scaler is not None:
             state["grad_scaler"] = self.accelerator.scaler.state_dict()
+        pipeline.save_pretrained(folder / PIPELINE)
+        # Most of it is here already: averages as they are, and frozen parts in the pipeline before.
+        weights = sorted((folder / PIPELINE).rglob("*.safetensors"))
+        before = [self.config.output_dir / PIPELINE / path.relative_to(folder / PIPELINE) for path in weights]
+        link_duplicates(weights, [*sorted(folder.glob("ema/*/*")), *sorted(folder.glob("networks/*/*")), *before])
+        ckpt.write_manifest(folder / PIPELINE)
         (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n")
 
     def load_checkpoint(self, folder: Path) -> None:

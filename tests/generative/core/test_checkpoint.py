@@ -126,7 +126,15 @@ def test_what_is_in_a_checkpoint(run: Path) -> None:
         "state.json",
         "optimizers/net.safetensors",
         *(f"{kind}/net/{name}" for kind in ("networks", "ema") for name in ("config.json", weights)),
+        *(f"pipeline/{name}" for name in ("manifest.json", "model_index.json", "network/config.json", f"network/{weights}")),
     }
+    # Each folder is whole, but equal files are kept once.
+    newest = run / "checkpoint-00000006"
+    assert (newest / "ema" / "net" / weights).samefile(newest / "pipeline" / "network" / weights)
+    assert (newest / "ema" / "net" / weights).samefile(run / "pipeline" / "network" / weights)
+    assert tree(newest / "pipeline") == tree(run / "pipeline")
+    ckpt.verify_manifest(run / "pipeline")
+    ckpt.verify_manifest(newest / "pipeline")
     assert not [name for name in tree(run) if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]
 
 
