@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from metrics.class_names import check_known_classes, check_known_names, name_classes
+
 if TYPE_CHECKING:
     from metrics.sources.base import ImageSource
 
@@ -88,18 +90,14 @@ def classification_accuracy_score(
         ValueError: If a set has no labels, a class of the test set is not trained on, or an argument is out of range.
     """
     _check_arguments(train, test, architecture, image_size, epochs, batch_size, lr)
+    name_classes([train, test])
+    check_known_classes(train, test)
     with tempfile.TemporaryDirectory(prefix="cas-") as folder:
         images, labels = _store(train, Path(folder) / "train", image_size)
         test_images, test_labels = _store(test, Path(folder) / "test", image_size)
         vocabulary = {name: index for index, name in enumerate(sorted(set(labels)))}
-        unknown = sorted(set(test_labels) - set(vocabulary))
-        if unknown:
-            raise ValueError(
-                f"test images have {len(unknown)} classes that no training image has, such as {unknown[0]!r}: label both "
-                "sets by the same names."
-            )
-        if len(vocabulary) < 2:
-            raise ValueError(f"training images must show at least 2 classes, got {len(vocabulary)}.")
+        # Once more, now that they are read: a damaged image may have been the only one of its class.
+        check_known_names(train.path, labels, test.path, test_labels)
         fit, held_out = (
             _LabelledImages(array, torch.tensor([vocabulary[label] for label in own]))
             for array, own in ((images, labels), (test_images, test_labels))
@@ -140,11 +138,11 @@ def _store(source: ImageSource, path: Path, image_size: int) -> tuple[np.ndarray
     """Read a source once and keep it, resized, in a file: uint8 (N, 3, s, s) and N labels."""
     side = round(image_size * _CROP_MARGIN)
     stored = np.memmap(path, dtype=np.uint8, mode="w+", shape=(max(len(source), 1), 3, side, side))
-    labels: list[str] = []
+    labels: list[str] = []  # By name.
     for batch in source.batches(_READ_BATCH):
         if batch.labels is None:
             raise ValueError(f"images at {source.path} have no labels: give a folder per class, or a labelled set.")
-        for image, label in zip(batch.images, batch.labels, strict=True):
+        for image, label in zip(batch.images, source.named(batch.labels), strict=True):
             stored[len(labels)] = _centre_square(image, side).numpy()
             labels.append(label)
     if len(labels) < 2:

@@ -8,7 +8,7 @@ from pathlib import Path
 from generative.core.checkpoint import fingerprint_folder
 from generative.core.generation import balanced_requests, generate_images
 from metrics.sources import ImageBatch, ImageSource
-from metrics.sources.base import check_range, fingerprint
+from metrics.sources.base import check_range, checked_class_names, fingerprint
 from pipelines import find_pipeline_folder, load_pipeline
 
 DEFAULT_NUM_SAMPLES = 50_000
@@ -18,7 +18,7 @@ DEFAULT_NUM_SAMPLES = 50_000
 class PipelineSource(ImageSource):
     """Samples of a pipeline, balanced over its classes, with its own sampling defaults.
 
-    Labels are the requested classes, as numbers; a pipeline of one class has none.
+    Labels are the requested classes, as numbers, with the pipeline's names for them; a pipeline of one class has none.
 
     Args:
         folder: A run or pipeline folder.
@@ -33,7 +33,11 @@ class PipelineSource(ImageSource):
         super().__init__(find_pipeline_folder(folder))
         self.pipeline = load_pipeline(folder).to(device)
         self.requests = balanced_requests(num_samples, self.pipeline.num_classes)
-        self.has_labels = self.pipeline.num_classes > 1
+        self.has_labels = self.has_class_numbers = self.pipeline.num_classes > 1
+        if self.has_labels:
+            self.labels = [str(request.class_label) for request in self.requests]
+            names = self.pipeline.class_names
+            self.class_names = None if names is None else checked_class_names(names, self.labels, self.path)
         self.seed = seed
         # A score is printed with all that it depends on: which weights, under which options, from which seed.
         self.options = self.pipeline.sampling_defaults
@@ -58,7 +62,7 @@ class PipelineSource(ImageSource):
         for positions, images in generate_images(
             self.pipeline, requests, seed=self.seed, batch_size=batch_size, options=self.options
         ):
-            labels = [str(requests[position].class_label) for position in positions] if self.has_labels else None
+            labels = None if self.labels is None else [self.labels[start + position] for position in positions]
             yield ImageBatch([start + position for position in positions], list(images.cpu()), labels)
 
 

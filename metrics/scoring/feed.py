@@ -112,7 +112,8 @@ class Feeder:
             for number, tiles in run.tiles(mine):
                 for consumer, tile in zip(consumers, tiles, strict=True):
                     places = torch.tensor(tile.indices, dtype=torch.int64)
-                    consumer.suite.add(tile.features, real, places, share.class_numbers(tile.labels), consumer.metrics)
+                    names = None if tile.labels is None else source.named(tile.labels)
+                    consumer.suite.add(tile.features, real, places, share.class_numbers(names), consumer.metrics)
                 share.num_read += len(tiles[0].indices)
                 share.digests += bytes.fromhex("".join(tiles[0].digests))
                 share.sizes = {**tiles[0].sizes, **share.sizes}

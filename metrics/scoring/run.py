@@ -17,6 +17,7 @@ from metrics.feature_cache import FeatureCache, default_cache_root
 from metrics.metric import Metric
 from metrics.notes import notes_of_warnings
 from metrics.scoring import analyses, stored
+from metrics.scoring.classes import match_classes
 from metrics.scoring.feed import Consumer, Feeder
 from metrics.scoring.plan import (
     DEFAULT_EXTRACTOR,
@@ -158,6 +159,7 @@ def _score(names: Sequence[str], args: argparse.Namespace, processes: Processes,
         return report
     suites = plan_suites(names, args, collect=args.match_classes is not None)
     analyses.check(suites, reference, sample_sides, args)
+    report.notes += match_classes(names, reference, sample_sides, args)
     if args.protocol is None and all(suite.extraction.resizer.name != protocol(args).resizer for suite in suites):
         report.protocol = "each network's own"
     report.notes += spelling_notes(names, args)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -23,7 +23,8 @@ class ImageBatch:
     Args:
         indices: Place of each image in the source; a gap is an image that was skipped as corrupt.
         images: uint8 (3, H, W) each, of any sizes.
-        labels: Class of each image by name ("n01440764", "3"), or None where the source has no labels.
+        labels: Class of each image as the source stores it ("n01440764", "3"; `ImageSource.named` gives its name), or None where
+            the source has no labels.
     """
 
     indices: list[int]
@@ -43,6 +44,12 @@ class ImageSource(ABC):
     path: Path
     #: Whether images carry class labels.
     has_labels: bool = False
+    #: Class of every image in order, where it is known before an image is read.
+    labels: list[str] | None = None
+    #: Whether labels are numbers, places in an order of classes; digits in the name of a folder are a name.
+    has_class_numbers: bool = False
+    #: Names of the classes in the order of their numbers, where they are known.
+    class_names: list[str] | None = None
     #: Whether reading takes so long that it must not be repeated for nothing (a generator that samples).
     is_costly: ClassVar[bool] = False
 
@@ -76,6 +83,11 @@ class ImageSource(ABC):
             ValueError: If an image can't be read and `skip_corrupt` is off; the message names it.
         """
 
+    def named(self, labels: Sequence[str]) -> list[str]:
+        """Return the names of classes given as the source stores them: themselves where numbers have no names."""
+        names = self.class_names
+        return list(labels) if names is None else [names[int(label)] if label.isdigit() else label for label in labels]
+
 
 def check_range(count: int, batch_size: int, num_workers: int, start: int, stop: int | None) -> int:
     """Check the arguments of `ImageSource.batches` against the number of images.
@@ -100,6 +112,27 @@ def normalize_label(name: str) -> str:
     """Return a class's name, a number without leading zeros: "007" and "7" are one class."""
     name = name.strip()
     return str(int(name)) if name.isascii() and name.isdigit() else name
+
+
+def checked_class_names(names: object, labels: Sequence[str], path: Path) -> list[str]:
+    """Return class names that a file states, fit to be compared: numbers as `normalize_label` has them, no name twice.
+
+    Args:
+        names: What the file holds.
+        labels: Its labels, numbers.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: If they are no list of texts, or a label has no name.
+    """
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"{path} holds class names that are no list of texts: write it again.")
+    beyond = [label for label in sorted(set(labels)) if not (label.isdigit() and int(label) < len(names))]
+    if beyond:
+        raise ValueError(f"{path} holds the class label {beyond[0]} and {len(names)} class names: write it again.")
+    result = [normalize_label(name) for name in names]
+    # ImageNet has two cranes: they are told apart by their number.
+    return [f"{name} ({number})" if result.count(name) > 1 else name for number, name in enumerate(result)]
 
 
 def fingerprint(parts: Iterable[object]) -> str:

@@ -10,14 +10,14 @@ from pathlib import Path
 from metrics.images import EMPTY, read_image
 from metrics.listing import list_images, no_images_message
 from metrics.sources.base import NoImagesError, fingerprint
-from metrics.sources.encoded import EncodedImage, LoaderSource, find_labels
+from metrics.sources.encoded import LABEL_TABLES, EncodedImage, LoaderSource, find_labels
 
 
 class FolderSource(LoaderSource):
     """The images of a folder and its subfolders, sorted by path; which files count, `metrics.listing` says.
 
-    Labels are the first-level subfolders if every image lies in one of two or more, or those of EDM's `dataset.json`,
-    which goes first: in that layout the subfolders only keep listings short.
+    Labels are the first-level subfolders if every image lies in one of two or more; or those of EDM's `dataset.json`, which goes
+    first (in that layout the subfolders only keep listings short), or of the `manifest.json` of `generative sample`.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -47,8 +47,8 @@ class FolderSource(LoaderSource):
                 bad.append((index, name, EMPTY))
             self._stats.append((status.st_size, status.st_mtime_ns))
         self.report_listed(bad)
-        table = path / "dataset.json"
-        self.set_labels(find_labels(self.names, table.read_bytes() if table.is_file() else None))
+        found = find_labels(self.names, {name: (path / name).read_bytes() for name in LABEL_TABLES if (path / name).is_file()})
+        self.set_labels(found.labels, found.are_numbers, found.class_names)
 
     def __len__(self) -> int:
         return len(self.names)

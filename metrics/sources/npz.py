@@ -11,17 +11,19 @@ import numpy as np
 import torch
 
 from metrics.arrays import npz_checksums, npz_header, npz_keys, read_npy_header, read_npz, reading, stored_offset
-from metrics.sources.base import ImageBatch, ImageSource, check_range, fingerprint
+from metrics.sources.base import ImageBatch, ImageSource, check_range, checked_class_names, fingerprint
 
 _IMAGES_KEY = "arr_0"
 _LABELS_KEY = "arr_1"
+_NAMES_KEY = "class_names"
 
 
 class NpzSource(ImageSource):
     """An npz batch in the layout of the ADM suite: `arr_0` uint8 (N, H, W, 3), read piece by piece.
 
-    Labels are `arr_1`, integers (N,), as ADM's class-conditional samplers write it. A file read from its first image to its
-    last is checked against its check sum; one read in parts is not, since the sum is over the whole.
+    Labels are `arr_1`, integers (N,), as ADM's class-conditional samplers write it; `class_names`, texts (K,), are their names.
+    A file read from its first image to its last is checked against its check sum; one read in parts is not, since the sum is over
+    the whole.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -44,7 +46,9 @@ class NpzSource(ImageSource):
             raise ValueError(f"{path} holds no images: arr_0 has shape {shape}.")
         self.shape = shape
         self.labels = self._read_labels() if _LABELS_KEY in keys else None
-        self.has_labels = self.labels is not None
+        self.has_labels = self.has_class_numbers = self.labels is not None
+        if self.labels is not None and _NAMES_KEY in keys:
+            self.class_names = checked_class_names(read_npz(path, _NAMES_KEY).tolist(), self.labels, path)
 
     def __len__(self) -> int:
         return self.shape[0]

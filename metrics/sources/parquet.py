@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -27,7 +28,7 @@ _ROWS_AT_ONCE = 256
 class ParquetSource(LoaderSource):
     """The images of a parquet file in Hugging Face's layout: a column `image` or `img` of {bytes, path} or of bytes.
 
-    Labels are the column `label` of integers or text, if there is one.
+    Labels are the column `label` of integers or text, if there is one; the integers have the names of Hugging Face's ClassLabel.
 
     Raises:
         ValueError: If it is no parquet file, has no such column or no rows.
@@ -57,7 +58,8 @@ class ParquetSource(LoaderSource):
         self._group_sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if len(self) == 0:
             raise NoImagesError(f"parquet file {path} holds no rows.")
-        self.set_labels(self._read_labels() if _LABEL_COLUMN in schema.names else None)
+        if _LABEL_COLUMN in schema.names:
+            self._set_labels(schema)
 
     def __len__(self) -> int:
         return sum(self._group_sizes)
@@ -98,16 +100,29 @@ class ParquetSource(LoaderSource):
         except self._errors as error:
             raise ValueError(f"parquet file {self.path} is corrupt ({brief(error)}): write it again.") from error
 
-    def _read_labels(self) -> list[str] | None:
-        """Return the label column as text, None if it holds something other than integers and text."""
+    def _set_labels(self, schema: pyarrow.Schema) -> None:
+        """Take the label column, unless it holds something other than integers and text, and the names of the integers."""
         labels: list[Any] = []
         for values in self._read(list(range(len(self._group_sizes))), _LABEL_COLUMN):
             labels += values.to_pylist()
         if not all(isinstance(label, (int, str)) and not isinstance(label, bool) for label in labels):
-            return None
+            return
         if len(labels) != len(self):
             raise ValueError(f"parquet file {self.path} is corrupt: {len(labels)} labels for {len(self)} rows, write it again.")
-        return [str(label) for label in labels]
+        are_numbers = all(isinstance(label, int) for label in labels)
+        names = _class_names(schema) if are_numbers else None
+        if names is not None and min(labels) < 0:
+            return  # Hugging Face's -1: a test set whose labels are not published.
+        self.set_labels([str(label) for label in labels], are_numbers, names)
+
+
+def _class_names(schema: pyarrow.Schema) -> object:
+    """Return the names that Hugging Face's ClassLabel keeps beside the table, None if there are none."""
+    try:
+        record = json.loads((schema.metadata or {})[b"huggingface"])
+        return record["info"]["features"][_LABEL_COLUMN].get("names")
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _bytes_column(schema: pyarrow.Schema, column: str, path: Path) -> str:

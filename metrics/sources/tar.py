@@ -81,7 +81,8 @@ class TarSource(LoaderSource):
         self.set_left_out(left_out)
         self.report_listed([(index, member.name, EMPTY) for index, member in enumerate(self._members) if member.size == 0])
         keys = [_sample_key(member.name) for member in self._members]
-        self.set_labels([labels[key] for key in keys] if all(key in labels for key in keys) else None)
+        found = [labels[key] for key in keys] if all(key in labels for key in keys) else None
+        self.set_labels(found, are_numbers=found is not None and all(label.isdigit() for label in found))
 
     def __len__(self) -> int:
         return len(self._members)

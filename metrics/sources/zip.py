@@ -14,9 +14,7 @@ from metrics.arrays import READ_ERRORS, brief
 from metrics.images import EMPTY, ImageError, decode_image
 from metrics.listing import count_left_out, is_image_name, no_images_message
 from metrics.sources.base import NoImagesError, fingerprint
-from metrics.sources.encoded import EncodedImage, LoaderSource, find_labels
-
-_EDM_TABLE = "dataset.json"
+from metrics.sources.encoded import LABEL_TABLES, EncodedImage, LoaderSource, find_labels
 
 
 class ZipSource(LoaderSource):
@@ -44,7 +42,9 @@ class ZipSource(LoaderSource):
         self._lock = threading.Lock()  # zipfile counts its open members without one.
         names = [member.filename for member in self._members]
         self.report_listed([(index, names[index], EMPTY) for index, member in enumerate(self._members) if member.file_size == 0])
-        self.set_labels(find_labels(names, self._read_table()))
+        tables = {name: content for name in LABEL_TABLES if (content := self._read_table(name)) is not None}
+        found = find_labels(names, tables)
+        self.set_labels(found.labels, found.are_numbers, found.class_names)
 
     def __len__(self) -> int:
         return len(self._members)
@@ -69,10 +69,10 @@ class ZipSource(LoaderSource):
             raise ImageError(name, "can't be read", "write the zip again", brief(error)) from error
         return decode_image(data, name)
 
-    def _read_table(self) -> bytes | None:
+    def _read_table(self, name: str) -> bytes | None:
         try:
-            return self._archive.read(_EDM_TABLE)
+            return self._archive.read(name)
         except KeyError:
             return None
         except READ_ERRORS as error:
-            raise ValueError(f"{_EDM_TABLE} in {self.path} can't be read ({brief(error)}): write the zip again.") from error
+            raise ValueError(f"{name} in {self.path} can't be read ({brief(error)}): write the zip again.") from error

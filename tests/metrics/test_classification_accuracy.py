@@ -95,7 +95,7 @@ def test_crops_and_flips_stay_inside_the_image() -> None:
 
 def test_refuses_what_can_not_be_scored() -> None:
     source = _Source(*_images(8, 0))
-    with pytest.raises(ValueError, match="test images have 1 classes that no training image has, such as 'bright'"):
+    with pytest.raises(ValueError, match="2 classes and list 2, light only in list and bright only in list"):
         classification_accuracy_score(source, _Source(*_images(8, 1, ("dark", "bright"))), **_OPTIONS)
     with pytest.raises(ValueError, match="train images at list have no labels"):
         classification_accuracy_score(_Source(_images(8, 0)[0], None), source, **_OPTIONS)

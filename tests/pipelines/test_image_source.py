@@ -41,3 +41,13 @@ def test_identity_is_that_of_the_samples(folder: Path) -> None:
     assert PipelineSource(folder, 7, 5, "cpu").identity() == identity
     assert PipelineSource(folder, 7, 6, "cpu").identity() != identity
     assert PipelineSource(folder, 8, 5, "cpu").identity() != identity
+
+
+def test_labels_have_the_names_of_the_pipeline(folder: Path) -> None:
+    pipeline = GANImagePipeline.from_pretrained(folder)
+    assert PipelineSource(folder, 3, 0, "cpu").class_names is None
+    pipeline.class_names = ["cat", "ant", "007"]
+    pipeline.save_pretrained(folder)
+    source = PipelineSource(folder, 3, 0, "cpu")
+    assert source.has_class_numbers and source.labels == ["0", "1", "2"]
+    assert source.named(source.labels) == ["cat", "ant", "7"], "a number as folders' names have it"
