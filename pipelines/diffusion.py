@@ -15,6 +15,7 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop, unguided
 from generative.core.seeding import ImageNoise
+from generative.diffusion.fit import fit_scheduler, missing_variance, noise_level_of, uses_learned_variance
 from generative.diffusion.guidance import timestep_guidance
 from generative.diffusion.schedule import DiffusersSampler
 from generative.tokenizers.latents import check_latents, decode_latents, latent_stride
@@ -26,17 +27,22 @@ IMAGE_CHANNELS = 3
 class DiffusionImagePipeline(ImageGenerationPipeline):
     """Images by denoising noise step by step.
 
-    Any scheduler of diffusers that fits the training schedule can take the place of the saved one:
-    ``pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)``.
+    Another scheduler of diffusers can take the place of the saved one, whether a diffusion or a flow was trained:
+    ``pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)``. It is adapted to what was trained (betas,
+    prediction type, flow), and refused if it cannot be: ``generative.diffusion.fit`` lists which can.
 
     Args:
         denoiser: Trained network, see ``generative.diffusion.objective``.
         scheduler: Sampler.
         autoencoder: Decodes the denoiser's latents; None if it works on pixels.
         sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
+        training_scheduler: What the denoiser was trained with; None (pipelines saved before it was kept) takes ``scheduler``.
+
+    Raises:
+        UserError: If the parts do not fit one another.
     """
 
-    _optional_components = ["autoencoder"]
+    _optional_components = ["autoencoder", "training_scheduler"]
     model_cpu_offload_seq = "denoiser->autoencoder"
 
     def __init__(
@@ -45,11 +51,42 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         scheduler: SchedulerMixin,
         autoencoder: ModelMixin | None = None,
         sampling_defaults: dict[str, Any] | None = None,
+        training_scheduler: SchedulerMixin | None = None,
     ) -> None:
         super().__init__()
         self.register_to_config(sampling_defaults=sampling_defaults)
         check_latents(denoiser.config.in_channels, autoencoder)
-        self.register_modules(denoiser=denoiser, scheduler=scheduler, autoencoder=autoencoder)
+        if training_scheduler is None:
+            training_scheduler = type(scheduler).from_config(scheduler.config)
+        self.register_modules(
+            denoiser=denoiser, training_scheduler=training_scheduler, scheduler=scheduler, autoencoder=autoencoder
+        )
+
+    def register_modules(self, **modules: Any) -> None:
+        """Register components; a scheduler is fitted first, so that one that is refused leaves no trace."""
+        if modules.get("scheduler") is not None:
+            trained = modules.get("training_scheduler") or self.training_scheduler
+            modules["scheduler"] = self.fit_scheduler(modules["scheduler"], trained, modules.get("denoiser") or self.denoiser)
+        super().register_modules(**modules)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a scheduler is fitted to what was trained."""
+        if name == "scheduler" and value is not None:
+            value = self.fit_scheduler(value, self.training_scheduler, self.denoiser)
+        super().__setattr__(name, value)
+
+    def fit_scheduler(
+        self, scheduler: SchedulerMixin, training_scheduler: SchedulerMixin, denoiser: ModelMixin
+    ) -> SchedulerMixin:
+        """The scheduler, adapted to what was trained; see ``generative.diffusion.fit.fit_scheduler``.
+
+        Raises:
+            UserError: If it cannot be, or wants a variance that the denoiser does not predict.
+        """
+        scheduler = fit_scheduler(scheduler, training_scheduler)
+        if uses_learned_variance(scheduler) and denoiser.config.get("learn_sigma") is False:
+            raise UserError(missing_variance(scheduler))
+        return scheduler
 
     @property
     def num_classes(self) -> int:
@@ -79,8 +116,8 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
             class_labels: Label, or (B,) labels, in [0, num_classes).
             num_inference_steps: Steps asked of the scheduler.
             guidance_scale: Classifier-free guidance s in u + s (c - u); 1 is none and costs half as much.
-            guidance_interval: ``(low, high)``: guide only where low <= timestep / num_train_timesteps <= high, so (0, 1) is
-                everywhere, 0 the clean end and 1 pure noise.
+            guidance_interval: ``(low, high)``: guide only where low <= noise level <= high, so (0, 1) is everywhere, 0 the clean
+                end and 1 pure noise: timestep / num_train_timesteps of a diffusion, sigma of a flow, however steps are spaced.
             guidance_channels: Guide only the first so many channels; 3 is DiT's published sampler on its 4 latent channels. None
                 guides all (never the variance values).
             generator: One CPU generator per image, or one for all, or None.
@@ -110,7 +147,7 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         data_channels = self.denoiser.config.in_channels
         if channels is not None and not 1 <= channels <= data_channels:
             raise UserError(f"guidance_channels must be in 1..{data_channels}, the channels of this denoiser, got {channels}")
-        schedule = timestep_guidance(guidance_scale, interval, self.scheduler.config.num_train_timesteps)
+        schedule = timestep_guidance(guidance_scale, interval, noise_level_of(self.scheduler))
         if guidance_scale == 1:
             return unguided(self.predict, class_labels)
         if not getattr(self.denoiser.config, "class_dropout_prob", 0):

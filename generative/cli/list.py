@@ -97,7 +97,7 @@ def list_schedulers() -> list[tuple[str, str]]:
     """Diffusion and flow schedulers of diffusers that are tested here."""
     import diffusers
 
-    from generative.diffusion.schedule import SCHEDULERS
+    from generative.diffusion.fit import SCHEDULERS
 
     return [(name, first_line(getattr(diffusers, name)) or "diffusers") for name in SCHEDULERS]
 

@@ -10,7 +10,7 @@ from generative.core.errors import UserError
 
 
 def timestep_guidance(
-    guidance_scale: float, interval: tuple[float, float] | None, num_train_timesteps: int
+    guidance_scale: float, interval: tuple[float, float] | None, noise_level: Callable[[Any], float]
 ) -> Callable[[Any], float]:
     """Guidance scale as a function of the timestep, 1 (no guidance) outside an interval of noise levels.
 
@@ -18,9 +18,8 @@ def timestep_guidance(
 
     Args:
         guidance_scale: Scale inside the interval.
-        interval: ``(low, high)`` as fractions of the noise schedule, 0 the clean end and 1 pure noise: guided where
-            low <= timestep / num_train_timesteps <= high. None guides everywhere.
-        num_train_timesteps: Timestep of pure noise.
+        interval: ``(low, high)``: guided where low <= noise level <= high. None guides everywhere.
+        noise_level: Of a timestep, in [0, 1], 0 the clean end and 1 pure noise: see ``generative.diffusion.fit.noise_level_of``.
 
     Raises:
         UserError: If the scale is not finite, or the interval is not 0 <= low < high <= 1.
@@ -31,5 +30,5 @@ def timestep_guidance(
         return lambda timestep: guidance_scale
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
         raise UserError(f"guidance_interval must be (low, high) with 0 <= low < high <= 1, got {interval!r}")
-    low, high = (fraction * num_train_timesteps for fraction in interval)
-    return lambda timestep: guidance_scale if low <= float(timestep) <= high else 1.0
+    low, high = interval
+    return lambda timestep: guidance_scale if low <= noise_level(timestep) <= high else 1.0

@@ -15,6 +15,7 @@ from generative.core.errors import UserError
 from generative.core.labels import drop_labels
 from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks
+from generative.diffusion.fit import fit_scheduler, noise_level_of
 from generative.diffusion.flow import TimestepDensity
 from generative.diffusion.gaussian import GaussianProcess, mean_over_image
 from generative.diffusion.guidance import timestep_guidance
@@ -42,7 +43,8 @@ class DiffusionObjective(Objective):
         timestep_density: How flow matching draws timesteps.
         min_snr_gamma: Cap of the signal-to-noise ratio in the loss weight of Gaussian schedules (arXiv 2303.09556); None
             weights all timesteps alike.
-        inference_scheduler: Sampler of the pipeline; None samples with the training scheduler.
+        inference_scheduler: Sampler of the pipeline, adapted to what is trained (betas, prediction type, flow) and refused if it
+            cannot be; None samples with the training scheduler.
         guidance_scale: Classifier-free guidance of samples drawn during training; 1 is none.
         guidance_interval: Guide those samples only at these noise levels, ``(low, high)`` as fractions of the schedule.
         num_inference_steps: Steps of samples drawn during training.
@@ -80,10 +82,10 @@ class DiffusionObjective(Objective):
         if min_snr_gamma is not None and not (isinstance(self.process, GaussianProcess) and min_snr_gamma > 0):
             raise UserError(f"min_snr_gamma must be positive and needs a Gaussian schedule such as DDPM's, got {min_snr_gamma}")
         self.scheduler = scheduler
-        self.inference_scheduler = inference_scheduler or scheduler
+        self.inference_scheduler = fit_scheduler(inference_scheduler or scheduler, scheduler)  # refuses one that cannot sample
         self.label_dropout = label_dropout
         self.min_snr_gamma = min_snr_gamma
-        timestep_guidance(guidance_scale, guidance_interval, self.process.num_train_timesteps)  # refuses a bad interval now
+        timestep_guidance(guidance_scale, guidance_interval, noise_level_of(scheduler))  # refuses a bad interval now
         self.guidance_scale = guidance_scale
         self.guidance_interval = guidance_interval
         self.num_inference_steps = num_inference_steps
@@ -172,9 +174,11 @@ class DiffusionObjective(Objective):
         """Pipeline of a denoiser with the inference scheduler."""
         from pipelines.diffusion import DiffusionImagePipeline
 
-        scheduler = type(self.inference_scheduler).from_config(self.inference_scheduler.config)
+        training, inference = (
+            type(scheduler).from_config(scheduler.config) for scheduler in (self.scheduler, self.inference_scheduler)
+        )
         return DiffusionImagePipeline(
-            networks["denoiser"], scheduler, self.frozen.get("autoencoder"), dict(self.sampling_defaults())
+            networks["denoiser"], inference, self.frozen.get("autoencoder"), dict(self.sampling_defaults()), training
         )
 
     def sampling_defaults(self) -> Mapping[str, Any]:

@@ -12,25 +12,9 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
+from generative.diffusion.fit import LEARNED_VARIANCE, kind_of, missing_variance, uses_learned_variance
 from generative.diffusion.flow import FlowProcess, TimestepDensity
 from generative.diffusion.gaussian import GaussianProcess
-
-# Schedulers of diffusers that are tested to bring noise back to the data under an exact denoiser; others may work too.
-SCHEDULERS = (
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EDMEulerScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "UniPCMultistepScheduler",
-)
-LEARNED_VARIANCE = ("learned", "learned_range")
 
 
 def respaced_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
@@ -65,13 +49,15 @@ def training_process(scheduler: Any, timestep_density: TimestepDensity = "unifor
         timestep_density: How flow matching draws its training timesteps.
 
     Raises:
-        UserError: If the scheduler is neither, or a density is asked of a process that has none.
+        UserError: If the scheduler is neither, its betas and prediction type contradict one another, or a density is asked of a
+            process that has none.
     """
     name = type(scheduler).__name__
-    if getattr(scheduler.config, "prediction_type", None) == "flow_prediction" or name.startswith("FlowMatch"):
-        return FlowProcess.from_scheduler(scheduler, timestep_density)
-    if not isinstance(getattr(scheduler, "betas", None), Tensor):
+    kind = kind_of(scheduler)
+    if kind == "edm":
         raise UserError(f"scheduler {name} cannot train: it has no betas and is not one of flow matching; use DDPMScheduler")
+    if kind == "flow":
+        return FlowProcess.from_scheduler(scheduler, timestep_density)
     if timestep_density != "uniform":
         raise UserError(f"timestep_density {timestep_density!r} is for flow matching; {name} draws uniform timesteps")
     return GaussianProcess.from_scheduler(scheduler)
@@ -98,8 +84,7 @@ class DiffusersSampler:
         self.scheduler = copy.deepcopy(scheduler)
         self.name = type(scheduler).__name__
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        # An attribute of its own (DDPM, UnCLIP): others only carry the entry along in their config.
-        self._uses_variance = vars(scheduler).get("variance_type") in LEARNED_VARIANCE
+        self._uses_variance = uses_learned_variance(scheduler)
         if not self._uses_variance and scheduler.config.get("variance_type") in LEARNED_VARIANCE:
             # DPM-Solver and its kin would cut the prediction to three channels; it comes to them without its variance.
             self.scheduler.register_to_config(variance_type=None)
@@ -144,10 +129,7 @@ class DiffusersSampler:
         channels = state.sample.shape[1]
         has_variance = prediction.shape[1] == 2 * channels
         if self._uses_variance and not has_variance:
-            raise UserError(
-                f"{self.name} has variance_type '{self.scheduler.variance_type}' but the network predicts no variance; "
-                "set variance_type to fixed_small, or train a network with learn_sigma"
-            )
+            raise UserError(missing_variance(self.scheduler))
         if has_variance and not self._uses_variance:
             prediction = prediction[:, :channels]
         arguments = {"generator": list(noise.generators)} if self._takes_generator else {}

@@ -120,7 +120,7 @@ class TokenizerObjective(Objective):
             if not value >= least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
         if tokenizer.config.get("latents_std") is not None:
-            raise UserError("latents_std is of an autoencoder trained elsewhere; training measures the latents anew, leave it out")
+            raise UserError("latents_std is of an autoencoder trained elsewhere; leave it out, training measures it")
         check_adversary(tokenizer, discriminator, discriminator_optimizer, adversarial_weight)
         self.networks = {"tokenizer": tokenizer, "monitor": TokenizerMonitor(codebook_sizes(tokenizer))}
         self.optimizers = {"tokenizer": optimizer}

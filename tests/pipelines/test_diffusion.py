@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
 from torch import Tensor
 
@@ -149,6 +153,90 @@ def test_another_scheduler_can_take_over() -> None:
     assert torch.isfinite(implicit).all() and not torch.allclose(implicit, ancestral)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     assert torch.isfinite(run(pipeline, [0])).all()
+
+
+def test_another_scheduler_is_adapted_to_what_was_trained() -> None:
+    betas: dict[str, Any] = {
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "num_train_timesteps": 500,
+    }
+    pipeline = make_pipeline(DDPMScheduler(prediction_type="v_prediction", clip_sample=False, **betas))
+    expected = pipeline.scheduler
+    pipeline.scheduler = DDIMScheduler(clip_sample=False)
+    config = pipeline.scheduler.config
+    assert config.prediction_type == "v_prediction" and torch.equal(pipeline.scheduler.betas, expected.betas)
+    assert not config.clip_sample and pipeline.config["scheduler"][1] == "DDIMScheduler"
+
+
+def test_the_docstrings_scheduler_takes_over_a_flow() -> None:
+    pipeline = make_pipeline()
+    euler = run(pipeline, [0, 1])
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    assert pipeline.scheduler.config.use_flow_sigmas and pipeline.scheduler.config.prediction_type == "flow_prediction"
+    images = run(pipeline, [0, 1])
+    assert torch.isfinite(images).all() and not torch.allclose(images, euler)
+
+
+@pytest.mark.parametrize("how", ["assignment", "register_modules", "constructor", "from_pretrained"])
+def test_a_scheduler_that_cannot_fit_is_refused_wherever_it_is_given(how: str, tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+    before, wrong = pipeline.scheduler, DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match="DDIMScheduler does not fit this denoiser, which was trained for flow matching; use Flow"
+    ):
+        if how == "assignment":
+            pipeline.scheduler = wrong
+        elif how == "register_modules":
+            pipeline.register_modules(scheduler=wrong)
+        elif how == "constructor":
+            DiffusionImagePipeline(pipeline.denoiser, wrong, training_scheduler=before)
+        else:
+            DiffusionImagePipeline.from_pretrained(tmp_path, scheduler=wrong)
+    assert pipeline.scheduler is before and pipeline.config["scheduler"][1] == "FlowMatchEulerDiscreteScheduler"
+
+
+def test_what_was_trained_is_saved_beside_the_sampler(tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+    pipeline.scheduler = UniPCMultistepScheduler()
+    pipeline.save_pretrained(tmp_path)
+    expected = run(pipeline, [0])
+    loaded = DiffusionImagePipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert isinstance(loaded.training_scheduler, FlowMatchEulerDiscreteScheduler)
+    assert isinstance(loaded.scheduler, UniPCMultistepScheduler) and torch.equal(run(loaded, [0]), expected)
+    with pytest.raises(UserError, match="DDPMScheduler does not fit"):
+        loaded.scheduler = DDPMScheduler()
+
+
+def test_a_pipeline_of_before_takes_its_scheduler_for_what_was_trained(tmp_path: Path) -> None:
+    pipeline = make_pipeline(DDPMScheduler(prediction_type="v_prediction"))
+    pipeline.save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "training_scheduler")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    del index["training_scheduler"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    loaded = DiffusionImagePipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(run(loaded, [0]), run(pipeline, [0]))
+    loaded.scheduler = EulerDiscreteScheduler()
+    assert loaded.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_a_learned_variance_needs_a_network_that_learned_one() -> None:
+    with pytest.raises(UserError, match="variance_type 'learned_range' but the network predicts no variance"):
+        make_pipeline(DDPMScheduler(variance_type="learned_range"))
+
+
+@pytest.mark.parametrize("kind", [EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, DDPMScheduler, EulerDiscreteScheduler])
+def test_guidance_acts_on_the_steps_within_the_interval(kind: Any) -> None:
+    pipeline = make_pipeline(kind())
+    calls: list[int] = []
+    pipeline.denoiser.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    run(pipeline, [0], num_inference_steps=8, guidance_scale=2.0, guidance_interval=(0.2, 0.8))
+    assert len(calls) == 8 and calls.count(2) in (4, 5)
 
 
 def test_no_gradient_is_kept_and_global_randomness_is_untouched() -> None:

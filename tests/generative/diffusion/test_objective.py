@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from generative.core.ema import ConstantEMA
@@ -186,6 +186,11 @@ def test_sizes_phases_average_and_defaults() -> None:
         (lambda: make_objective(min_snr_gamma=-1.0), "min_snr_gamma must be positive"),
         (lambda: make_objective(FlowMatchEulerDiscreteScheduler(), min_snr_gamma=5.0), "needs a Gaussian schedule"),
         (lambda: make_objective(timestep_density="logit_normal"), "timestep_density 'logit_normal' is for flow"),
+        (
+            lambda: make_objective(inference_scheduler=FlowMatchEulerDiscreteScheduler()),
+            "FlowMatchEulerDiscreteScheduler does not",
+        ),
+        (lambda: make_objective(DDPMScheduler(rescale_betas_zero_snr=True)), "zero terminal signal .* prediction_type epsilon"),
         (lambda: make_objective(guidance_interval=(0.8, 0.2)), "guidance_interval must be"),
         (lambda: make_objective(label_dropout=1.0), r"label_dropout must be in \[0, 1\), got 1.0"),
         (lambda: make_objective(denoiser=make_denoiser(class_dropout_prob=0.0), guidance_scale=2.0), "guidance_scale 2.0 needs"),
@@ -213,3 +218,12 @@ def test_identity_is_what_training_depends_on() -> None:
         FlowMatchEulerDiscreteScheduler(),
     ):
         assert make_objective(scheduler).identity() != plain
+
+
+def test_the_inference_scheduler_samples_what_is_trained() -> None:
+    training = DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", num_train_timesteps=100)
+    objective = make_objective(training, inference_scheduler=DDIMScheduler())
+    pipeline = objective.pipeline(objective.networks)
+    assert isinstance(pipeline.scheduler, DDIMScheduler) and isinstance(pipeline.training_scheduler, DDPMScheduler)
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert torch.equal(pipeline.scheduler.betas, training.betas)

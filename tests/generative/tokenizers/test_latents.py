@@ -100,11 +100,9 @@ def test_one_of_the_two_alone_counts(name: str) -> None:
 
 
 def test_scaling_changes_the_fingerprint() -> None:
-    prints = [
-        fingerprint(kl_with(**config))
-        for config in ({}, STATISTICS, {"latents_mean": STATISTICS["latents_mean"]}, {"shift_factor": 0.1}, {"scaling_factor": 0.4})
-    ]
-    assert len(set(prints)) == 5
+    mean_alone = {"latents_mean": STATISTICS["latents_mean"]}
+    configs: list[dict[str, object]] = [{}, {**STATISTICS}, {**mean_alone}, {"shift_factor": 0.1}, {"scaling_factor": 0.4}]
+    assert len({fingerprint(kl_with(**config)) for config in configs}) == 5
 
 
 @pytest.mark.parametrize(
