@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 COMPARED_BYTES = 2**20
@@ -22,15 +22,19 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         shutil.copyfile(source, target)
 
 
-def link_folder(source: Path, target: Path, leave_out: Iterable[str] = ()) -> None:
+def link_folder(source: Path, target: Path, leave_out: Sequence[str] = ()) -> None:
     """Repeat a folder under another name, its files linked.
 
     Args:
         source: The folder.
         target: The new one; it may exist.
-        leave_out: Names of files that are not repeated.
+        leave_out: Names of files directly in it that are not repeated.
     """
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*leave_out), copy_function=link_or_copy, dirs_exist_ok=True)
+
+    def ignore(folder: str, names: list[str]) -> list[str]:
+        return list(leave_out) if Path(folder) == source else []
+
+    shutil.copytree(source, target, ignore=ignore, copy_function=link_or_copy, dirs_exist_ok=True)
 
 
 def link_duplicates(files: Iterable[Path], others: Iterable[Path]) -> None:

@@ -18,9 +18,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from generative.core import checkpoint as ckpt
+from generative.core.best import BestCheckpoint
 from generative.core.ema import start_average, update_average
 from generative.core.errors import UserError
-from generative.core.evaluation import Evaluator
+from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.links import link_duplicates, link_folder
 from generative.core.logging import progress_interval
 from generative.core.objective import Objective
@@ -73,7 +74,10 @@ class Trainer:
         self.seed = seed
         if config.evaluate_interval_steps and evaluator is None:
             raise UserError("trainer.evaluate_interval_steps is set but there is no evaluation; add an `evaluation` section")
+        if config.keep_best and evaluator is None:
+            raise UserError("trainer.keep_best is set but there is no evaluation; add an `evaluation` section")
         check_judge(objective, evaluator)
+        self.best = BestCheckpoint(config.output_dir, config.keep_best) if config.keep_best else None
         self.step = 0
         self.phases = objective.phases()
         self.repeats = max(phase.repeats for phase in self.phases)
@@ -88,6 +92,7 @@ class Trainer:
         self.schedule = config.lr_schedule or Constant()
         self.observer = RunObserver(objective, dataset, config, accelerator, seed, evaluator, self.total_steps)
         self._stop_signal: int | None = None
+        self._saved_step: int | None = None
         self._place_networks()
         self._build_optimizers()
         if evaluator is not None:
@@ -180,6 +185,10 @@ class Trainer:
         if later:
             raise UserError(f"'{config.output_dir}' holds '{later[0].name}' of another run; resume it or choose another folder")
         self.observer.start(self.step, self.images_seen)
+        if self.best is not None:
+            best = self.best.start(self.observer.log_file.kept)
+            if best is not None and self.accelerator.is_main_process:
+                self.best.keep(best)
         loader = build_loader(
             self.dataset,
             seed=self.seed,
@@ -265,7 +274,25 @@ class Trainer:
         self.observer.check_finite(self.step, {**self.objective.networks, **averages})
 
     def _evaluate_if_due(self) -> None:
+        before = self.observer.last_evaluation
         self.observer.evaluate_if_due(self.step, self.images_seen, self.sampling_pipeline)
+        evaluation = self.observer.last_evaluation
+        if self.best is not None and evaluation is not None and evaluation is not before:
+            self._keep_best(self.best, evaluation)
+
+    def _keep_best(self, best: BestCheckpoint, evaluation: Evaluation) -> None:
+        """Keep this step's checkpoint if its score is the best so far; an untrained network's is not kept."""
+        if best.score not in evaluation.scores:
+            unknown = f"the evaluation has no score '{best.score}' for trainer.keep_best, it has {', '.join(evaluation.scores)}"
+            if self.step == 0:
+                raise UserError(unknown)
+            self._say(f"{unknown}; no best checkpoint is kept")
+        elif self.step > 0 and best.improves(evaluation.scores[best.score]):
+            if self._saved_step != self.step:
+                self.save_checkpoint()
+            best.value = evaluation.scores[best.score]
+            if self.accelerator.is_main_process:
+                best.keep(self.step)
 
     def _to_device(self, batch: Batch) -> Batch:
         return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}  # type: ignore[return-value, attr-defined]
@@ -349,6 +376,7 @@ class Trainer:
                 ckpt.write_folder(newest, pipeline.save_pretrained)
             if self.config.keep_last_checkpoints:
                 ckpt.prune_checkpoints(self.config.output_dir, self.config.keep_last_checkpoints)
+        self._saved_step = self.step
         self.accelerator.wait_for_everyone()
 
     def _fill_checkpoint(self, pipeline: ImagePipeline, folder: Path) -> None:

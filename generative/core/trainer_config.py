@@ -32,6 +32,8 @@ class TrainerConfig:
         evaluate_interval_steps: Steps between evaluations (step 0 included); null for the end only.
         checkpoint_interval_steps: Steps between checkpoints; null for the end only.
         keep_last_checkpoints: Older checkpoints are deleted; null keeps all.
+        keep_best: Name of a score, such as ``frechet_distance``: the checkpoint of its best evaluation is kept as
+            ``checkpoint-best``, however old it becomes. Null for none.
         grid_images_per_class: Columns of the sample grid.
         progress: Show a progress bar.
     """
@@ -52,6 +54,7 @@ class TrainerConfig:
     evaluate_interval_steps: int | None = None
     checkpoint_interval_steps: int | None = 1000
     keep_last_checkpoints: int | None = 2
+    keep_best: str | None = None
     grid_images_per_class: int = 10
     progress: bool = True
 

@@ -25,9 +25,11 @@ def has_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def test_a_folder_under_another_name(tmp_path: Path, has_links: bool) -> None:
     (tmp_path / "a" / "inner").mkdir(parents=True)
     (tmp_path / "a" / "inner" / "x").write_text("1")
-    (tmp_path / "a" / "manifest.json").write_text("2")
+    for place in ("a", "a/inner"):
+        (tmp_path / place / "manifest.json").write_text("2")
     link_folder(tmp_path / "a", tmp_path / "b", leave_out=["manifest.json"])
-    assert [p.relative_to(tmp_path / "b").as_posix() for p in sorted((tmp_path / "b").rglob("*"))] == ["inner", "inner/x"]
+    names = [p.relative_to(tmp_path / "b").as_posix() for p in sorted((tmp_path / "b").rglob("*"))]
+    assert names == ["inner", "inner/manifest.json", "inner/x"]
     assert (tmp_path / "b" / "inner" / "x").read_text() == "1"
     assert (tmp_path / "b" / "inner" / "x").samefile(tmp_path / "a" / "inner" / "x") == has_links
 

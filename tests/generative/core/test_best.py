@@ -1,0 +1,113 @@
+"""The checkpoint of the best evaluation outlives its neighbours."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from generative.core import checkpoint as ckpt
+from generative.core.best import BEST_CHECKPOINT, HIGHER_IS_BETTER, LOWER_IS_BETTER, BestCheckpoint, is_higher_better
+from generative.core.errors import UserError
+from generative.core.evaluation import Evaluation
+from generative.core.trainer import Trainer
+from generative.report.scores import KNOWN_SCORES
+
+VALUES = {0: 0.5, 1: 9.0, 2: 7.0, 3: 3.0, 4: 8.0, 5: float("nan"), 6: 4.0}
+
+
+class Judge:
+    """Gives each step its score."""
+
+    extractor = "none"
+
+    def __init__(self, name: str = "frechet_distance", values: dict[int, float] = VALUES) -> None:
+        self.name, self.values = name, values
+        self.trainer: Trainer | None = None
+
+    def prepare(self, accelerator: Any) -> None: ...
+
+    def evaluate(self, pipeline: Any, accelerator: Any, options: Any) -> Evaluation:
+        assert self.trainer is not None
+        return Evaluation({self.name: self.values[self.trainer.step]}, {})
+
+    def score_real(self, dataset: Any, accelerator: Any) -> Evaluation:
+        return Evaluation({}, {})
+
+
+def build(toy: ModuleType, run: Path, judge: Judge | None = None, **settings: Any) -> Trainer:
+    judge = judge or Judge()
+    options = {"keep_best": "frechet_distance", "evaluate_interval_steps": 1, "keep_last_checkpoints": 1, **settings}
+    trainer: Trainer = toy.build_trainer(toy.denoiser(), run, evaluator=judge, **options)
+    judge.trainer = trainer
+    return trainer
+
+
+def best_step(run: Path) -> int:
+    ckpt.verify_manifest(run / BEST_CHECKPOINT)
+    return int(ckpt.read_state(run / BEST_CHECKPOINT)["step"])
+
+
+def test_the_best_survives_pruning_and_is_whole(toy: ModuleType, tmp_path: Path) -> None:
+    """Step 3 was not even due for a checkpoint; step 0 and NaN do not count."""
+    build(toy, tmp_path / "run").fit()
+    assert [path.name for path in ckpt.list_checkpoints(tmp_path / "run")] == ["checkpoint-00000006"]
+    assert best_step(tmp_path / "run") == 3
+    build(toy, tmp_path / "all", keep_last_checkpoints=None).fit()
+    of_step = tmp_path / "all" / "checkpoint-00000003"
+    for path in sorted(p for p in of_step.rglob("*") if p.is_file()):
+        assert path.read_bytes() == (tmp_path / "run" / BEST_CHECKPOINT / path.relative_to(of_step)).read_bytes()
+        # In the run that keeps all, the two are the same files, but for the list of them.
+        assert path.samefile(tmp_path / "all" / BEST_CHECKPOINT / path.relative_to(of_step)) or path.parent == of_step
+
+
+def test_higher_may_be_better(toy: ModuleType, tmp_path: Path) -> None:
+    build(toy, tmp_path, Judge("precision"), keep_best="precision").fit()
+    assert best_step(tmp_path) == 1
+
+
+@pytest.mark.parametrize("stop", range(1, 7))
+def test_a_resumed_run_keeps_the_same(toy: ModuleType, tmp_path: Path, stop: int) -> None:
+    run = tmp_path / "run"
+    first = build(toy, run)
+    first.objective.on_call = lambda batch: first.request_stop(15) if first.step == stop - 1 else None
+    first.fit()
+    build(toy, run).fit(ckpt.resolve_checkpoint(run, "latest"))
+    assert best_step(run) == 3
+    assert not list(run.glob(".*"))
+
+
+def test_a_kill_before_the_best_was_kept(toy: ModuleType, tmp_path: Path) -> None:
+    """Its evaluation is in the log, and its checkpoint is there."""
+    build(toy, tmp_path, total_images=24).fit()
+    shutil.rmtree(tmp_path / BEST_CHECKPOINT)
+    build(toy, tmp_path).fit(ckpt.resolve_checkpoint(tmp_path, "latest"))
+    assert best_step(tmp_path) == 3
+
+
+def test_mistakes(toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="keep_best must be the name of a score .*, got 'beauty'"):
+        build(toy, tmp_path, keep_best="beauty")
+    with pytest.raises(UserError, match="keep_best is set but there is no evaluation"):
+        toy.build_trainer(toy.denoiser(), tmp_path, keep_best="fid")
+    with pytest.raises(UserError, match="has no score 'recall' for trainer.keep_best, it has frechet_distance"):
+        build(toy, tmp_path / "a", keep_best="recall").fit()
+    build(toy, tmp_path / "b", keep_best="recall", evaluate_interval_steps=None).fit()
+    assert "no best checkpoint is kept" in capsys.readouterr().err
+
+
+def test_a_damaged_best_counts_as_none(toy: ModuleType, tmp_path: Path) -> None:
+    build(toy, tmp_path).fit()
+    (tmp_path / BEST_CHECKPOINT / "state.json").unlink()
+    assert BestCheckpoint(tmp_path, "fid").kept_step() is None
+
+
+def test_directions() -> None:
+    assert not set(LOWER_IS_BETTER) & set(HIGHER_IS_BETTER)
+    for score in KNOWN_SCORES:
+        for key in score.keys:
+            assert is_higher_better(key) == (score.better == "higher")
+    assert not is_higher_better("class_fd_dinov2") and not is_higher_better("cmmd_unbiased")
