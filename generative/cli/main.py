@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from generative.core.errors import UserError
+from generative.core.errors import RunError, UserError
 from metrics.notes import say_warnings_plainly
 
 COMMANDS = {
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None for the process's own.
 
     Returns:
-        Exit code: 0 done, 1 training diverged, 2 wrong input, 128 + n stopped by signal n (a checkpoint was saved).
+        Exit code: 0 done, 1 training diverged or its surroundings failed it, 2 wrong input, 128 + n stopped by signal n (a
+        checkpoint was saved).
     """
     if argv is None:
         say_warnings_plainly()
@@ -65,26 +66,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except SystemExit as stop:
         return int(stop.code or 0) if isinstance(stop.code, int | None) else 1
-    except UserError as error:
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        announce(error)
+        explained = explain(error)
+        if explained is None:
+            raise
+        return explained
+
+
+def explain(error: Exception) -> int | None:
+    """Print the sentence for an error that has one; returns the exit code, or None for a defect, which keeps its traceback."""
+    if isinstance(error, UserError | FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
         return fail(str(error))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ModuleNotFoundError) as error:
+    if isinstance(error, ModuleNotFoundError):
         return fail(str(error))
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return fail(
-                f"no space left on the disk ({error.filename or 'a file of the run'}); free some space and repeat the command"
-            )
-        raise
-    except RuntimeError as error:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return fail(
+            f"no space left on the disk ({error.filename or 'a file of the run'}); free some space and repeat the command"
+        )
+    if isinstance(error, RuntimeError):
         from generative.core.observer import DivergenceError
+        from generative.core.processes import explain_lost_process
 
         if isinstance(error, DivergenceError):
             fail(str(error))
             return 1
-        raise
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+        stopped = error if isinstance(error, RunError) else explain_lost_process(error)
+        if stopped is not None:
+            fail(str(stopped), every_process=True)
+            return 1
+    return None
+
+
+def announce(error: Exception) -> None:
+    """Tell the other processes of a job, if there are any, why this one ends: they meet a broken connection only."""
+    if "torch" in sys.modules:  # commands that compute nothing have not imported it
+        from generative.core.processes import announce_failure
+
+        announce_failure(" ".join(str(error).split()) or type(error).__name__)
 
 
 def leave_process_group() -> None:
@@ -94,10 +116,17 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def fail(message: str) -> int:
-    """Print one sentence on standard error; returns exit code 2. Only the main process of several speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+def fail(message: str, every_process: bool = False) -> int:
+    """Print one sentence on standard error; returns exit code 2.
+
+    Args:
+        message: The sentence.
+        every_process: What happened to each of several processes is its own; else only the main one speaks, for all.
+    """
+    rank = os.environ.get("RANK", "0")
+    speaker = f"process {rank}: " if every_process and os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    if rank == "0" or every_process:
+        print(f"error: {speaker}{' '.join(message.split())}", file=sys.stderr)
     return 2
 
 

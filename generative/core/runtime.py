@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 
 from generative.core.errors import UserError
+from generative.core.processes import register_process
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -51,6 +52,7 @@ def build_accelerator(mixed_precision: Precision = "no", logging_dir: Path | Non
             f"the launcher asked for {expected} processes but {accelerator.num_processes} would train, each as if alone; "
             f"on a machine without CUDA start with `accelerate launch --multi_gpu --num_processes {expected}` or torchrun"
         )
+    register_process()
     return accelerator
 
 

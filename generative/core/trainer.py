@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
 from generative.core import checkpoint as ckpt
 from generative.core.best import BestCheckpoint
 from generative.core.ema import start_average, update_average
-from generative.core.errors import UserError
+from generative.core.errors import RunError, UserError
 from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.links import link_duplicates, link_folder
 from generative.core.logging import progress_interval
@@ -28,7 +28,7 @@ from generative.core.objective import Objective
 from generative.core.observer import RunObserver
 from generative.core.schedules import Constant
 from generative.core.seeding import keyed_generator
-from generative.core.signals import catch_signals, survive_first_signal
+from generative.core.signals import WorkerWatch, catch_signals, loader_workers, survive_first_signal
 from generative.core.step import PhaseRunner, average_buffers
 from generative.core.trainer_config import TrainerConfig
 from generative.core.types import Batch
@@ -93,6 +93,7 @@ class Trainer:
         self.observer = RunObserver(objective, dataset, config, accelerator, seed, evaluator, self.total_steps)
         self._stop_signal: int | None = None
         self._saved_step: int | None = None
+        self._draw_error: UserError | RunError | None = None
         self._place_networks()
         self._build_optimizers()
         if evaluator is not None:
@@ -172,7 +173,8 @@ class Trainer:
 
         Raises:
             DivergenceError: If a loss becomes NaN or infinite.
-            UserError: If the checkpoint does not fit.
+            UserError: If the checkpoint does not fit, or an image cannot be read: what was trained so far is saved first.
+            RunError: If a loader worker dies (what was trained so far is saved first), or another process does.
         """
         config = self.config
         if self.accelerator.is_main_process:
@@ -203,7 +205,8 @@ class Trainer:
             pin_memory=self.accelerator.device.type == "cuda",
         )
         loader.worker_init_fn = survive_first_signal
-        batches = iter(loader)
+        batches, workers = loader_workers(lambda: iter(loader))
+        watch = WorkerWatch(workers)
         # At step 0 that is the untrained network; after a resume, what a kill may have cut short.
         self._evaluate_if_due()
         bar = tqdm(
@@ -215,36 +218,50 @@ class Trainer:
             mininterval=progress_interval(),
             disable=not (config.progress and self.accelerator.is_main_process),
         )
-        with catch_signals(self.request_stop), bar:
+        with catch_signals(self.request_stop), watch.installed(), bar:
             self.observer.start_clock(self.images_seen)
-            while self.step < self.total_steps and not self._should_stop():
-                self.train_step(self._draw(batches))
+            while self.step < self.total_steps:
+                micro_batches = self._draw(batches, watch)
+                if self._should_stop():
+                    break
+                self.train_step(micro_batches)
                 bar.update(self.images_per_step)
                 self._after_step(bar)
             # Still with signals caught: one that comes now must not cut the last checkpoint short.
             self._check_weights()
             self.save_checkpoint()
+            self._raise_draw_error()
             if self.step >= self.total_steps:
                 self.observer.sample_grid(self.step, self.sampling_pipeline())
                 self._evaluate_if_due()
 
-    def _draw(self, batches: Iterator[Batch]) -> list[list[Batch]]:
-        """This process's micro-batches of a step, for each repeat.
+    def _draw(self, batches: Iterator[Batch], watch: WorkerWatch) -> list[list[Batch]]:
+        """This process's micro-batches of a step, for each repeat; if they cannot be had, ``_should_stop`` is true."""
+        try:
+            with watch.waiting():
+                return [
+                    [self._to_device(next(batches)) for _ in range(self.config.gradient_accumulation_steps)]
+                    for _ in range(self.repeats)
+                ]
+        except (UserError, RunError) as error:
+            self._draw_error = error
+            return []
+
+    def _raise_draw_error(self) -> None:
+        """Raise what kept a process from drawing its batches, on every process.
 
         Raises:
-            UserError: If an image cannot be read; what was trained so far is saved first.
+            UserError: On the process whose image cannot be read.
+            RunError: On the process whose loader worker died, and on all others, which say which process it was.
         """
-        try:
-            return [
-                [self._to_device(next(batches)) for _ in range(self.config.gradient_accumulation_steps)]
-                for _ in range(self.repeats)
-            ]
-        except UserError:
-            # Alone only: the other processes are in the step, and saving takes all of them.
-            if self.accelerator.num_processes == 1:
-                self._check_weights()
-                self.save_checkpoint()
-            raise
+        errors = [self._draw_error and str(self._draw_error)]
+        if self.accelerator.num_processes > 1:
+            errors = gather_object(errors)
+        if self._draw_error is not None:
+            raise type(self._draw_error)(f"{self._draw_error}; a checkpoint of step {self.step} was saved") from self._draw_error
+        for rank, message in enumerate(errors):
+            if message is not None:
+                raise RunError(f"process {rank} of the job could not go on ({message}); this one stops too")
 
     def _after_step(self, bar: Any) -> None:
         """Logs, grids, evaluations and checkpoints that are due; at the end of the run ``fit`` makes the last ones."""
@@ -322,13 +339,13 @@ class Trainer:
         return self._stop_signal
 
     def _should_stop(self) -> bool:
-        """True once any process was asked to stop: all must leave the loop at the same step."""
+        """True once any process was asked to stop or cannot go on: all must leave the loop at the same step."""
         if self.accelerator.num_processes == 1:
-            return self._stop_signal is not None
-        flag = torch.tensor([self._stop_signal or 0], device=self.accelerator.device)
-        number = int(self.accelerator.gather(flag).max())
+            return self._stop_signal is not None or self._draw_error is not None
+        flags = torch.tensor([[self._stop_signal or 0, self._draw_error is not None]], device=self.accelerator.device)
+        number, has_failed = self.accelerator.gather(flags).amax(dim=0).tolist()
         self._stop_signal = number or None
-        return number != 0
+        return bool(number or has_failed)
 
     # ------------------------------------------------------------------ checkpoints
 
