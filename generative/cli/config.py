@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -19,12 +19,33 @@ from generative.core.errors import UserError
 TRUSTED_MODULES = ("generative", "metrics", "pipelines", "torch", "torchvision", "diffusers")
 SECTIONS = ("seed", "objective", "data", "evaluation", "trainer")
 DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+FROM_DATA = "data"  # of a number of classes: that of the training data; what is meant where it is left out
 CLASS_KEYS = ("class_path", "init_args")
 MAX_CONFIG_BYTES = 2**20  # a configuration is some kilobytes; data files named in one are not searched for class names
 
 
 class OneSentenceParser(ArgumentParser):
-    """A parser whose errors are one sentence, without usage lines."""
+    """A parser whose errors are one sentence, without usage lines.
+
+    A number of classes may be left out of what it parses, see ``fill_num_classes``.
+    """
+
+    follows_data = True
+
+    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:
+        """Add the constructor arguments of a class, as jsonargparse does for every class that a configuration names."""
+        from generative.data.base import ImageDataset
+
+        self.follows_data = not issubclass(theclass, ImageDataset)
+        return super().add_class_arguments(theclass, *args, **kwargs)
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        """Add one argument; a number of classes may be left out, unless it is that of the data themselves."""
+        # jsonargparse copies the source of this method into its groups of arguments, which know their parser.
+        parser = getattr(self, "parser", self)
+        if args and args[0] == "--num_classes" and kwargs.get("type") is int and parser.follows_data:
+            kwargs.update(type=int | Literal["data"], default=FROM_DATA, required=False)
+        return super().add_argument(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a ``UserError``."""
@@ -137,18 +158,48 @@ def parse_train_config(
 
 
 def build_config(parser: OneSentenceParser, config: Namespace) -> Namespace:
-    """Construct what a configuration names.
+    """Construct what a configuration names, the data first: what the configuration leaves out of it is filled in from them.
+
+    Args:
+        parser: The configuration's parser.
+        config: The configuration; numbers of classes that are left out are written into it.
 
     Raises:
         UserError: What a constructor raised, freed of the parser's report around it.
     """
     try:
-        return parser.instantiate(config)
+        if config.get("data") is None:
+            return parser.instantiate(config)
+        data = parser.instantiate(Namespace(data=config.data), instantiate_groups=False).data
+        fill_num_classes(config.get("objective"), data.num_classes)
+        others = config.clone()
+        del others["data"]
+        built = parser.instantiate(others)
+        built.data = data
+        return built
     except ValueError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
         raise UserError(condense(str(error)) if cause is None else str(cause)) from error
+
+
+def fill_num_classes(section: Any, num_classes: int) -> None:
+    """Let every ``num_classes`` that a part of a configuration leaves out, or gives as ``data``, be the data's.
+
+    Args:
+        section: A parsed part, changed in place.
+        num_classes: Number of classes of the data.
+    """
+    if isinstance(section, list):
+        for value in section:
+            fill_num_classes(value, num_classes)
+    elif isinstance(section, (Namespace, dict)):
+        for key, value in list(vars(section).items() if isinstance(section, Namespace) else section.items()):
+            if key == "num_classes" and value == FROM_DATA:
+                section[key] = num_classes
+            else:
+                fill_num_classes(value, num_classes)
 
 
 def stray_keys(content: Any, path: tuple[str, ...] = ()) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from generative.cli.config import OneSentenceParser, parse_train_config
+from generative.cli.config import FROM_DATA, OneSentenceParser, parse_train_config
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "history.jsonl"
@@ -60,7 +60,10 @@ def continue_config(
     _, before = parse_train_config(run_config, place, trust_code)
     parser, config = parse_train_config(run_config, [*place, *overrides], trust_code)
     result = RunConfig(parser, config, differences(before, config))
-    unused = {key: pair for key, pair in differences(named, config).items() if key != "trainer.output_dir"}
+    # A number of classes that is left to the data is that of the run's.
+    unused = {
+        key: pair for key, pair in differences(named, config).items() if key != "trainer.output_dir" and pair[0] != FROM_DATA
+    }
     if unused and not same_file(named_path, run_config):
         key, (there, here) = next(iter(unused.items()))
         others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""

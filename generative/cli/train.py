@@ -77,9 +77,8 @@ def train(
         raise UserError("--resume goes on with a run and --overwrite deletes it; choose one of them")
     chosen, checkpoint = choose_config(config_path, overrides, resume, trust_code)
     parser, config = chosen.parser, chosen.config
-    resolved = dump_config(parser, config)
     if print_config:
-        print(resolved, end="")
+        print(dump_config(parser, config), end="")
         return 0
 
     import torch
@@ -97,6 +96,7 @@ def train(
         check_output_dir(output_dir, overwrite, may_hold_run=resume is not None)
     torch.manual_seed(config.seed)
     built = build_config(parser, config)
+    resolved = dump_config(parser, config)  # with what was filled in from the data
     trainer = Trainer(built.objective, built.data, built.trainer, accelerator, built.seed, built.evaluation)
     if checkpoint is not None:
         trainer.load_checkpoint(checkpoint)

@@ -16,6 +16,7 @@ from generative.core.errors import UserError
 from generative.core.generation import balanced_requests, generate_images
 from generative.core.seeding import keyed_generator
 from generative.data.base import ImageDataset
+from generative.data.class_matching import match_classes
 
 if TYPE_CHECKING:
     from metrics.classification import LabelClassifier
@@ -87,6 +88,23 @@ class Evaluator:
         self._suite: MetricSuite | None = None
         self._classifier: LabelClassifier | None = None
         self._has_reference = False
+
+    def match_classes(self, training: ImageDataset) -> list[str]:
+        """Give the real images the labels of the training data, see ``generative.data.class_matching``.
+
+        Args:
+            training: Training images.
+
+        Returns:
+            What the user should know, one sentence each.
+
+        Raises:
+            UserError: If classes cannot be matched.
+        """
+        notices = match_classes(self.data, training, "evaluation data")
+        if self.classifier_data is not None:
+            notices += match_classes(self.classifier_data, training, "classifier_data of the evaluation")
+        return notices
 
     def prepare(self, accelerator: Accelerator, progress: bool = False) -> None:
         """Load the extractor and make the metrics, so that a mistake in them shows before anything is trained.
@@ -169,9 +187,11 @@ class Evaluator:
         evaluation = self._finish(suite, images, data.labels[order])
         if self.classifier_data is not None:
             # On the held-out images: the classifier has seen the training ones.
-            evaluation.scores["classification_accuracy"] = self._label_classifier().accuracy(
-                self.data.images_uint8(), self.data.labels
-            )
+            known = torch.isin(self.data.labels, self.classifier_data.labels)
+            if known.any():
+                evaluation.scores["classification_accuracy"] = self._label_classifier().accuracy(
+                    self.data.images_uint8()[known], self.data.labels[known]
+                )
         return evaluation
 
     def _finish(self, suite: MetricSuite, samples: Tensor, class_labels: Tensor) -> Evaluation:
@@ -179,7 +199,10 @@ class Evaluator:
         protocol = {**suite.protocol, "reference": f"{type(self.data).__name__} {self.data.fingerprint}"}
         if self.classifier_data is not None:
             classifier = self._label_classifier()
-            scores["classification_accuracy"] = classifier.accuracy(samples, class_labels)
+            # Of a class that it has never seen it can say nothing.
+            known = torch.isin(class_labels, self.classifier_data.labels)
+            if known.any():
+                scores["classification_accuracy"] = classifier.accuracy(samples[known], class_labels[known])
             protocol["classifier"] = classifier.description
         return Evaluation(scores, protocol)
 

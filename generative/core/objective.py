@@ -82,6 +82,7 @@ class Objective(abc.ABC):
         optimizers: Factories by name.
         ema: Averages by name. The one named like its network is the one that samples.
         num_classes: Classes of the data that the objective expects; class labels are in [0, num_classes).
+        uses_labels: Whether a class label has any effect; without, data of any classes will do.
         image_size: Height and width of the images, in pixels.
         usage: What to do with the run's pipeline, said when training is done; ``{run}`` stands for its folder.
         sampling_networks: Names of the networks that ``prepare_for_sampling`` and ``pipeline`` use: only they are copied for
@@ -93,6 +94,7 @@ class Objective(abc.ABC):
     usage: str = "sample with `generative sample {run} --class-labels 0`"
     sampling_networks: tuple[str, ...] | None = None
     loss_extractors: frozenset[str] = frozenset()
+    uses_labels: bool = True
     networks: dict[str, nn.Module]
     frozen: dict[str, nn.Module]
     optimizers: dict[str, OptimizerFactory]

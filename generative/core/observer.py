@@ -236,7 +236,7 @@ class RunObserver:
         """Write a grid of samples, one class to a row; the main process only."""
         if not self.accelerator.is_main_process:
             return
-        classes = range(min(self.objective.num_classes, MAX_GRID_CLASSES))
+        classes = range(min(self.dataset.num_classes, MAX_GRID_CLASSES))
         columns = self.config.grid_images_per_class
         requests = [SampleRequest(label, index) for label in classes for index in range(columns)]
         images = self.objective.example_images(pipeline, requests, self._real_images(), self.seed, columns)
@@ -250,7 +250,7 @@ class RunObserver:
         """(N, 3, H, W) uint8 training images, a row for each class of the sample grids; black where a class has too few."""
         columns = self.config.grid_images_per_class
         rows = []
-        for label in range(min(self.objective.num_classes, MAX_GRID_CLASSES)):
+        for label in range(min(self.dataset.num_classes, MAX_GRID_CLASSES)):
             row = torch.zeros(columns, 3, self.dataset.image_size, self.dataset.image_size, dtype=torch.uint8)
             indices = (self.dataset.labels == label).nonzero().flatten()[:columns]
             if len(indices):

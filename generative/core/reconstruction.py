@@ -68,6 +68,10 @@ class ReconstructionEvaluator(Evaluator):
         self.lpips_files = (lpips_vgg_weights, lpips_linear_weights)
         self._lpips: LPIPS | None = None
 
+    def match_classes(self, training: ImageDataset) -> list[str]:
+        """Nothing: a reconstruction is of an image, whatever its class."""
+        return []
+
     def prepare(self, accelerator: Accelerator, progress: bool = False) -> None:
         """Load the extractor and LPIPS's network; see ``Evaluator.prepare``."""
         super().prepare(accelerator, progress)

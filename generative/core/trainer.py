@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from generative.core import checkpoint as ckpt
 from generative.core.best import BestCheckpoint
+from generative.core.class_names import list_names
 from generative.core.ema import start_average, update_average
 from generative.core.errors import RunError, UserError
 from generative.core.evaluation import Evaluation, Evaluator
@@ -53,6 +54,9 @@ class Trainer:
         seed: Seed of data order, noise and dropout.
         evaluator: Scores the averaged pipeline during training and at the end.
 
+    Attributes:
+        notices: What to know of the data before training, one sentence each.
+
     Raises:
         UserError: If data and objective do not fit, or the batch does not divide over micro-batches and processes.
     """
@@ -67,6 +71,7 @@ class Trainer:
         evaluator: Evaluator | None = None,
     ) -> None:
         check_fit(objective, dataset)
+        self.notices = [] if evaluator is None else evaluator.match_classes(dataset)
         self.objective = objective
         self.dataset = dataset
         self.config = config
@@ -325,7 +330,10 @@ class Trainer:
         )
         for network in networks.values():
             network.eval()
-        return self.objective.pipeline(networks)
+        pipeline = self.objective.pipeline(networks)
+        if self.objective.uses_labels and self.dataset.has_class_names:
+            pipeline.class_names = self.dataset.class_names
+        return pipeline
 
     # ------------------------------------------------------------------ stopping
 
@@ -480,13 +488,10 @@ def check_fit(objective: Objective, dataset: ImageDataset) -> None:
     """Refuse data that the objective's networks cannot take.
 
     Raises:
-        UserError: If the data has more classes than the configuration says, or images of another size.
+        UserError: If the data has other classes than the configuration says, a class without images, or images of another size.
     """
-    if dataset.num_classes > objective.num_classes:
-        raise UserError(
-            f"the data has {dataset.num_classes} classes, more than the configuration's num_classes {objective.num_classes}; "
-            "set num_classes of the networks to the data's"
-        )
+    if objective.uses_labels:
+        check_classes(objective.num_classes, dataset)
     if dataset.image_size != objective.image_size:
         raise UserError(
             f"the data has images of {dataset.image_size} pixels, the networks make {objective.image_size}; "
@@ -497,6 +502,25 @@ def check_fit(objective: Objective, dataset: ImageDataset) -> None:
             f"the cache of the data was made with the tokenizer or autoencoder {dataset.encoder_fingerprint[:12]}, the "
             f"configuration has {(objective.encoder_fingerprint() or 'none')[:12]} (sha256 of config and weights); encode the "
             "images with the one that is configured, or configure the one that encoded them"
+        )
+
+
+def check_classes(num_classes: int, dataset: ImageDataset) -> None:
+    """Refuse data that would leave classes of the networks untrained: they would be sampled and scored like the others.
+
+    Raises:
+        UserError: If the data has more or fewer classes than the networks, or a class without images.
+    """
+    if dataset.num_classes != num_classes:
+        raise UserError(
+            f"the data has {dataset.num_classes} classes and num_classes of the networks is {num_classes}; leave num_classes out "
+            "of the configuration, or set it to `data`, and it follows the data"
+        )
+    empty = (torch.bincount(dataset.labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise UserError(
+            f"the data has no images of {len(empty)} of its {num_classes} classes: "
+            f"{list_names([dataset.class_names[label] for label in empty])}; remove these classes from the data, or add images"
         )
 
 

@@ -65,6 +65,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         image_size: Side of the square images in pixels.
         fingerprint: Stable hash of the source, for provenance; equal sources give equal fingerprints on any machine.
         class_names: ``num_classes`` names.
+        left_out: Number of files beside the images that are none of them, by reason (``hidden``, ``.gif``, ...).
         encoder_fingerprint: Of the tokenizer or autoencoder whose ids or latents ``examples`` gives; None for images.
 
     Raises:
@@ -90,6 +91,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         self.image_size = image_size
         self.fingerprint = fingerprint
         self.class_names = list(class_names) + [str(label) for label in range(len(class_names), num_classes)]
+        self.left_out: dict[str, int] = {}
         self._cached: Tensor | None = None
         if len(self) == 0:
             raise UserError("the dataset has no images; check its path")
@@ -100,6 +102,22 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
                 f"{self.source_name(index)} has class label {int(self.labels[index])}, but num_classes is {num_classes} "
                 f"(labels 0 to {num_classes - 1}); correct the label or num_classes"
             )
+
+    @property
+    def has_class_names(self) -> bool:
+        """Whether the classes are called anything but their numbers."""
+        return self.class_names != [str(label) for label in range(self.num_classes)]
+
+    def renumber_classes(self, new_labels: Sequence[int], class_names: Sequence[str]) -> None:
+        """Give the classes other labels.
+
+        Args:
+            new_labels: The new label of each class that has images.
+            class_names: Names in the order of the new labels.
+        """
+        self.labels = torch.tensor(list(new_labels), dtype=torch.int64)[self.labels]
+        self.class_names = list(class_names)
+        self.num_classes = len(self.class_names)
 
     @abstractmethod
     def load_image(self, index: int) -> Tensor:

@@ -31,8 +31,7 @@ class ImageFolderDataset(ImageDataset):
     Args:
         root: The folder that holds one sub-folder per class.
         image_size: Side of the square images in pixels.
-        num_classes: Number of classes the model is built for; None means the number of folders. More folders than this is an
-            error.
+        num_classes: Number of class folders that there must be; None takes as many as there are.
         cache: Decode all images at start and keep them in memory (3 * image_size**2 bytes each).
         verify: Read every image at start, so that a corrupt one is named before training; None means below 20,000 images.
 
@@ -40,8 +39,8 @@ class ImageFolderDataset(ImageDataset):
         left_out: Number of files that are left out, by extension (of image formats that are not read) or reason.
 
     Raises:
-        UserError: If the folder is missing or unreadable, has no class folders or a class without images, has more classes than
-            ``num_classes``, or holds an empty or (if verified) corrupt file.
+        UserError: If the folder is missing or unreadable, has no class folders or a class without images, has more or fewer
+            classes than ``num_classes``, or holds an empty or (if verified) corrupt file.
     """
 
     def __init__(
@@ -54,10 +53,10 @@ class ImageFolderDataset(ImageDataset):
     ) -> None:
         self.root = Path(root).expanduser()
         classes, left_out = _class_folders(self.root)
-        if num_classes is not None and len(classes) > num_classes:
+        if num_classes is not None and len(classes) != num_classes:
             raise UserError(
-                f"image folder '{self.root}' has {len(classes)} class folders, more classes than "
-                f"num_classes = {num_classes} in the config; raise num_classes or remove folders"
+                f"image folder '{self.root}' has {len(classes)} class folders, and num_classes of the data is {num_classes}; "
+                "leave num_classes out to take as many as there are"
             )
         paths: list[str] = []
         sizes: list[int] = []
@@ -71,7 +70,7 @@ class ImageFolderDataset(ImageDataset):
         listing = [part for path, size in zip(paths, sizes, strict=True) for part in (path, size)]
         super().__init__(
             labels=torch.tensor(labels, dtype=torch.int64),
-            num_classes=len(classes) if num_classes is None else num_classes,
+            num_classes=len(classes),
             image_size=image_size,
             fingerprint=hash_parts("image folder", image_size, *listing),
             class_names=classes,

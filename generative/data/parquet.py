@@ -190,10 +190,10 @@ class ParquetDataset(ImageDataset):
             raise UserError(f"parquet file '{files[0]}' has no rows; check the path")
         if num_classes is None:
             num_classes = max(1, len(self._encoded.class_names) or int(labels.max()) + 1)
-        elif len(self._encoded.class_names) > num_classes:
+        elif self._encoded.class_names and len(self._encoded.class_names) != num_classes:
             raise UserError(
-                f"'{files[0]}' names {len(self._encoded.class_names)} classes, more classes than "
-                f"num_classes = {num_classes} in the config; raise num_classes"
+                f"'{files[0]}' names {len(self._encoded.class_names)} classes, and num_classes of the data is {num_classes}; "
+                "leave num_classes out to take as many as there are"
             )
         super().__init__(
             labels=labels,

@@ -128,7 +128,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         last_width: D, channels of the last convolution and width of the features.
         conditioning: ``projection`` adds the features' product with a class embedding (arXiv 1802.05637; officially ``PD``);
             ``class_output`` has one output per class and takes the label's (officially ``MD``); ``none`` ignores labels.
-        output_dim: Number of outputs unless ``class_output``. AM-GAN wants ``num_classes + 1`` and no conditioning.
+        output_dim: Number of outputs unless ``class_output``; None for ``num_classes + 1``, as AM-GAN wants with no conditioning.
         attention_resolutions: Self-attention after the blocks that put out these sizes.
         activation: After each convolution; ``leaky_relu`` has slope 0.1.
         spectral_norm: Normalise every weight, by the vectors of the last training step in eval mode.
@@ -147,7 +147,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         widths: tuple[int, ...] = (64, 128, 256),
         last_width: int = 512,
         conditioning: Conditioning = "projection",
-        output_dim: int = 1,
+        output_dim: int | None = 1,
         attention_resolutions: tuple[int, ...] = (),
         activation: Activation = "relu",
         spectral_norm: bool = False,
@@ -158,6 +158,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         sizes = {f"widths[{i}]": width for i, width in enumerate(widths)}
+        output_dim = num_classes + 1 if output_dim is None else output_dim
         check_positive(num_classes=num_classes, last_width=last_width, output_dim=output_dim, **sizes)
         if not widths or image_size >> len(widths) < 1:
             raise UserError(f"image_size must be at least 2^(number of widths), got {image_size} with {len(widths)} widths")

@@ -73,6 +73,7 @@ class TokenizerObjective(Objective):
         UserError: If an argument is out of range, or arguments do not fit each other.
     """
 
+    uses_labels = False
     usage = "look with `generative reconstruct {run} IMAGES`, encode data with `generative encode {run} --output caches/NAME`"
 
     def __init__(

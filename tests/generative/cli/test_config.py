@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
-from generative.cli.config import find_config, foreign_code, list_configs, parse_train_config
+from generative.cli.config import build_config, dump_config, find_config, foreign_code, list_configs, parse_train_config
 from generative.cli.main import main
 from generative.core.errors import UserError
 
@@ -248,3 +249,32 @@ def test_paths_and_versions_are_not_taken_for_code(tmp_path: Path) -> None:
 def test_every_shipped_configuration_parses(name: str, tmp_path: Path) -> None:
     _, config = parse_train_config(find_config(name))
     assert config.trainer.total_images >= config.trainer.batch_size
+
+
+def write_folders(root: Path, names: tuple[str, ...]) -> None:
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for image in range(2):
+            Image.new("RGB", (8, 8), (40 * number, 100 * image, 0)).save(root / name / f"{image}.png")
+
+
+@pytest.mark.parametrize("name", ["digits/dit", "digits/am_gan", "digits/transformer", "digits/vq"])
+def test_the_number_of_classes_follows_the_data(name: str, tmp_path: Path) -> None:
+    write_folders(tmp_path / "data", ("ant", "bee", "cat"))
+    data = ["--data", "generative.data.image_folder.ImageFolderDataset", "--data.root", str(tmp_path / "data")]
+    parser, config = parse_train_config(find_config(name), [*data, "--data.image_size", "8", "--evaluation", "null"])
+    built = build_config(parser, config)
+    assert built.data.num_classes == built.objective.num_classes == 3
+    resolved = yaml.safe_load(dump_config(parser, config))
+    assert ": data" not in yaml.safe_dump(resolved["objective"])
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(resolved))
+    assert build_config(*parse_train_config(tmp_path / "again.yaml")).objective.num_classes == 3
+
+
+def test_a_number_of_classes_that_is_given_stays(tmp_path: Path) -> None:
+    key = "--objective.init_args.denoiser.init_args.num_classes"
+    for value, number in (("7", 7), ("data", 10)):
+        built = build_config(*parse_train_config(find_config("digits/dit"), [key, value]))
+        assert built.objective.num_classes == number
+    with pytest.raises(UserError, match="num_classes must be int, got many"):
+        parse_train_config(find_config("digits/dit"), [key, "many"])

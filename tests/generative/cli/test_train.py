@@ -119,7 +119,7 @@ def test_overwriting_deletes_the_runs_own_files_only(config: Path) -> None:
 @pytest.mark.parametrize(
     "mistake",
     [
-        ["--data.init_args.num_classes", "5"],
+        ["--objective.init_args.num_classes", "5"],
         ["--data.init_args.image_size", "6"],
         ["--trainer.batch_size", "7", "--trainer.gradient_accumulation_steps", "2"],
         ["--trainer.evaluate_interval_steps", "2"],

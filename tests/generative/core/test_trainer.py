@@ -247,9 +247,10 @@ def test_a_batch_that_does_not_divide_is_refused(toy: ModuleType, tmp_path: Path
         toy.build_trainer(toy.denoiser(), tmp_path, gradient_accumulation_steps=3)
 
 
-def test_more_classes_than_the_configuration_says(toy: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the data has 5 classes, more than the configuration's num_classes 3"):
-        toy.build_trainer(toy.denoiser(), tmp_path, dataset=toy.ToyImages(num_classes=5))
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_other_classes_than_the_networks(toy: ModuleType, tmp_path: Path, num_classes: int) -> None:
+    with pytest.raises(UserError, match=f"the data has {num_classes} classes and num_classes of the networks is 3; leave"):
+        toy.build_trainer(toy.denoiser(), tmp_path, dataset=toy.ToyImages(num_classes=num_classes))
 
 
 def test_images_of_another_size(toy: ModuleType, tmp_path: Path) -> None:
@@ -257,13 +258,18 @@ def test_images_of_another_size(toy: ModuleType, tmp_path: Path) -> None:
         toy.build_trainer(toy.denoiser(), tmp_path, dataset=toy.ToyImages(image_size=6))
 
 
-def test_classes_without_images_are_no_error(toy: ModuleType, tmp_path: Path) -> None:
-    """Neither fewer classes than the network knows, nor a class of the data that has no image."""
+def test_a_class_without_images(toy: ModuleType, tmp_path: Path) -> None:
     dataset = toy.ToyImages(num_classes=3)
     dataset.labels[dataset.labels == 1] = 0
-    trainer = toy.build_trainer(toy.denoiser(num_classes=5), tmp_path, dataset=dataset, total_images=8)
-    trainer.fit()
-    assert Image.open(tmp_path / "samples" / "real.png").size == (2 * 34 + 2, 5 * 34 + 2)
+    with pytest.raises(UserError, match="the data has no images of 1 of its 3 classes: 1; remove"):
+        toy.build_trainer(toy.denoiser(), tmp_path, dataset=dataset)
+
+
+def test_a_method_that_has_no_use_for_labels_takes_any_classes(toy: ModuleType, tmp_path: Path) -> None:
+    objective = toy.denoiser(num_classes=5)
+    objective.uses_labels = False
+    toy.build_trainer(objective, tmp_path, total_images=8).fit()
+    assert Image.open(tmp_path / "samples" / "real.png").size == (2 * 34 + 2, 3 * 34 + 2)
 
 
 def test_the_length_counts_every_repeat(toy: ModuleType, tmp_path: Path) -> None:

@@ -102,9 +102,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_folder_gives_exact_pixels_and_sorted_classes(folder: Path, cache: bool) -> None:
-    dataset = ImageFolderDataset(folder, image_size=8, num_classes=3, cache=cache)
-    assert dataset.class_names == ["cat", "dog", "2"]
-    assert (len(dataset), dataset.num_classes, dataset.labels.tolist()) == (3, 3, [0, 0, 1])
+    dataset = ImageFolderDataset(folder, image_size=8, num_classes=2, cache=cache)
+    assert dataset.class_names == ["cat", "dog"] and dataset.has_class_names
+    assert (len(dataset), dataset.num_classes, dataset.labels.tolist()) == (3, 2, [0, 0, 1])
     pixels = random_pixels(2)
     assert torch.equal(dataset.image(0), chw(pixels[0]))
     assert torch.equal(dataset.image(1), chw(pixels[1]))
@@ -184,7 +184,8 @@ def test_bad_folders_are_explained(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "is empty")
     refused(folder / "cat" / "deep", "has images but no class folders")
-    refused(folder, "has 2 class folders, more classes than num_classes = 1", num_classes=1)
+    refused(folder, "has 2 class folders, and num_classes of the data is 1; leave num_classes out", num_classes=1)
+    refused(folder, "has 2 class folders, and num_classes of the data is 3; leave num_classes out", num_classes=3)
     (folder / "cat" / "zero.jpg").touch()
     refused(folder, r"zero.jpg' is empty \(0 bytes\)")
     (folder / "cat" / "zero.jpg").unlink()
@@ -285,7 +286,7 @@ def test_bad_parquet_input_is_named(tmp_path: Path) -> None:
     write_parquet(path, [*images[:3], None], [0, 1, 1, 1])
     refused("column 'image' .* is empty in row 3")
     write_parquet(path, images, [0, 1, 1, 1], ["a", "b", "c"])
-    refused("names 3 classes, more classes than num_classes = 2", num_classes=2)
+    refused("names 3 classes, and num_classes of the data is 2", num_classes=2)
     write_parquet(path, [images[0], images[1], images[2][:-60], images[3]], [0, 1, 1, 1])  # type: ignore[index]
     refused("x.parquet row 2' is truncated or corrupt")
     write_parquet(path, [], [])

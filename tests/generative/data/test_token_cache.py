@@ -208,7 +208,8 @@ def test_another_tokenizer_is_refused_by_the_trainer(folder: Path, tokenizer: Pi
     data = TokenCacheDataset(folder)
 
     def objective(encoder: PixelTokenizer | None) -> Any:
-        return SimpleNamespace(num_classes=10, image_size=8, encoder_fingerprint=lambda: encoder and encoder.fingerprint)
+        fingerprint = encoder and encoder.fingerprint
+        return SimpleNamespace(num_classes=10, uses_labels=True, image_size=8, encoder_fingerprint=lambda: fingerprint)
 
     check_fit(objective(PixelTokenizer()), data)
     for other in (PixelTokenizer(num_levels=16), None):
