@@ -21,11 +21,22 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         OSError: If the folder or the disk refuses; nothing is left behind then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes and threads that write the same file at once each have their own; the last to finish wins.
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    partial = _partial(path)
     try:
         with partial.open("wb") as stream:
             yield stream
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise `OSError` unless `whole_file` could write here now; nothing is left behind."""
+    partial = _partial(path)
+    partial.open("wb").close()
+    partial.unlink()
+
+
+def _partial(path: Path) -> Path:
+    # Processes and threads that write the same file at once each have their own; the last to finish wins.
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")

@@ -163,6 +163,10 @@ class FrechetInfinity(FeatureMetric):
         """Feature, number of sizes and seed."""
         return {"feature": self.feature, "num_points": self.num_points, "seed": self.seed}
 
+    def least_images(self, real: bool) -> int:
+        """Return what the fit needs of the fakes, and a covariance of the reals."""
+        return 2 if real else 2 * self.num_points
+
     def update(self, features: Mapping[str, Tensor], real: bool) -> None:
         """Accumulate the real features of one batch, keep the fake ones."""
         if real:

@@ -93,6 +93,10 @@ class PrecisionRecall(FeatureMetric):
         """Feature and neighbourhood."""
         return {"feature": self.feature, "k": self.k}
 
+    def least_images(self, real: bool) -> int:
+        """Return one more than k: every image needs a k-th neighbour in its own set."""
+        return self.k + 1
+
     def compute(self) -> dict[str, float]:
         """Return the four shares."""
         scores = precision_recall(self.features(True), self.features(False), self.k)

@@ -75,6 +75,10 @@ class Metric(ABC):
         """Everything that changes the number, JSON-able, for the protocol."""
         return {"feature": self.feature}
 
+    def least_images(self, real: bool) -> int:
+        """Return the fewest images of a side that give a number."""
+        return 2
+
     @abstractmethod
     def update(self, features: Mapping[str, Tensor], real: bool) -> None:
         """Take the features {name: (B, D) float32} of one batch of real or fake images."""
@@ -144,9 +148,6 @@ class FeatureBank:
 class FeatureMetric(Metric):
     """A metric that needs every feature vector of both sides at once."""
 
-    #: Fewest samples a side must have.
-    min_samples: ClassVar[int] = 2
-
     def __init__(self, feature: str | None = None) -> None:
         super().__init__(feature)
         self.banks = {side: FeatureBank() for side in SIDES}
@@ -163,11 +164,9 @@ class FeatureMetric(Metric):
         Raises:
             ValueError: If it has too few samples for this metric.
         """
-        bank = self.banks[side_name(real)]
-        if len(bank) < self.min_samples:
-            raise ValueError(
-                f"metric {self.name} needs at least {self.min_samples} {side_name(real)} images and got {len(bank)}."
-            )
+        bank, least = self.banks[side_name(real)], self.least_images(real)
+        if len(bank) < least:
+            raise ValueError(f"metric {self.name} needs at least {least} {side_name(real)} images and got {len(bank)}.")
         return bank.stack()
 
     def reset(self, real: bool) -> None:

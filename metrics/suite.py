@@ -164,10 +164,16 @@ class MetricSuite:
         """
         scores: dict[str, float] = {}
         for metric in self.metrics:
-            for key, value in metric.compute().items():
-                name = key if key not in scores else f"{key}_{metric.feature}"
-                scores[name] = value
+            scores.update(self.compute_metric(metric, scores))
         return scores
+
+    def compute_metric(self, metric: Metric, taken: Mapping[str, float]) -> dict[str, float]:
+        """Return one metric's numbers, by names that are not among those `taken` by this suite's others.
+
+        Raises:
+            ValueError: If a side has too few images for it.
+        """
+        return {key if key not in taken else f"{key}_{metric.feature}": value for key, value in metric.compute().items()}
 
     def reset_fake(self) -> None:
         """Forget the fake side and keep the reference."""

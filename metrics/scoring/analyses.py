@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
 import torch
 
+from metrics.distributed import describe_error
 from metrics.extraction import Extraction, map_on_cores, microbatch_size, num_cores
 from metrics.frechet import FrechetDistance, frechet_distance_from_features
 from metrics.metric import FeatureCollector
-from metrics.scoring.report import Report, Result
+from metrics.scoring.report import Result
 from metrics.scoring.sides import Side
 from metrics.suite import MetricSuite
 
@@ -22,8 +23,16 @@ _PRECISION_IMAGES = 64  # Of each side: enough to see a percent, seconds on a CP
 _READ_IMAGES = 16
 
 
-def check(suites: Sequence[MetricSuite], reference: Side | None, samples: Sequence[Side], args: argparse.Namespace) -> None:
+def check(
+    suites: Sequence[MetricSuite], reference: Side | None, samples: Sequence[Side | None], args: argparse.Namespace
+) -> None:
     """Raise before any work if an analysis that the arguments ask for lacks what it needs.
+
+    Args:
+        suites: The run's networks with their metrics.
+        reference: What samples are compared with, if anything.
+        samples: The sample sets.
+        args: The parsed arguments.
 
     Raises:
         ValueError: If it does.
@@ -31,44 +40,53 @@ def check(suites: Sequence[MetricSuite], reference: Side | None, samples: Sequen
     wanted = [flag for flag in ("match_classes", "sensitivity_map", "cas") if getattr(args, flag) is not None]
     if not wanted:
         return
-    if reference is None or len(samples) != 1:
+    if reference is None or len(samples) != 1 or samples[0] is None:
         raise ValueError(f"--{wanted[0].replace('_', '-')} needs a reference and one sample set: fid-score A B.")
+    fakes = samples[0]
     if args.match_classes is not None:
+        for side in (reference, fakes):
+            if side.images is None:
+                raise ValueError(f"--match-classes needs the images of both sides, and {side.path} holds statistics.")
         if all(suite.extractor.class_logits is None for suite in suites):
             raise ValueError("--match-classes needs a network that is a classifier: score fid (Inception-v3) as well.")
         if not any(isinstance(metric, FrechetDistance) for suite in suites for metric in suite.metrics):
             raise ValueError("--match-classes shows what matching does to Frechet distances: score fid or another as well.")
-        for side in (reference, *samples):
-            if side.images is None:
-                raise ValueError(f"--match-classes needs the images of both sides, and {side.path} holds statistics.")
-        if args.match_num is not None and args.match_num > len(samples[0].images or ()):
-            raise ValueError(f"--match-num must not exceed the samples ({len(samples[0].images or ())}), got {args.match_num}.")
-    if args.sensitivity_map is not None and (samples[0].images is None or _fid_of(suites) is None):
+        if args.match_num is not None and args.match_num > len(fakes.images or ()):
+            raise ValueError(f"--match-num must not exceed the samples ({len(fakes.images or ())}), got {args.match_num}.")
+    if args.sensitivity_map is not None and (fakes.images is None or _fid_of(suites) is None):
         raise ValueError("--sensitivity-map needs FID and sample images: score fid on a set of images.")
     if args.cas is not None:
         from metrics.classification_accuracy import check_architecture
 
         check_architecture(args.cas)
-        for side in (samples[0], reference):
+        for side in (fakes, reference):
             if side.images is None or not side.images.has_labels:
                 raise ValueError(f"--cas needs labelled images, and {side.path} has none: put images into one folder per class.")
 
 
-def run_all(
-    suites: Sequence[MetricSuite], reference: Side | None, samples: Sequence[Side], args: argparse.Namespace, report: Report
-) -> None:
-    """Run the analyses that the arguments ask for, after `check` has passed them."""
-    if reference is None:
-        return
+def run_all(suites: Sequence[MetricSuite], reference: Side, samples: Side, args: argparse.Namespace, result: Result) -> None:
+    """Run the analyses that the arguments ask for, after `check` has passed them.
+
+    One that fails is said in the result and keeps neither the scores nor the others from being published; one that is
+    interrupted, too, and ends the run.
+    """
+    work: list[tuple[str, Callable[[], None]]] = []
     if args.match_classes is not None:
-        _match_classes(suites, args, report.results[0])
+        work.append(("class matching", lambda: _match_classes(suites, args, result)))
     if args.sensitivity_map is not None:
-        _draw_sensitivity(suites, samples[0], Path(args.sensitivity_map), report.results[0])
+        work.append(("the sensitivity map", lambda: _draw_sensitivity(suites, samples, Path(args.sensitivity_map), result)))
     if args.cas is not None:
-        _classification_accuracy(reference, samples[0], args, report.results[0])
+        work.append(("the classification accuracy score", lambda: _classification_accuracy(reference, samples, args, result)))
     if args.precision != "float32":
-        for side, result in zip(samples, report.results, strict=True):
-            _precision_effect(suites, reference, side, result)
+        work.append(("the effect of the precision", lambda: _precision_effect(suites, reference, samples, result)))
+    for name, analyse in work:
+        try:
+            analyse()
+        except KeyboardInterrupt:
+            result.errors.append(f"{name} was interrupted.")
+            raise
+        except (ValueError, TypeError, OSError) as error:
+            result.errors.append(f"{name} failed: {describe_error(error)}")
 
 
 def _fid_of(suites: Sequence[MetricSuite]) -> tuple[MetricSuite, FrechetDistance] | None:

@@ -6,36 +6,43 @@ import argparse
 from collections.abc import Sequence
 
 from metrics.class_names import check_known_classes, check_same_classes, name_classes
+from metrics.scoring.prepare import SampleSet
 from metrics.scoring.sides import Side
-from metrics.suite import build_metric
+from metrics.suite import MetricSuite
 
 _LEAST_IMAGES = 2  # Of a class, for a covariance.
 
 
-def match_classes(names: Sequence[str], reference: Side | None, samples: Sequence[Side], args: argparse.Namespace) -> list[str]:
+def match_classes(
+    suites: Sequence[MetricSuite], reference: Side | None, sets: Sequence[SampleSet], args: argparse.Namespace
+) -> list[str]:
     """Bring the labels of all sides to one set of names, and check what the scores need of them.
 
     Args:
-        names: From `score_names`.
+        suites: The run's networks with their metrics.
         reference: The reference, if there is one.
-        samples: The sample sets.
+        sets: The sample sets; one whose classes are others lacks the metrics that compare them.
         args: The parsed arguments.
 
     Returns:
         What was taken for what.
 
     Raises:
-        ValueError: If classes differ, or there are too few images of one.
+        ValueError: If numbers have no place in the order of names, or a class to be tested is not trained on.
     """
-    needs_same = any(build_metric(name).needs_labels for name in names)
-    if reference is None or reference.images is None or not (needs_same or args.cas is not None):
+    needing = [metric for suite in suites for metric in suite.metrics if metric.needs_labels]
+    if reference is None or reference.images is None or not (needing or args.cas is not None):
         return []
-    notes = name_classes([side.images for side in (reference, *samples) if side.images is not None])
-    for side in samples:
-        if side.images is None or not (reference.images.has_labels and side.images.has_labels):
+    opened = [(each, each.side.images) for each in sets if each.side is not None and each.side.images is not None]
+    notes = name_classes([reference.images, *(images for _, images in opened)])
+    for each, images in opened:
+        if not (reference.images.has_labels and images.has_labels):
             continue  # Told by whoever needs them.
-        if needs_same:
-            check_same_classes(reference.images, side.images, _LEAST_IMAGES)
         if args.cas is not None:
-            check_known_classes(side.images, reference.images)
+            check_known_classes(images, reference.images)
+        try:
+            if needing:
+                check_same_classes(reference.images, images, _LEAST_IMAGES)
+        except ValueError as error:
+            each.refuse(needing, str(error))
     return notes

@@ -19,18 +19,29 @@ _SHOWN_HASH_DIGITS = 8
 _NUMBER_WIDTH = 14
 _PLOT_INCHES = (4.2, 3.0)  # One panel.
 _PLOT_COLUMNS = 3
+_SHOWN_FAILURES = 5  # In one sentence; the table tells of all.
 _TITLE_CHARACTERS = 70  # That fit over one panel.
 
 
 @dataclass
 class Result:
-    """The scores of one sample set."""
+    """What was found of one sample set.
+
+    Args:
+        path: What the user named.
+        samples: What it is, for the table.
+        scores: Number by name.
+        protocols: One per network.
+        notes: What a reader of the numbers must know.
+        errors: Why numbers are missing, a sentence each.
+    """
 
     path: Path
     samples: str
     scores: dict[str, float] = field(default_factory=dict)
     protocols: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     @cached_property
     def step(self) -> int | None:
@@ -49,8 +60,8 @@ class Report:
         notes: What holds for all of them.
     """
 
-    reference: str
-    protocol: str
+    reference: str = "none"
+    protocol: str = ""
     results: list[Result] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -64,6 +75,7 @@ class Report:
                 "scores": result.scores,
                 "protocols": result.protocols,
                 "notes": result.notes,
+                "errors": result.errors,
             }
             for result in self.results
         ]
@@ -75,6 +87,29 @@ class Report:
             notes += only.notes
         return {**record, "notes": notes}
 
+    def failure(self) -> str:
+        """Return what could not be scored and why, in one sentence; nothing if all could."""
+        failed = [result for result in self.results if result.errors]
+        if len(self.results) == 1:
+            return "; ".join(error.removesuffix(".") for error in self.results[0].errors) + "." if failed else ""
+        told = [f"{result.path} ({'; '.join(error.removesuffix('.') for error in result.errors)})" for result in failed]
+        more = f" and {len(told) - _SHOWN_FAILURES} more" if told[_SHOWN_FAILURES:] else ""
+        count = f"{len(failed)} of {len(self.results)} sample sets lack scores"
+        return f"{count}: {', '.join(told[:_SHOWN_FAILURES])}{more}." if failed else ""
+
+
+class IncompleteError(ValueError):
+    """Some scores could not be computed.
+
+    Args:
+        message: Which, and why.
+        record: `Report.record` with those that could.
+    """
+
+    def __init__(self, message: str, record: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.record = record
+
 
 def format_table(report: Report) -> str:
     """Return the table: inputs, protocol of each network, notes, numbers last."""
@@ -82,11 +117,14 @@ def format_table(report: Report) -> str:
     if len(report.results) == 1:
         lines.append(("samples", report.results[0].samples))
     lines.append(("protocol", report.protocol))
-    lines += _protocol_lines(report.results[0].protocols)
-    shared = [note for note in report.results[0].notes if all(note in result.notes for result in report.results)]
+    scored = [result for result in report.results if result.protocols] or report.results
+    lines += _protocol_lines(scored[0].protocols)
+    shared = [note for note in scored[0].notes if all(note in result.notes for result in scored)]
     lines += [("note", note) for note in [*report.notes, *shared]]
     for result in report.results:
         lines += [("note", f"{result.path}: {note}") for note in result.notes if note not in shared]
+    for result in report.results:
+        lines += [("error", f"{result.path}: {error}") for error in result.errors]
     width = max(len(name) for name, _ in [*lines, *((key, "") for result in report.results for key in result.scores)])
     table = [f"{name:<{width}}  {text}" for name, text in lines]
     if len(report.results) == 1:
@@ -141,13 +179,14 @@ def write_csv(report: Report, path: Path) -> None:
     keys = list(dict.fromkeys(key for result in report.results for key in result.scores))
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["samples", "step", "reference", "protocol", "networks", "resizers", "num_real", "num_fake", *keys])
+    writer.writerow(["samples", "step", "reference", "protocol", "networks", "resizers", "num_real", "num_fake", "error", *keys])
     for result in report.results:
         networks = "+".join(f"{p.get('extractor')}@{str(p.get('weights_sha256'))[:_SHOWN_HASH_DIGITS]}" for p in result.protocols)
         resizers = "+".join(str(p.get("resizer")) for p in result.protocols)
         counts = [result.protocols[0].get(key) for key in ("num_real", "num_fake")] if result.protocols else [None, None]
+        error = " ".join(result.errors) or None
         numbers = [repr(result.scores[key]) if key in result.scores else "" for key in keys]
-        row = [result.path, result.step, report.reference, report.protocol, networks, resizers, *counts, *numbers]
+        row = [result.path, result.step, report.reference, report.protocol, networks, resizers, *counts, error, *numbers]
         writer.writerow(["" if cell is None else cell for cell in row])
     with whole_file(path) as stream:
         stream.write(text.getvalue().encode())

@@ -9,6 +9,7 @@ from pathlib import Path
 from metrics.frechet import FrechetDistance
 from metrics.metric import FeatureCollector, FeatureMetric, Metric
 from metrics.scoring.feed import Consumer, Feeder
+from metrics.scoring.outputs import check_output
 from metrics.scoring.plan import plan_suites
 from metrics.scoring.sides import OpenOptions, check_draw, open_images
 from metrics.statistics import FeatureEntry, save_statistics
@@ -36,6 +37,7 @@ def save_reference(source: Path, output: Path, names: Sequence[str], args: argpa
         raise ValueError(f"--save-stats writes an .npz file, got the output {output}: name it {output}.npz.")
     if output.exists():
         raise FileExistsError(f"output file {output} exists: remove it or choose another name.")
+    check_output(output, "--save-stats output")
     check_draw([source], args)
     images = open_images(source, OpenOptions(args.num_samples, args.seed, args.batch_size, args.device, args.skip_corrupt))
     suites = [_storing(suite, args) for suite in plan_suites(names, args)]

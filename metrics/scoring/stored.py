@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from metrics import registry
+from metrics.distributed import describe_error
 from metrics.extractors import FeatureExtractor, build_extractor
 from metrics.metric import Metric
+from metrics.notes import notes_of_warnings
 from metrics.scoring.plan import extractor_of, parse_weights, plan_metric, resizer_of
-from metrics.scoring.report import Report, Result
+from metrics.scoring.report import Result
 from metrics.scoring.sides import Side
 from metrics.statistics import PROTOCOL_FIELDS, FeatureEntry, ReferenceStatistics, check_protocol
 
@@ -27,30 +29,28 @@ class NetworkFacts:
     feature_dims: Mapping[str, int] = field(default_factory=dict)
 
 
-def score_files(reference: Side, samples: Sequence[Side], names: Sequence[str], args: argparse.Namespace, report: Report) -> None:
-    """Fill the report from files alone.
-
-    Raises:
-        ValueError: If a file lacks what a score needs, or was made under another protocol than the other or this run.
-    """
-    assert reference.statistics is not None
-    for side in samples:
-        assert side.statistics is not None
-        result = Result(side.path, side.describe())
-        report.results.append(result)
-        is_known = reference.statistics.has_provenance or side.statistics.has_provenance
-        if not is_known:
-            result.notes.append("no file names its network, so the distance is not called FID.")
-        protocols: dict[str, dict[str, Any]] = {}
+def score_file(reference: Side, samples: Side, names: Sequence[str], args: argparse.Namespace, result: Result) -> None:
+    """Fill a result from two files alone; a score that they do not serve, or not under one protocol, is said in it."""
+    assert reference.statistics is not None and samples.statistics is not None
+    is_known = reference.statistics.has_provenance or samples.statistics.has_provenance
+    if not is_known:
+        result.notes.append("no file names its network, so the distance is not called FID.")
+    protocols: dict[str, dict[str, Any]] = {}
+    with notes_of_warnings(result.notes):
         for name in names:
-            metric, entries = _loaded(name, reference.statistics, side.statistics, args, is_known)
-            for key, value in metric.compute().items():
+            try:
+                metric, entries = _loaded(name, reference.statistics, samples.statistics, args, is_known)
+                scores = metric.compute()
+            except (ValueError, TypeError, OSError) as error:
+                result.errors.append(describe_error(error))
+                continue
+            for key, value in scores.items():
                 result.scores[key if key not in result.scores else f"{key}_{metric.feature}"] = value
             known = entries[0].provenance or entries[1].provenance or {}
             protocol = protocols.setdefault(extractor_of(name, args), {key: known.get(key) for key in PROTOCOL_FIELDS})
             protocol.setdefault("metrics", {})[metric.name] = metric.parameters
-            protocol["num_real"], protocol["num_fake"] = reference.statistics.num_images, side.statistics.num_images
-        result.protocols = list(protocols.values())
+            protocol["num_real"], protocol["num_fake"] = reference.statistics.num_images, samples.statistics.num_images
+    result.protocols = list(protocols.values())
 
 
 def _network(name: str, args: argparse.Namespace) -> FeatureExtractor | type[FeatureExtractor]:
