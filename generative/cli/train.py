@@ -25,6 +25,8 @@ Two processes (a machine without CUDA needs --multi_gpu all the same):
 SIGTERM and Ctrl-C save a checkpoint and stop; `--resume latest` goes on, bit-equal to a run never stopped:
   generative train digits/dit --resume latest              (or the run's folder: generative train runs/digits-dit --resume latest)
   generative train runs/digits-dit --resume latest --trainer.total_images 400000
+Another run's weights to start from (a discriminator of its own, where a pipeline has none; other classes are told):
+  generative train my.yaml --init-from runs/cifar10-biggan
 A run goes on with its own configuration (config.yaml in its folder), whatever CONFIG says now. What this command line overrides
 is listed as `changed: key: old -> new` and kept in history.jsonl:
   may change      length (total_images), learning rates and their schedule, optimizer settings, gradient clipping, weights of
@@ -41,13 +43,27 @@ def run(arguments: list[str]) -> int:
         "config", metavar="CONFIG", help="a YAML file, the name of a shipped configuration such as digits/dit, or a run's folder"
     )
     parser.add_argument("--resume", metavar="latest|auto|FOLDER", help="go on from the newest checkpoint (auto: if there is one)")
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="RUN_OR_PIPELINE",
+        help="start from the weights and averages of another run, checkpoint or pipeline; the number of classes may differ",
+    )
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that already holds a run, deleting it")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--trust-code", action="store_true", help="allow the configuration to name classes of any module")
     known, overrides = parser.parse_known_args(arguments)
     if Path(known.config).is_dir() and (Path(known.config) / CONFIG_FILE).is_file():
         overrides = ["--trainer.output_dir", known.config, *overrides]
-    return train(find_config(known.config), overrides, known.resume, known.overwrite, known.print_config, known.trust_code)
+    return train(
+        find_config(known.config),
+        overrides,
+        known.resume,
+        known.overwrite,
+        known.print_config,
+        known.trust_code,
+        init_from=known.init_from,
+    )
 
 
 def train(
@@ -58,6 +74,7 @@ def train(
     print_config: bool = False,
     trust_code: bool = False,
     go_on: str = "--resume latest",
+    init_from: Path | None = None,
 ) -> int:
     """Train a configuration.
 
@@ -69,12 +86,17 @@ def train(
         print_config: Print the resolved configuration instead.
         trust_code: Allow configurations to name code of one's own.
         go_on: What continues a run that a signal stopped, for the message.
+        init_from: Run, checkpoint or pipeline whose weights a new run starts from; a run that goes on has its own.
 
     Returns:
         Exit code: 0 at the end, 128 + n if signal n stopped the run.
     """
     if resume and overwrite:
         raise UserError("--resume goes on with a run and --overwrite deletes it; choose one of them")
+    if init_from is not None and resume not in (None, "auto"):
+        raise UserError(
+            "--init-from starts a run and --resume goes on with one; choose one of them (--resume auto may do either)"
+        )
     chosen, checkpoint = choose_config(config_path, overrides, resume, trust_code)
     parser, config = chosen.parser, chosen.config
     if print_config:
@@ -98,14 +120,20 @@ def train(
     built = build_config(parser, config)
     resolved = dump_config(parser, config)  # with what was filled in from the data
     trainer = Trainer(built.objective, built.data, built.trainer, accelerator, built.seed, built.evaluation)
+    notes: list[str] = []
     if checkpoint is not None:
         trainer.load_checkpoint(checkpoint)
+    elif init_from is not None:
+        notes = trainer.start_from(init_from)
     if accelerator.is_main_process:
         # Only now, with everything built and loaded, is an old run deleted or its configuration replaced: mistakes cost nothing.
         if overwrite:
             remove_run(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         report_changes(chosen, output_dir, checkpoint)
+        if notes:
+            print("\n".join(f"note: {note}" for note in notes), file=sys.stderr)
+            append_history(output_dir, 0, init_from=str(init_from), notes=notes)
         with whole_file(output_dir / CONFIG_FILE) as partial:
             partial.write_text(resolved)
     purge_step = trainer.step + 1 if checkpoint else None

@@ -23,6 +23,7 @@ from generative.core.class_names import list_names
 from generative.core.ema import start_average, update_average
 from generative.core.errors import RunError, UserError
 from generative.core.evaluation import Evaluation, Evaluator
+from generative.core.initial_weights import start_from
 from generative.core.links import link_duplicates, link_folder
 from generative.core.logging import progress_interval
 from generative.core.objective import Objective
@@ -423,6 +424,17 @@ class Trainer:
         link_duplicates(weights, [*sorted(folder.glob("ema/*/*")), *sorted(folder.glob("networks/*/*")), *before])
         ckpt.write_manifest(folder / PIPELINE)
         (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+
+    def start_from(self, source: Path) -> list[str]:
+        """Take networks and averages from another run, checkpoint or pipeline; steps, optimizers and data start anew.
+
+        Returns:
+            What the user should know, a line each; see ``initial_weights.start_from``.
+
+        Raises:
+            UserError: If the source does not fit.
+        """
+        return start_from(source, self.objective.networks, self.averages, self._frozen_fingerprints)
 
     def load_checkpoint(self, folder: Path) -> None:
         """Continue from a checkpoint: the run goes on bit-equal to one never stopped.

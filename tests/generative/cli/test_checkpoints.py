@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from generative.cli.main import main
@@ -84,6 +86,25 @@ def test_another_tokenizer_is_refused_and_kept_once(capsys: pytest.CaptureFixtur
     Path("tokenizer-0").rename("elsewhere")
     assert main(["train", "run", "--resume", "latest", tokenizer, "elsewhere", "--trainer.total_images", "24"]) == 0
     assert "changed: objective.init_args.tokenizer.init_args.folder: tokenizer-0 -> elsewhere" in capsys.readouterr().out
+
+
+def test_a_run_starts_from_the_weights_of_another(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("digits/sagan", "source", 1) == 0
+    capsys.readouterr()
+    # A rate of zero: what comes out is what went in.
+    still = [f"--objective.init_args.{name}_optimizer.init_args.lr" for name in ("generator", "discriminator")]
+    still = [argument for name in still for argument in (name, "0")]
+    assert train("digits/sagan", "run", 1, *still, "--init-from", "source") == 0
+    assert "note: weights are those of 'source/checkpoint-00000001'" in capsys.readouterr().err
+    entry = json.loads(Path("run/history.jsonl").read_text())
+    assert entry["step"] == 0 and entry["init_from"] == "source"
+    name = "networks/discriminator/diffusion_pytorch_model.safetensors"
+    ours, theirs = (load_file(Path(run, "checkpoint-00000001", name)) for run in ("run", "source"))
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items() if key.endswith(("weight", "bias")))
+    assert train("digits/sagan", "run", 1, "--init-from", "source", "--resume", "latest") == 2
+    assert "choose one (--resume auto" in capsys.readouterr().err
+    assert train("digits/sagan", "other", 1, "--init-from", "nowhere") == 2
+    assert "--init-from 'nowhere' does not exist" in capsys.readouterr().err and not Path("other").exists()
 
 
 def test_a_checkpoint_without_a_pipeline_says_so(capsys: pytest.CaptureFixture[str]) -> None:
