@@ -85,6 +85,11 @@ def count_left_out(names: Iterable[str]) -> Counter[str]:
     )
 
 
+def count_folders(names: Iterable[str]) -> Counter[str]:
+    """Return the number of files in each folder, by relative path."""
+    return Counter(name.rpartition("/")[0] for name in names)
+
+
 def describe_left_out(left_out: Mapping[str, int]) -> str:
     """Return what was left out as a phrase ("3 files of formats that are not read here (2 .gif, 1 .avif)"), or ""."""
     if not left_out:

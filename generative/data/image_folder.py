@@ -101,7 +101,7 @@ def _class_folders(root: Path) -> tuple[list[str], Counter[str]]:
         raise UserError(f"image folder '{root}' is a file; give the folder that holds one sub-folder per class")
     entries = _scan(root)
     classes = sorted(entry.name for entry in entries if entry.is_dir())
-    beside = [entry.name for entry in entries if entry.name not in set(classes)]
+    beside = [entry.name for entry in entries if not entry.is_dir()]
     num_images = sum(is_image_name(name) for name in beside)
     if classes:
         return classes, count_left_out(beside) + Counter({OUTSIDE_CLASSES: num_images})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,12 +17,11 @@ from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_files, hash_parts
 from generative.data.decode import decode_image, image_to_tensor, verify_image
 from generative.data.transforms import center_crop
+from metrics.listing import is_hidden
+from metrics.splits import describe_splits, mixed_splits
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-SPLIT_PREFIXES = ("train", "test", "validation", "val")
-"""How file names of the Hugging Face layout begin; one dataset must not mix them by accident."""
 
 
 class EncodedImages:
@@ -134,20 +134,22 @@ def find_parquet_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     """Resolve a file, a folder, a glob pattern or a list of these to parquet files, sorted by name within each.
 
     Raises:
-        UserError: If nothing is found, or a folder mixes splits.
+        UserError: If nothing is found, or a folder or pattern mixes splits.
     """
     if not isinstance(path, (str, Path)):
         return [file for part in path for file in find_parquet_files(part)]
     place = Path(path).expanduser()
     if place.is_dir():
-        files = sorted(place.glob("*.parquet"))
-        splits = sorted({prefix for prefix in SPLIT_PREFIXES for file in files if file.name.startswith(f"{prefix}-")})
-        if len(splits) > 1:
-            raise UserError(
-                f"folder '{place}' mixes the splits {' and '.join(splits)}; give '{place / splits[0]}-*.parquet' instead"
-            )
+        root, files = place, [file for file in sorted(place.glob("*.parquet")) if not is_hidden(file.name)]
     else:
         files = [place] if place.exists() else [Path(match) for match in sorted(glob.glob(str(place), recursive=True))]
+        root = Path(os.path.commonpath([file.parent for file in files])) if files else place
+    splits = mixed_splits(file.relative_to(root).as_posix() for file in files)
+    if splits is not None:
+        raise UserError(
+            f"'{place}' mixes the splits {' and '.join(splits)}; give {describe_splits(splits, root)} instead, or a list to take "
+            "several"
+        )
     if not files:
         raise UserError(f"no parquet file at '{place}'; check the path")
     return files

@@ -60,8 +60,10 @@ def check(
 
         check_architecture(args.cas)
         for side in (fakes, reference):
-            if side.images is None or not side.images.has_labels:
-                raise ValueError(f"--cas needs labelled images, and {side.path} has none: put images into one folder per class.")
+            if side.images is None:
+                raise ValueError(f"--cas needs labelled images, and {side.path} holds statistics.")
+            if not side.images.has_labels:
+                raise ValueError(f"--cas needs class labels, and {side.images.lack_of_labels()}")
 
 
 def run_all(suites: Sequence[MetricSuite], reference: Side, samples: Side, args: argparse.Namespace, result: Result) -> None:

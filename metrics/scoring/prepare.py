@@ -156,8 +156,5 @@ def _refusal(metric: Metric, suite: MetricSuite, side: Side, real: bool) -> str 
     if count < least:
         return f"metric {metric.name} needs at least {least} {side_name(real)} images, and {side.path} holds {count}: give more."
     if metric.needs_labels and not side.images.has_labels:
-        return (
-            f"metric {metric.name} needs class labels, and {side.path} has none: put images into one folder per class, "
-            "or give a parquet or npz file with labels."
-        )
+        return f"metric {metric.name} needs class labels, and {side.images.lack_of_labels()}"
     return None

@@ -60,6 +60,6 @@ def _open_labelled(paths: Sequence[str], args: argparse.Namespace) -> list[Any]:
     for path in paths:
         source = open_images(Path(path), OpenOptions(None, args.seed, args.batch_size, args.device, args.skip_corrupt))
         if not source.has_labels:
-            raise ValueError(f"images at {path} have no labels: give a folder per class, or a labelled set.")
+            raise ValueError(f"--train-extractor needs class labels, and {source.lack_of_labels()}")
         sources.append(source)
     return [*sources, None][:2]

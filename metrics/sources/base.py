@@ -58,8 +58,15 @@ class ImageSource(ABC):
         self.skip_corrupt = skip_corrupt
         #: Names of the images that could not be read and were skipped, in order of their discovery.
         self.skipped: list[str] = []
+        #: Why there are no labels: what was expected and what was found.
+        self.label_hint = ""
         #: What a score of the images should say about them, one sentence each.
         self.notes: list[str] = []
+
+    def lack_of_labels(self) -> str:
+        """Return what to say where labels are needed and `has_labels` is False, from the path on."""
+        hint = f" ({self.label_hint})" if self.label_hint else ""
+        return f"{self.path} has none{hint}: put images into one folder per class, or give a parquet, tar or npz with labels."
 
     @abstractmethod
     def __len__(self) -> int:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
 from abc import abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from metrics.images import ImageError, printable
 from metrics.listing import describe_left_out
 from metrics.sources.base import ImageBatch, ImageSource, check_range, checked_class_names, fingerprint, normalize_label
+from metrics.sources.labels import FoundLabels, join_labels
+from metrics.splits import describe_split_folders
 
 #: How long the rest of a set is searched for further damaged images once one is met, in seconds.
 SEARCH_SECONDS = 20.0
@@ -49,6 +49,10 @@ class LoaderSource(ImageSource):
         super().__init__(path, skip_corrupt)
         #: Extension -> number of files of image formats that are not read.
         self.left_out: Counter[str] = Counter()
+        #: What is known of the classes, whether or not it makes labels of this source alone.
+        self.found_labels = FoundLabels()
+        #: Folder in the source -> number of images in it.
+        self.folders: Counter[str] = Counter()
         self._known_bad: dict[int, str] = {}  # Place -> name; names need not be unique in an archive.
 
     @abstractmethod
@@ -65,22 +69,26 @@ class LoaderSource(ImageSource):
         if left_out:
             self.notes.append(f"of {self.path}, {describe_left_out(left_out)} were left out.")
 
-    def set_labels(self, labels: Sequence[str] | None, are_numbers: bool = False, class_names: object = None) -> None:
-        """Take every image's class, or None.
-
-        Args:
-            labels: As stored.
-            are_numbers: Whether they are places in an order of classes.
-            class_names: The names in that order; None where they are not known.
+    def set_labels(self, found: FoundLabels) -> None:
+        """Take what is known of the images' classes.
 
         Raises:
-            ValueError: If the names are no texts, or a label has none.
+            ValueError: If names of classes are no texts, or a label has none.
         """
-        self.labels = None if labels is None else [normalize_label(label) for label in labels]
+        self.found_labels = found
+        self.labels = None if found.labels is None else [normalize_label(label) for label in found.labels]
         self.has_labels = self.labels is not None
-        self.has_class_numbers = self.labels is not None and are_numbers
-        if self.labels is not None and class_names is not None:
-            self.class_names = checked_class_names(class_names, self.labels, self.path)
+        self.has_class_numbers = self.labels is not None and found.are_numbers
+        self.label_hint = found.missing
+        if self.labels is not None and found.class_names is not None:
+            self.class_names = checked_class_names(found.class_names, self.labels, self.path)
+
+    def set_folders(self, folders: Counter[str]) -> None:
+        """Take the number of images in each folder, and note folders that are named as splits of a data set."""
+        self.folders = folders
+        note = describe_split_folders(folders)
+        if note is not None:
+            self.notes.append(f"of {self.path}, {note}")
 
     def report_listed(self, listed: Sequence[tuple[int, str, str]]) -> None:
         """Skip or refuse images that are bad at first sight, given as (place, name, fault).
@@ -196,69 +204,6 @@ def _decode_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class FoundLabels:
-    """Every image's class, as `LoaderSource.set_labels` takes it."""
-
-    labels: list[str] | None = None
-    are_numbers: bool = False
-    class_names: object = None
-
-
-#: Files at the root of a folder or archive that may hold labels: EDM's, and the one that `generative sample` writes.
-LABEL_TABLES = ("dataset.json", "manifest.json")
-
-
-def find_labels(names: Sequence[str], tables: Mapping[str, bytes]) -> FoundLabels:
-    """Return each image's class.
-
-    Args:
-        names: Path of each image below the source's root, with forward slashes.
-        tables: Content of those of `LABEL_TABLES` that the root has. EDM's layout keeps labels in `dataset.json` ({"labels":
-            [[name, number], ...]}); the folders of that layout only keep listings short. `manifest.json` holds {"images":
-            [{"file": name, "class_label": number}, ...], "class_names": [name, ...]}.
-
-    Returns:
-        The first table's numbers if there is one (none if it has none for some image), else the names of the first-level
-        folders if every image lies in one and there are two at least.
-    """
-    table = _parse_table(tables.get("dataset.json"))
-    if table is not None and "labels" in table:
-        try:
-            labels = {str(name): label for name, label in table["labels"] or []}
-        except (ValueError, TypeError):
-            return FoundLabels()
-        return _numbers(names, labels)
-    manifest = _parse_table(tables.get("manifest.json"))
-    if manifest is not None and isinstance(manifest.get("images"), list):
-        entries = [entry for entry in manifest["images"] if isinstance(entry, dict)]
-        found = _numbers(
-            names, {str(entry.get("file")): entry.get("class_label") for entry in entries}, manifest.get("class_names")
-        )
-        if found.labels is not None:
-            return found
-    parts = [name.split("/", 1) for name in names]
-    if all(len(part) == 2 for part in parts) and len({part[0] for part in parts}) > 1:
-        return FoundLabels([part[0] for part in parts])
-    return FoundLabels()
-
-
-def _parse_table(content: bytes | None) -> dict[str, Any] | None:
-    try:
-        table = None if content is None else json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-    return table if isinstance(table, dict) else None
-
-
-def _numbers(names: Sequence[str], labels: Mapping[str, object], class_names: object = None) -> FoundLabels:
-    """Return the number that a table gives to each image; nothing where it lacks one."""
-    found = [labels.get(name) for name in names]
-    if not all(type(label) is int for label in found):
-        return FoundLabels()
-    return FoundLabels([str(label) for label in found], True, class_names)
-
-
 class ShardSource(LoaderSource):
     """Several sources of one kind, one after the other.
 
@@ -277,13 +222,12 @@ class ShardSource(LoaderSource):
             for index, name in source._known_bad.items():
                 self._skip(first + index, self._name(name, source))
             first += len(source)
-        if all(source.labels is not None for source in sources):
-            labels = [label for source in sources for label in source.labels or []]
-            stated = [source.class_names for source in sources]
-            if any(names != stated[0] for names in stated):
-                raise ValueError(f"files in {path} name their classes differently: write them again, or score them one by one.")
-            self.set_labels(labels, all(source.has_class_numbers for source in sources))
-            self.class_names = stated[0]
+        self.set_labels(join_labels([source.found_labels for source in sources]))
+        stated = [source.class_names for source in sources]
+        if self.has_labels and any(names != stated[0] for names in stated):
+            raise ValueError(f"files in {path} name their classes differently: write them again, or score them one by one.")
+        self.class_names = stated[0] if self.has_labels else None
+        self.set_folders(sum((source.folders for source in sources), Counter()))
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from metrics.images import EMPTY, read_image
-from metrics.listing import list_images, no_images_message
+from metrics.listing import count_folders, list_images, no_images_message
 from metrics.sources.base import NoImagesError, fingerprint
-from metrics.sources.encoded import LABEL_TABLES, EncodedImage, LoaderSource, find_labels
+from metrics.sources.encoded import EncodedImage, LoaderSource
+from metrics.sources.labels import LABEL_TABLES, find_labels
 
 
 class FolderSource(LoaderSource):
@@ -47,8 +48,9 @@ class FolderSource(LoaderSource):
                 bad.append((index, name, EMPTY))
             self._stats.append((status.st_size, status.st_mtime_ns))
         self.report_listed(bad)
-        found = find_labels(self.names, {name: (path / name).read_bytes() for name in LABEL_TABLES if (path / name).is_file()})
-        self.set_labels(found.labels, found.are_numbers, found.class_names)
+        tables = {name: (path / name).read_bytes() for name in LABEL_TABLES if (path / name).is_file()}
+        self.set_labels(find_labels(self.names, tables))
+        self.set_folders(count_folders(self.names))
 
     def __len__(self) -> int:
         return len(self.names)

@@ -45,7 +45,7 @@ class NpzSource(ImageSource):
         if shape[0] == 0:
             raise ValueError(f"{path} holds no images: arr_0 has shape {shape}.")
         self.shape = shape
-        self.labels = self._read_labels() if _LABELS_KEY in keys else None
+        self.labels = self._read_labels(keys)
         self.has_labels = self.has_class_numbers = self.labels is not None
         if self.labels is not None and _NAMES_KEY in keys:
             self.class_names = checked_class_names(read_npz(path, _NAMES_KEY).tolist(), self.labels, path)
@@ -90,10 +90,14 @@ class NpzSource(ImageSource):
             labels = None if self.labels is None else [self.labels[index] for index in indices]
             yield ImageBatch(indices, list(pixels.permute(0, 3, 1, 2).contiguous()), labels)
 
-    def _read_labels(self) -> list[str] | None:
+    def _read_labels(self, keys: list[str]) -> list[str] | None:
         """Return `arr_1` as text, None if it is no list of integers."""
+        if _LABELS_KEY not in keys:
+            self.label_hint = f"labels are {_LABELS_KEY}, integers (N,), and it holds {', '.join(keys)}"
+            return None
         shape, dtype, _ = npz_header(self.path, _LABELS_KEY)
         if dtype.kind not in "iu" or len(shape) != 1:
+            self.label_hint = f"labels are {_LABELS_KEY}, integers (N,), and it is {dtype} {shape}"
             return None
         if shape != self.shape[:1]:
             raise ValueError(f"{self.path} holds {shape[0]} labels in arr_1 for {self.shape[0]} images in arr_0: write it again.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +15,7 @@ from metrics.sources.npz import NpzSource
 from metrics.sources.parquet import ParquetSource
 from metrics.sources.tar import TarSource
 from metrics.sources.zip import ZipSource
+from metrics.splits import describe_splits, group_by_split, mixed_splits
 
 #: Entry-point group of providers: callables `(path, num_samples, seed, batch_size, device) -> ImageSource | None`.
 SOURCE_ENTRY_POINTS = "triptych.image_sources"
@@ -27,8 +29,10 @@ _SHARDS: dict[str, type[LoaderSource]] = {
     ".zip": ZipSource,
 }
 _FILES: dict[str, type[ImageSource]] = {".npz": NpzSource, **_SHARDS}
-#: How file names of Hugging Face's layout begin; one score must not mix them by accident.
-_SPLITS = ("train", "test", "validation", "val")
+
+
+#: A part of a set by Hugging Face's names: "train-00000-of-00002.parquet".
+_PART_OF = re.compile(r"(\d+)-of-(\d+)(?!\d)")
 
 
 def is_generator(path: Path) -> bool:
@@ -94,10 +98,31 @@ def _open_folder(path: Path, skip_corrupt: bool) -> ImageSource:
             raise
         kinds = {kind for _, kind in found}
         if len(kinds) > 1:
-            names = ", ".join(sorted(kind.kind for kind in kinds))
-            raise ValueError(f"folder {path} mixes shards of several kinds ({names}): keep one kind in it.") from error
-        _refuse_mixed_splits(path, [file for file, _ in found])
-        return ShardSource(path, [kind(file, skip_corrupt) for file, kind in found], skip_corrupt)
+            mixed = ", ".join(sorted(kind.kind for kind in kinds))
+            raise ValueError(f"folder {path} mixes shards of several kinds ({mixed}): keep one kind in it.") from error
+        names = [file.relative_to(path).as_posix() for file, _ in found]
+        _refuse_mixed_splits(path, names)
+        source = _join_shards(path, found, skip_corrupt)
+        source.notes += _note_parts(path, names)
+        return source
+
+
+def _join_shards(path: Path, files: list[tuple[Path, type[LoaderSource]]], skip_corrupt: bool) -> ShardSource:
+    """Open shards; some may hold no images, and are noted."""
+    sources: list[LoaderSource] = []
+    empty: list[NoImagesError] = []
+    for file, kind in files:
+        try:
+            sources.append(kind(file, skip_corrupt))
+        except NoImagesError as error:
+            empty.append(error)
+    if not sources:
+        raise empty[0]
+    joined = ShardSource(path, sources, skip_corrupt)
+    if empty:
+        more = f" (and {len(empty) - 1} more like it)" if len(empty) > 1 else ""
+        joined.notes.append(f"{str(empty[0]).rstrip('.')}{more}: passed over.")
+    return joined
 
 
 def _find_shards(folder: Path) -> list[tuple[Path, type[LoaderSource]]]:
@@ -107,10 +132,32 @@ def _find_shards(folder: Path) -> list[tuple[Path, type[LoaderSource]]]:
     return [(file, _SHARDS[extension]) for file, extension in kinds if extension is not None]
 
 
-def _refuse_mixed_splits(path: Path, files: list[Path]) -> None:
-    splits = sorted({split for split in _SPLITS for file in files if file.name.startswith(f"{split}-")})
-    if len(splits) > 1:
-        raise ValueError(f"folder {path} mixes the splits {' and '.join(splits)}: put one split in a folder of its own.")
+def _refuse_mixed_splits(path: Path, names: list[str]) -> None:
+    """Raise if shards are of several splits of a data set: one score must not mix them by accident."""
+    splits = mixed_splits(names)
+    if splits is not None:
+        raise ValueError(
+            f"folder {path} mixes the splits {' and '.join(splits)}: name one of them ({describe_splits(splits, path)}; files of "
+            "one split go into a folder of their own)."
+        )
+
+
+def _note_parts(path: Path, names: list[str]) -> list[str]:
+    """Return what the names of shards say of a set that is not whole, or is more than one split."""
+    notes = []
+    groups = group_by_split(names)
+    if len(groups) == 2 and "" in groups:
+        split = next(split for split in groups if split)
+        notes.append(f"of {path}, {len(groups[split])} files name the split {split} and {len(groups[''])} none: all are scored.")
+    announced: dict[tuple[str, str], set[str]] = {}
+    for name in names:
+        match = _PART_OF.search(name)
+        if match is not None:
+            announced.setdefault((name[: match.start()], match[2]), set()).add(match[1])
+    for (_, count), parts in announced.items():
+        if len(parts) != int(count):
+            notes.append(f"{path} holds {len(parts)} of the {int(count)} files that their names announce.")
+    return notes
 
 
 def _open_generator(path: Path, num_samples: int | None, seed: int | None, batch_size: int, device: str) -> ImageSource:

@@ -15,6 +15,7 @@ from metrics.arrays import READ_ERRORS, brief
 from metrics.images import ImageError, decode_image
 from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
+from metrics.sources.labels import FoundLabels
 
 if TYPE_CHECKING:
     import pyarrow
@@ -58,8 +59,7 @@ class ParquetSource(LoaderSource):
         self._group_sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if len(self) == 0:
             raise NoImagesError(f"parquet file {path} holds no rows.")
-        if _LABEL_COLUMN in schema.names:
-            self._set_labels(schema)
+        self.set_labels(self._find_labels(schema))
 
     def __len__(self) -> int:
         return sum(self._group_sizes)
@@ -100,20 +100,24 @@ class ParquetSource(LoaderSource):
         except self._errors as error:
             raise ValueError(f"parquet file {self.path} is corrupt ({brief(error)}): write it again.") from error
 
-    def _set_labels(self, schema: pyarrow.Schema) -> None:
-        """Take the label column, unless it holds something other than integers and text, and the names of the integers."""
+    def _find_labels(self, schema: pyarrow.Schema) -> FoundLabels:
+        """Return the label column, unless it holds something other than integers and text, and the names of the integers."""
+        if _LABEL_COLUMN not in schema.names:
+            return FoundLabels(
+                missing=f"labels are read from a column named {_LABEL_COLUMN}, its columns are {', '.join(schema.names)}"
+            )
         labels: list[Any] = []
         for values in self._read(list(range(len(self._group_sizes))), _LABEL_COLUMN):
             labels += values.to_pylist()
         if not all(isinstance(label, (int, str)) and not isinstance(label, bool) for label in labels):
-            return
+            return FoundLabels(missing=f"its column {_LABEL_COLUMN} holds other than integers and text")
         if len(labels) != len(self):
             raise ValueError(f"parquet file {self.path} is corrupt: {len(labels)} labels for {len(self)} rows, write it again.")
         are_numbers = all(isinstance(label, int) for label in labels)
         names = _class_names(schema) if are_numbers else None
-        if names is not None and min(labels) < 0:
-            return  # Hugging Face's -1: a test set whose labels are not published.
-        self.set_labels([str(label) for label in labels], are_numbers, names)
+        if names is not None and min(labels) < 0:  # Hugging Face's -1: a test set whose labels are not published.
+            return FoundLabels(missing=f"its column {_LABEL_COLUMN} holds negative numbers, for labels that are not published")
+        return FoundLabels(stated=[str(label) for label in labels], are_numbers=are_numbers, class_names=names)
 
 
 def _class_names(schema: pyarrow.Schema) -> object:

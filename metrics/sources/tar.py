@@ -16,13 +16,21 @@ from torch import Tensor
 
 from metrics.arrays import READ_ERRORS, brief
 from metrics.images import EMPTY, ImageError, decode_image
-from metrics.listing import count_left_out, is_image_name, no_images_message
+from metrics.listing import count_folders, count_left_out, is_hidden, is_image_name, no_images_message
 from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
+from metrics.sources.labels import pair_members
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_OTHER_COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_MAGIC_BYTES = 6
+_CHUNK = 1 << 20
 _MAX_LABEL_BYTES = 1 << 20  # A member larger than this is no label.
 _ERRORS = (*READ_ERRORS, tarfile.TarError)
+
+
+class _RefusedError(ValueError):
+    """What is no damage but is not read; the text is a predicate."""
 
 
 class _Member(NamedTuple):
@@ -45,14 +53,16 @@ class _CheckedInfo(tarfile.TarInfo):
 class TarSource(LoaderSource):
     """The images of a tar file, in the archive's order, uncompressed or gzipped.
 
-    Labels: members that share a name up to the first dot of its last part are one sample; its class is the text of the
-    `.cls` member or "label" of the `.json` member. They count if every image has one.
+    Labels: members that share a key, the path up to the first dot of the file name (WebDataset's rule), are one sample of
+    one image; its class is the text of the `.cls` member, else "label" of the `.json` member. They count if every image has
+    one. Without any, folders in the archive are classes as for `FolderSource`, a folder that holds all others passed over.
 
     An uncompressed archive is indexed when it is opened and then read from any place; a gzipped one is decompressed once to
     count its images and once more to read them.
 
     Raises:
-        ValueError: If it is no tar file, is truncated, holds no images, or images are empty and `skip_corrupt` is off.
+        ValueError: If it is no tar file, is truncated, holds more behind its end, no images or several in one sample, or
+            images are empty and `skip_corrupt` is off.
     """
 
     kind = "tar of images"
@@ -64,25 +74,32 @@ class TarSource(LoaderSource):
         left_out: Counter[str] = Counter()
         try:
             with path.open("rb") as file:
-                self._is_compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+                head = file.read(_MAGIC_BYTES)
+                _refuse_compression(head)
+                self._is_compressed = head.startswith(_GZIP_MAGIC)
                 file.seek(0)
                 for info, archive in _walk(file, self._is_compressed):
                     left_out += count_left_out([info.name])
                     if is_image_name(info.name):
                         self._members.append(_Member(info.name, info.offset_data, info.size))
-                    elif info.name.endswith((".cls", ".json")) and info.size <= _MAX_LABEL_BYTES:
+                    elif info.name.endswith((".cls", ".json")) and info.size <= _MAX_LABEL_BYTES and not is_hidden(info.name):
                         label = _parse_label(info.name, _content(archive, info))
                         if label is not None:
-                            labels[_sample_key(info.name)] = label
+                            labels[info.name] = label
+        except _RefusedError as error:
+            raise ValueError(f"tar file {path} {error}.") from error
         except _ERRORS as error:
             raise ValueError(f"{path} is not a tar file, or is truncated ({brief(error)}): write it again.") from error
         if not self._members:
             raise NoImagesError(no_images_message(f"tar file {path}", left_out))
         self.set_left_out(left_out)
         self.report_listed([(index, member.name, EMPTY) for index, member in enumerate(self._members) if member.size == 0])
-        keys = [_sample_key(member.name) for member in self._members]
-        found = [labels[key] for key in keys] if all(key in labels for key in keys) else None
-        self.set_labels(found, are_numbers=found is not None and all(label.isdigit() for label in found))
+        names = [member.name for member in self._members]
+        try:
+            self.set_labels(pair_members(names, labels))
+        except ValueError as error:
+            raise ValueError(f"tar file {path} {error}.") from error
+        self.set_folders(count_folders(names))
 
     def __len__(self) -> int:
         return len(self._members)
@@ -129,8 +146,14 @@ class TarSource(LoaderSource):
             raise ValueError(f"{self.path} is corrupt ({brief(error)}): write it again.") from error
 
 
+def _refuse_compression(head: bytes) -> None:
+    for magic, name in _OTHER_COMPRESSIONS.items():
+        if head.startswith(magic):
+            raise _RefusedError(f"is compressed with {name}, which is not read: unpack it, or compress it by gzip")
+
+
 def _walk(file: IO[bytes], is_compressed: bool) -> Generator[tuple[tarfile.TarInfo, tarfile.TarFile], None, None]:
-    """Yield the regular files of a tar, and refuse one that stops without its end mark, which tarfile lets pass."""
+    """Yield the regular files of a tar, and refuse one without its end mark, or with more behind it, which tarfile lets pass."""
     size = None if is_compressed else os.fstat(file.fileno()).st_size
     # TarFile is made by `open` only, whose stubs do not know that `tarinfo` may be given.
     with tarfile.open(fileobj=file, mode="r:gz" if is_compressed else "r:", tarinfo=_CheckedInfo) as archive:
@@ -145,6 +168,12 @@ def _walk(file: IO[bytes], is_compressed: bool) -> Generator[tuple[tarfile.TarIn
         archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
         if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # type: ignore[union-attr]
             raise tarfile.ReadError("it has no end mark")
+        while chunk := archive.fileobj.read(_CHUNK):  # type: ignore[union-attr]
+            if chunk.count(0) != len(chunk):
+                raise _RefusedError(
+                    f"holds more behind its end mark (byte {archive.offset:,}), as archives joined by cat do, which would not be "
+                    "read: give the parts as files in one folder, or join them by tar --concatenate"
+                )
 
 
 def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
@@ -154,12 +183,6 @@ def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     if len(data) != info.size:
         raise tarfile.ReadError(f"member {info.name} is cut off")
     return data
-
-
-def _sample_key(name: str) -> str:
-    """Return what the members of one WebDataset sample share: the name up to the first dot of its last part."""
-    folder, _, base = name.rpartition("/")
-    return f"{folder}/{base.split('.', 1)[0]}"
 
 
 def _parse_label(name: str, content: bytes) -> str | None:

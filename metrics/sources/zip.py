@@ -12,13 +12,15 @@ from torch import Tensor
 
 from metrics.arrays import READ_ERRORS, brief
 from metrics.images import EMPTY, ImageError, decode_image
-from metrics.listing import count_left_out, is_image_name, no_images_message
+from metrics.listing import count_folders, count_left_out, is_image_name, no_images_message
 from metrics.sources.base import NoImagesError, fingerprint
-from metrics.sources.encoded import LABEL_TABLES, EncodedImage, LoaderSource, find_labels
+from metrics.sources.encoded import EncodedImage, LoaderSource
+from metrics.sources.labels import LABEL_TABLES, find_labels
 
 
 class ZipSource(LoaderSource):
-    """The images of a zip file, sorted by name; labels as for `FolderSource`.
+    """The images of a zip file, sorted by name; labels as for `FolderSource`, a folder that holds all
+    others passed over.
 
     Raises:
         ValueError: If it is no zip file, holds no images, or images are empty and `skip_corrupt` is off.
@@ -43,8 +45,8 @@ class ZipSource(LoaderSource):
         names = [member.filename for member in self._members]
         self.report_listed([(index, names[index], EMPTY) for index, member in enumerate(self._members) if member.file_size == 0])
         tables = {name: content for name in LABEL_TABLES if (content := self._read_table(name)) is not None}
-        found = find_labels(names, tables)
-        self.set_labels(found.labels, found.are_numbers, found.class_names)
+        self.set_labels(find_labels(names, tables, in_archive=True))
+        self.set_folders(count_folders(names))
 
     def __len__(self) -> int:
         return len(self._members)

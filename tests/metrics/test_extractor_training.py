@@ -79,7 +79,7 @@ def test_command_trains_and_scores(folders: tuple[Path, Path], tmp_path: Path, c
     [
         (["{train}", "{out}"], "--extractor resnet9"),
         (["{train}", "{out}.npz", "--extractor", "resnet9"], ".safetensors"),
-        (["{flat}", "{out}", "--extractor", "resnet9"], "no labels"),
+        (["{flat}", "{out}", "--extractor", "resnet9"], "needs class labels"),
         (["{out}", "--extractor", "resnet9"], "TRAIN [TEST] OUT.safetensors"),
         (["{train}", "{other}", "{out}", "--extractor", "resnet9", "--train-epochs", "1"], "no training image has"),
         (["{train}", "{out}", "--extractor", "resnet9", "--train-epochs", "0"], "at least 1"),

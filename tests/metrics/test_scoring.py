@@ -632,7 +632,7 @@ def test_classification_accuracy(labelled, sets, printed: Printed, refused) -> N
     assert 0.0 <= record["scores"]["cas_top1"] <= record["scores"]["cas_top5"] == 1.0
     assert any("resnet18 at 16 px trained 1 epochs" in note for note in record["notes"])
     assert printed(*labelled, *_CAS, "--rng-seed", "1")["scores"] == record["scores"]
-    assert "--cas needs labelled images" in refused(*sets, *_CAS)
+    assert "--cas needs class labels" in refused(*sets, *_CAS)
 
 
 def test_sensitivity_map(inception_file: Path, tmp_path: Path, write_folder, smooth_images, capsys) -> None:
