@@ -48,7 +48,11 @@ def run(arguments: list[str]) -> int:
         "--box", metavar="LEFT,TOP,RIGHT,BOTTOM", type=box_corners, required=True, help="in pixels, right and bottom not included"
     )
     parser.add_argument("--mode", choices=MODES, default="inpaint", help="default inpaint")
-    parser.add_argument("--class-labels", metavar="0,1,2", help="what to draw, a row of results for each; --mode class needs it")
+    parser.add_argument(
+        "--class-labels",
+        metavar="0,1,2",
+        help="numbers or names of what to draw, a row of results for each; --mode class needs it",
+    )
     parser.add_argument("--num-images", type=int, default=4, metavar="N", help="results to a row (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--output", type=Path, default=Path("edited.png"), metavar="FILE.png", help="default edited.png")
@@ -102,7 +106,9 @@ def edit(
         wanted = None if label is None else [label] * num_images
         (results,) = pipeline.edit(images, mask, wanted, generator=generators, output_type="uint8", return_dict=False, **common)
         rows.append(torch.cat([original[None], blank(original, mask)[None], cast("Tensor", results).cpu()]))
-    save_grid(torch.cat(rows), output, columns=2 + num_images, min_tile=MIN_TILE)
+    names = pipeline.class_names
+    row_names = None if names is None or labels is None else [names[label] for label in labels]
+    save_grid(torch.cat(rows), output, columns=2 + num_images, min_tile=MIN_TILE, row_names=row_names)
     print(f"{len(rows) * num_images} edited images in '{output}'")
     return 0
 

@@ -82,7 +82,11 @@ def interpolate(
         following = dict(pairwise(labels))
         noise = sample_generators(seed, classes, [n for _, n in starts])
         images = pipeline.interpolate_classes(classes, [following[c] for c in classes], generator=noise, **common).images
-    write_walks(images.cpu().unflatten(0, (-1, num_frames)), output, fps or FRAMES_PER_SECOND, back=bool(loop))
+    names = pipeline.class_names
+    row_names = None
+    if names is not None:
+        row_names = [names[c] if kind == "latent" else f"{names[c]} > {names[following[c]]}" for c in classes]
+    write_walks(images.cpu().unflatten(0, (-1, num_frames)), output, fps or FRAMES_PER_SECOND, bool(loop), row_names)
     print(f"{len(starts)} walks of {num_frames} frames in '{output}'")
     return 0
 
@@ -116,14 +120,14 @@ def check_walk(kind: str, output: Path, frames: int | None, path: str | None, fp
         raise UserError(f"--output '{output}' is there already; give a folder that is new or empty")
 
 
-def write_walks(walks: Tensor, output: Path, fps: float, back: bool) -> None:
-    """Write walks (R, F, 3, H, W) uint8 as what the output's suffix says."""
+def write_walks(walks: Tensor, output: Path, fps: float, back: bool, row_names: list[str] | None) -> None:
+    """Write walks (R, F, 3, H, W) uint8 as what the output's suffix says; a grid shows the names of its rows."""
     from generative.core.logging import save_grid
     from generative.core.outputs import write_animation, write_frames
 
     suffix = output.suffix.lower()
     if suffix == GRID_SUFFIX:
-        save_grid(walks.flatten(0, 1), output, columns=walks.shape[1], min_tile=MIN_TILE)
+        save_grid(walks.flatten(0, 1), output, columns=walks.shape[1], min_tile=MIN_TILE, row_names=row_names)
     elif suffix:
         write_animation(walks, output, fps, back, MIN_TILE)
     else:

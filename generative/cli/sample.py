@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import inspect
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 EPILOG = """Which sampling options a pipeline takes depends on its family; one it has no use for is refused.
   generative sample runs/digits-dit --class-labels 0,1,2 --num-images-per-class 10 --guidance-scale 2 --output samples/
   generative sample runs/digits-sagan --class-labels all --truncation 0.7 --output samples.npz
+  generative sample runs/pets --class-labels cat,dog   (names of the training data's classes, kept in the run)
   generative sample runs/digits-dit/checkpoint-00001000 --output samples-1000/
   generative sample runs/cifar10-dit --rejection-extractor resnet9 --rejection-weights judge.safetensors --rejection-keep 0.25
 The same seed gives the same image of a class whatever else is sampled, the batch size and the number of processes.
@@ -40,6 +42,8 @@ def interval(text: str) -> tuple[float, float]:
     low, high = text.split(",")
     return float(low), float(high)
 
+
+ALL_CLASSES = "all"
 
 # Keyword of the pipeline's call -> how the flag is parsed and explained.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -84,7 +88,9 @@ def run(arguments: list[str]) -> int:
         type=Path,
         help="runs/NAME, runs/NAME/checkpoint-STEP, or a folder written by save_pretrained",
     )
-    parser.add_argument("--class-labels", default="all", metavar="0,1,2", help="classes to sample, or `all` (default)")
+    parser.add_argument(
+        "--class-labels", default=ALL_CLASSES, metavar="0,1,2", help="numbers or names of classes, or `all` (default)"
+    )
     parser.add_argument("--num-images-per-class", type=int, metavar="N", help="default 10; with --interpolate, walks (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time; does not change them (default 64)")
@@ -201,7 +207,7 @@ def sample(
         positions = torch.tensor([p for part, _ in parts for p in part])
         images = torch.cat([part for _, part in parts])[positions.argsort()]
         if accelerator.is_main_process:
-            write_npz(output, images, requests)
+            write_npz(output, images, requests, pipeline.class_names)
     else:
         settings = {
             "pipeline": fingerprint_folder(find_pipeline_folder(folder)),
@@ -215,7 +221,7 @@ def sample(
             # How many are kept decides among which they are chosen.
             chosen_from = {"keep": rejection_options["keep"], "num_images_per_class": num_images_per_class}
             settings["rejection"] = {**judge.description, **chosen_from}
-        writer = ImageFolderWriter(output, settings)
+        writer = ImageFolderWriter(output, settings, pipeline.class_names)
         missing = writer.missing(requests)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -273,20 +279,24 @@ def move_pipeline(pipeline: ImageGenerationPipeline, device: str | None, acceler
 
 
 def parse_class_labels(text: str, pipeline: ImageGenerationPipeline, in_order: bool = False) -> list[int]:
-    """``all``, or integers with commas between them; each class once, in class order or as they stand.
+    """``all``, or class numbers and names with commas between them; each class once, in class order or as they stand.
+
+    A name that holds a comma is put between double quotes; see ``find_label`` for what a text stands for.
 
     Raises:
-        UserError: If one is not an integer, is repeated, or is not a class of the pipeline.
+        UserError: If one is no class of the pipeline, is repeated, or it is not clear which is meant.
     """
-    if text == "all":
+    names = pipeline.class_names or []
+    if text == ALL_CLASSES:
+        if ALL_CLASSES in names:
+            raise UserError(f"a class is called '{text}': write name={text} for it, or the names of all classes")
         return list(range(pipeline.num_classes))
-    try:
-        labels = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--class-labels takes integers with commas between them or `all`, got '{text}'") from error
+    parts = next(csv.reader([text], skipinitialspace=True), [])
+    if not all(parts) or not parts:
+        raise UserError(f"--class-labels takes class numbers or names with commas between them, or `all`, got '{text}'")
+    labels = pipeline.check_class_labels(parts).tolist()
     if len(set(labels)) != len(labels):
         raise UserError(f"--class-labels names a class twice in '{text}'; use --num-images-per-class for more images")
-    pipeline.check_class_labels(labels)
     return labels if in_order else sorted(labels)
 
 

@@ -60,6 +60,7 @@ def find_label(text: str, class_names: Sequence[str] | None, num_classes: int) -
         )
     folded = {known.casefold(): known for known in class_names}
     near = [folded[key] for key in difflib.get_close_matches(name.casefold(), folded)]
+    near = near or [known for known in class_names if name and name.casefold() in known.casefold()][:3]
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {list_names(class_names)}"
     raise UserError(f"there is no class '{name}'; {hint}")
 

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
+
+GRID_PADDING = 2
+"""Width of the lines between the images of a grid, in pixels."""
+GRID_GREY = 128
+"""Their grey level, in [0, 255]."""
+ROW_NAMES_WIDTH = "row names width"
+ROW_NAME_SIZE = 14
+ROW_NAME_MARGIN = 6
+"""Pixels at each side of a row's name."""
+MAX_ROW_NAME = 24
+"""Characters of a row's name."""
 
 
 def progress_interval() -> float:
@@ -93,22 +106,40 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def grid_image(images: Tensor, columns: int, min_tile: int = 32) -> Image.Image:
+def grid_image(images: Tensor, columns: int, min_tile: int = 32, row_names: Sequence[str] | None = None) -> Image.Image:
     """Lay images out as a grid on grey.
 
     Args:
         images: (N, 3, H, W) uint8, row by row.
         columns: Images per row.
         min_tile: Small images are enlarged by a whole factor to at least this many pixels, without smoothing.
+        row_names: What to write at the left of each row, cut where it is long; None leaves no margin for it.
     """
     from torchvision.utils import make_grid
 
     factor = max(1, -(-min_tile // images.shape[-1]))
     large = images.cpu().repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
-    return Image.fromarray(make_grid(large, nrow=columns, padding=2, pad_value=128).permute(1, 2, 0).numpy())
+    grid = Image.fromarray(make_grid(large, nrow=columns, padding=GRID_PADDING, pad_value=GRID_GREY).permute(1, 2, 0).numpy())
+    return grid if row_names is None else with_row_names(grid, row_names, large.shape[-2] + GRID_PADDING)
 
 
-def save_grid(images: Tensor, path: Path, columns: int, min_tile: int = 32) -> None:
+def with_row_names(grid: Image.Image, row_names: Sequence[str], row_height: int) -> Image.Image:
+    """A grid behind a margin with a name at the middle of each row; the margin's width is in ``info[ROW_NAMES_WIDTH]``."""
+    font = ImageFont.load_default(ROW_NAME_SIZE)
+    names = [" ".join(name.split()) for name in row_names]
+    names = [name if len(name) <= MAX_ROW_NAME else name[: MAX_ROW_NAME - 3] + "..." for name in names]
+    width = math.ceil(max((font.getlength(name) for name in names), default=0)) + 2 * ROW_NAME_MARGIN
+    result = Image.new("RGB", (width + grid.width, grid.height), (GRID_GREY,) * 3)
+    result.paste(grid, (width, 0))
+    draw = ImageDraw.Draw(result)
+    for row, name in enumerate(names):
+        middle = GRID_PADDING + row * row_height + (row_height - GRID_PADDING) / 2
+        draw.text((width - ROW_NAME_MARGIN, middle), name, fill="white", font=font, anchor="rm")
+    result.info[ROW_NAMES_WIDTH] = str(width)
+    return result
+
+
+def save_grid(images: Tensor, path: Path, columns: int, min_tile: int = 32, row_names: Sequence[str] | None = None) -> None:
     """Write a grid of images as PNG.
 
     Args:
@@ -116,8 +147,12 @@ def save_grid(images: Tensor, path: Path, columns: int, min_tile: int = 32) -> N
         path: Where to; written under a temporary name and renamed.
         columns: Images per row.
         min_tile: See ``grid_image``.
+        row_names: See ``grid_image``; the width of their margin is in the file, as a text of key ``ROW_NAMES_WIDTH``.
     """
-    grid = grid_image(images, columns, min_tile)
+    grid = grid_image(images, columns, min_tile, row_names)
+    notes = PngInfo()
+    if ROW_NAMES_WIDTH in grid.info:
+        notes.add_text(ROW_NAMES_WIDTH, grid.info[ROW_NAMES_WIDTH])
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
-        grid.save(partial, format="PNG")
+        grid.save(partial, format="PNG", pnginfo=notes)

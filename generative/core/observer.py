@@ -240,11 +240,21 @@ class RunObserver:
         columns = self.config.grid_images_per_class
         requests = [SampleRequest(label, index) for label in classes for index in range(columns)]
         images = self.objective.example_images(pipeline, requests, self._real_images(), self.seed, columns)
-        save_grid(images, self.config.output_dir / "samples" / f"step-{step:08d}.png", columns)
+        # Of a method that has no use for labels the rows need not be classes.
+        names = self._row_names() if self.objective.uses_labels else None
+        save_grid(images, self.config.output_dir / "samples" / f"step-{step:08d}.png", columns, row_names=names)
 
     def _real_grid(self) -> None:
         """Real training images in the layout of the sample grids, to look at beside them."""
-        save_grid(self._real_images(), self.config.output_dir / "samples" / "real.png", self.config.grid_images_per_class)
+        path = self.config.output_dir / "samples" / "real.png"
+        save_grid(self._real_images(), path, self.config.grid_images_per_class, row_names=self._row_names())
+
+    def _row_names(self) -> list[str] | None:
+        """Names of the classes in the rows of a grid, as far as the grid's font has their letters, else their numbers."""
+        if not self.dataset.has_class_names:
+            return None
+        names = self.dataset.class_names[:MAX_GRID_CLASSES]
+        return [name if name.encode("latin-1", "replace").decode("latin-1") == name else str(i) for i, name in enumerate(names)]
 
     def _real_images(self) -> Tensor:
         """(N, 3, H, W) uint8 training images, a row for each class of the sample grids; black where a class has too few."""

@@ -39,11 +39,13 @@ class ImageFolderWriter:
     Args:
         folder: The folder.
         settings: What the images depend on (pipeline, seed, options); a folder with other settings is refused.
+        class_names: Names of the pipeline's classes, for the manifest; None if they are not known.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], class_names: Sequence[str] | None = None) -> None:
         self.folder = folder
         self.settings = settings
+        self.class_names = class_names
         if folder.exists() and not folder.is_dir():
             raise UserError(f"output '{folder}' is a file; give a folder, or a name that ends in .npz")
         self.previous: list[dict[str, Any]] = []
@@ -63,7 +65,7 @@ class ImageFolderWriter:
         return [r for r in requests if not (self.folder / image_name(r)).exists()]
 
     def start(self, requests: Sequence[SampleRequest]) -> None:
-        """Write the manifest: settings, and the class of every file, those of earlier runs into the folder included."""
+        """Write the manifest: settings, names of classes, and the class of every file, those of earlier runs included."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".*.partial"):
             leftover.unlink()
@@ -72,7 +74,8 @@ class ImageFolderWriter:
             name = image_name(request)
             images[name] = {"file": name, "class_label": request.class_label, "index": request.index}
         ordered = sorted(images.values(), key=lambda entry: (entry["class_label"], entry["index"]))
-        write_json(self.folder / MANIFEST, {"settings": self.settings, "images": ordered})
+        names = {} if self.class_names is None else {"class_names": list(self.class_names)}
+        write_json(self.folder / MANIFEST, {"settings": self.settings, **names, "images": ordered})
 
     def write(self, requests: Iterable[SampleRequest], images: Tensor) -> None:
         """Write a batch (B, 3, H, W) uint8, each file under a temporary name first."""
@@ -82,18 +85,20 @@ class ImageFolderWriter:
                 Image.fromarray(array).save(partial, format="PNG")
 
 
-def write_npz(path: Path, images: Tensor, requests: Sequence[SampleRequest]) -> None:
-    """Write samples as one npz: ``arr_0`` (N, H, W, 3) uint8 and ``arr_1`` (N,) int64 labels.
+def write_npz(path: Path, images: Tensor, requests: Sequence[SampleRequest], class_names: Sequence[str] | None = None) -> None:
+    """Write samples as one npz: ``arr_0`` (N, H, W, 3) uint8, ``arr_1`` (N,) int64 labels and ``class_names``, texts.
 
     Args:
         path: The file; written under a temporary name and renamed.
         images: (N, 3, H, W) uint8, in the order of ``requests``.
         requests: What each image is.
+        class_names: Names of the pipeline's classes in the order of their labels; None leaves them out.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = np.asarray([r.class_label for r in requests], dtype=np.int64)
     with whole_file(path) as partial, partial.open("wb") as file:
-        np.savez(file, images.permute(0, 2, 3, 1).cpu().numpy(), labels)
+        names: dict[str, Any] = {} if class_names is None else {"class_names": np.asarray(class_names, dtype=np.str_)}
+        np.savez(file, arr_0=images.permute(0, 2, 3, 1).cpu().numpy(), arr_1=labels, **names)
 
 
 def write_animation(frames: Tensor, path: Path, frames_per_second: float, back: bool = False, min_tile: int = 64) -> None:

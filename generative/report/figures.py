@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from generative.core.logging import GRID_GREY, GRID_PADDING, ROW_NAMES_WIDTH
 from generative.report.collect import Curve, Run
 from generative.report.scores import Score
 
@@ -34,9 +35,6 @@ MIN_POINTS_TO_SMOOTH = 20
 SMOOTHING_SHARE = 0.03
 # A loss that spans more than this factor is drawn on a logarithmic axis.
 LOG_RANGE = 20.0
-# Layout of `generative.core.logging.save_grid`: grey lines of 2 px around the images.
-GRID_PADDING = 2
-GRID_GREY = 128
 # Larger grids are shrunk before they go into the page, in px.
 MAX_GRID_WIDTH = 1400
 # Images of at most this side are shown as hard-edged pixels, in px.
@@ -237,6 +235,8 @@ def read_grid(path: Path) -> Grid | None:
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
+            # The page writes the names of the rows itself.
+            pixels = pixels[:, int(image.info.get(ROW_NAMES_WIDTH, 0)) :]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         # Pillow reports damaged PNG files by SyntaxError and ValueError too.
         return None

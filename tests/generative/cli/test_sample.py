@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from generative.cli.main import main
+from generative.core.logging import ROW_NAMES_WIDTH
+from pipelines import load_pipeline
 
 PROJECT = Path(__file__).parents[3]
 
@@ -129,9 +131,10 @@ def test_other_settings_into_the_same_folder_are_refused(saved: Path, capsys: py
         (["--top-k", "5"], "has no use for --top-k"),
         (["--class-labels", "3"], "class label 3 is outside 0..2; this pipeline has 3 classes"),
         (["--class-labels=-1"], "class label -1 is outside 0..2"),
-        (["--class-labels", "1,x"], "--class-labels takes integers with commas between them or `all`, got '1,x'"),
+        (["--class-labels", "1,x"], "class label 'x' is a name, and the pipeline keeps no class names; give numbers in 0..2"),
         (["--class-labels", "1,1"], "names a class twice in '1,1'; use --num-images-per-class"),
-        (["--class-labels", ""], "--class-labels takes integers"),
+        (["--class-labels", ""], "--class-labels takes class numbers or names with commas between them, or `all`, got ''"),
+        (["--class-labels", "1,,2"], "--class-labels takes class numbers or names"),
         (["--num-images-per-class", "0"], "--num-images-per-class must be at least 1, got 0"),
         (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--truncation", "-1"], "truncation"),
@@ -358,3 +361,44 @@ def test_half_precision_of_a_walk_is_refused(saved: Path, capsys: pytest.Capture
     assert "--mixed-precision has no use for --interpolate" in failure(
         capsys, str(saved), "--interpolate", "latent", "--mixed-precision", "bf16"
     )
+
+
+@pytest.fixture
+def named(saved: Path) -> Path:
+    pipeline = load_pipeline(saved)
+    pipeline.class_names = ["all", "dog, hot", "2"]
+    pipeline.save_pretrained(saved.parent / "named")
+    return saved.parent / "named"
+
+
+def test_classes_by_name(named: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["--num-images-per-class", "2", "--output"]
+    assert main(["sample", str(named), "--class-labels", '2,"dog, hot"', *common, "folder"]) == 0
+    manifest = json.loads(Path("folder/manifest.json").read_text())
+    assert manifest["class_names"] == ["all", "dog, hot", "2"]
+    assert [entry["class_label"] for entry in manifest["images"]] == [1, 1, 2, 2]
+    assert main(["sample", str(named), "--class-labels", "name=all,label=2", *common, "file.npz"]) == 0
+    with np.load("file.npz", allow_pickle=False) as content:
+        assert content.files == ["arr_0", "arr_1", "class_names"]
+        assert content["arr_1"].tolist() == [0, 0, 2, 2] and content["class_names"].tolist() == ["all", "dog, hot", "2"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("all", "a class is called 'all': write name=all for it, or the names of all classes"),
+        ("dog", "there is no class 'dog'; did you mean dog, hot"),
+        ('"dog, hot",1', "names a class twice"),
+    ],
+)
+def test_wrong_names(named: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: str, message: str) -> None:
+    assert main(["sample", str(named), "--class-labels", labels, "--output", str(tmp_path / "samples")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_grid_of_walks_shows_the_names(named: Path, tmp_path: Path) -> None:
+    arguments = ["--interpolate", "class", "--class-labels", "2,name=all", "--frames", "3", "--output", str(tmp_path / "x.png")]
+    assert main(["sample", str(named), *arguments]) == 0
+    with Image.open(tmp_path / "x.png") as grid:
+        assert grid.width == int(grid.info[ROW_NAMES_WIDTH]) + 2 + 3 * 66

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from generative.core.logging import RunLog, read_metrics, save_grid, whole_file, write_json
+from generative.core.logging import ROW_NAMES_WIDTH, RunLog, read_metrics, save_grid, whole_file, write_json
 from generative.core.runtime import build_accelerator
 
 
@@ -50,3 +50,19 @@ def test_a_grid_goes_row_by_row_and_enlarges_without_smoothing(tmp_path: Path) -
     assert (pixels[10:13, 13:16] == [200, 0, 0]).all() and (pixels[13:16, 10:16] == 0).all()
     assert (pixels[0] == 128).all()
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["grid.png"]
+
+
+def test_a_grid_with_row_names_keeps_its_pixels(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (6, 3, 5, 5), dtype=torch.uint8)
+    names = ["cat", "a very long name of a class that is cut"]
+    save_grid(images, tmp_path / "plain.png", columns=3)
+    save_grid(images, tmp_path / "named.png", columns=3, row_names=names)
+    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "named.png") as named:
+        width = int(named.info[ROW_NAMES_WIDTH])
+        assert ROW_NAMES_WIDTH not in plain.info and named.size == (width + plain.width, plain.height)
+        pixels = np.asarray(named)
+        assert np.array_equal(pixels[:, width:], np.asarray(plain))
+        rows = (pixels[:, :width] > 200).any(axis=(1, 2)).nonzero()[0]
+        row_height = plain.height // 2
+        assert rows.min() > 2 and rows.max() < plain.height - 2
+        assert {int(row) // row_height for row in rows} == {0, 1} and not (pixels[:, 0] > 200).any()

@@ -117,3 +117,13 @@ def test_npz_layout(tmp_path: Path) -> None:
         assert np.array_equal(content["arr_0"], IMAGES.permute(0, 2, 3, 1).numpy())
         assert content["arr_1"].dtype == np.int64 and content["arr_1"].tolist() == [0, 0, 0, 12, 12, 12]
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["samples.npz"]
+
+
+def test_class_names_are_beside_the_samples(tmp_path: Path) -> None:
+    names = ["cat", "Katze", "\u732b"]
+    ImageFolderWriter(tmp_path / "folder", SETTINGS, names).start(REQUESTS)
+    assert json.loads((tmp_path / "folder" / "manifest.json").read_text())["class_names"] == names
+    write_npz(tmp_path / "samples.npz", IMAGES, REQUESTS, names)
+    with np.load(tmp_path / "samples.npz", allow_pickle=False) as content:
+        assert content["class_names"].tolist() == names and content["class_names"].dtype.kind == "U"
+        assert content.files[0] == "arr_0"

@@ -47,6 +47,15 @@ def test_the_layout_of_a_grid_is_read_from_its_lines(tmp_path: Path, rows: int, 
     assert (last == images[(rows - 1) * columns].numpy()).all()
 
 
+def test_row_names_are_no_part_of_a_grid(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    save_grid(images, tmp_path / "plain.png", 2)
+    save_grid(images, tmp_path / "named.png", 2, row_names=["cat", "dog"])
+    plain, named = read_grid(tmp_path / "plain.png"), read_grid(tmp_path / "named.png")
+    assert plain is not None and named is not None and named.tile == plain.tile
+    assert np.array_equal(named.pixels, plain.pixels)
+
+
 def test_another_picture_has_no_layout(tmp_path: Path) -> None:
     Image.new("RGB", (50, 40), "white").save(tmp_path / "white.png")
     grid = read_grid(tmp_path / "white.png")
