@@ -481,7 +481,7 @@ class Trainer:
             self._say(f"'{folder}' is of an older version and does not record {', '.join(unknown)}, which cannot be compared")
         for key, words in (("objective", ""), ("frozen", "frozen part ")):
             before, now = saved.get(key, current_state[key]), current_state[key]
-            for name in sorted({*before, *now}):
+            for name in dict.fromkeys([*now, *before]):
                 if before.get(name) != now.get(name):
                     old, new = (str(values.get(name, "none"))[:64] for values in (before, now))
                     raise UserError(

@@ -102,7 +102,7 @@ def test_a_run_starts_from_the_weights_of_another(capsys: pytest.CaptureFixture[
     ours, theirs = (load_file(Path(run, "checkpoint-00000001", name)) for run in ("run", "source"))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items() if key.endswith(("weight", "bias")))
     assert train("digits/sagan", "run", 1, "--init-from", "source", "--resume", "latest") == 2
-    assert "choose one (--resume auto" in capsys.readouterr().err
+    assert "choose one of them (--resume auto" in capsys.readouterr().err
     assert train("digits/sagan", "other", 1, "--init-from", "nowhere") == 2
     assert "--init-from 'nowhere' does not exist" in capsys.readouterr().err and not Path("other").exists()
 

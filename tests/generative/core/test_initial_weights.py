@@ -35,7 +35,8 @@ def fresh(toy: ModuleType, folder: Path, **options: Any) -> Trainer:
     objective = toy.denoiser(**options)
     for parameter in objective.networks["net"].parameters():
         nn.init.normal_(parameter)
-    trainer: Trainer = toy.build_trainer(objective, folder / "fresh")
+    dataset = toy.ToyImages(num_classes=objective.num_classes)
+    trainer: Trainer = toy.build_trainer(objective, folder / "fresh", dataset=dataset)
     return trainer
 
 
