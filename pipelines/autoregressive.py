@@ -97,7 +97,36 @@ class AutoregressiveImagePipeline(TokenPipeline):
         Raises:
             UserError: If an argument is out of range.
         """
+        scheduler, scale = self.plan(
+            guidance_scale,
+            temperature,
+            top_k,
+            top_p,
+            guidance_schedule,
+            guidance_interval,
+            guidance_exponent,
+            output_size,
+        )
         labels = self.check_class_labels(class_labels)
+        noise = self.image_noise(generator, len(labels))
+        predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale)
+        state = self.prepare_state(labels, noise)
+        with cast_weights(self.transformer):
+            state = sample_loop(predict, scheduler, state, scheduler.num_tokens, noise, self.progress_bar)
+        return self.postprocess(self.decode(state, output_size), output_type, return_dict)
+
+    def plan(
+        self,
+        guidance_scale: float,
+        temperature: float,
+        top_k: int | None,
+        top_p: float,
+        guidance_schedule: GuidanceSchedule,
+        guidance_interval: tuple[float, float] | None,
+        guidance_exponent: float,
+        output_size: int | None,
+    ) -> tuple[RasterScheduler, float | Callable[[int], float]]:
+        """Scheduler and guidance scale, checked; see ``ImagePipeline.plan``."""
         length = self.tokenizer.sequence_length
         scale = position_guidance(guidance_scale, length, guidance_schedule, guidance_interval, guidance_exponent)
         if scale != 1 and not self.transformer.config.null_class:
@@ -105,13 +134,7 @@ class AutoregressiveImagePipeline(TokenPipeline):
                 f"guidance_scale must be 1, got {guidance_scale}; this transformer was trained without a null class (null_class)"
             )
         check_output_size(output_size)
-        scheduler = RasterScheduler(length, temperature, top_k, top_p)
-        noise = self.image_noise(generator, len(labels))
-        predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale)
-        state = self.prepare_state(labels, noise)
-        with cast_weights(self.transformer):
-            state = sample_loop(predict, scheduler, state, scheduler.num_tokens, noise, self.progress_bar)
-        return self.postprocess(self.decode(state, output_size), output_type, return_dict)
+        return RasterScheduler(length, temperature, top_k, top_p), scale
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Start from an empty token map (B, L) and no cache."""

@@ -21,6 +21,8 @@ from generative.core.errors import UserError
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 
+# What a call takes beside options of sampling.
+CALL_ARGUMENTS = ("class_labels", "images", "generator", "output_type", "return_dict")
 OutputType = Literal["pil", "np", "pt", "uint8"]
 ClassLabels = int | str | Sequence[int | str] | Tensor
 
@@ -54,6 +56,35 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
     @class_names.setter
     def class_names(self, names: Sequence[str] | None) -> None:
         self.register_to_config(**{CLASS_NAMES_KEY: None if names is None else [str(name) for name in names]})
+
+    def plan(self, *args: Any, **options: Any) -> Any:
+        """Check the options of a call, and make what it samples with; a pipeline that has options writes its own.
+
+        ``__call__`` begins with it, and ``check_options`` is nothing else: what one refuses, the other does.
+
+        Args:
+            *args: The options of ``__call__``, in its order.
+            **options: Or by name.
+
+        Raises:
+            UserError: If an option is out of range, or the saved networks cannot do what it asks.
+        """
+
+    def check_options(self, **options: Any) -> None:
+        """Refuse sampling options as a call would, before anything is trained or sampled.
+
+        Args:
+            **options: Some of ``__call__``'s, others have its defaults.
+
+        Raises:
+            UserError: If there is no such option, or ``plan`` refuses them.
+        """
+        parameters = inspect.signature(self.__call__).parameters
+        known = {name: each.default for name, each in parameters.items() if name not in CALL_ARGUMENTS}
+        for name in options:
+            if name not in known:
+                raise UserError(f"{type(self).__name__} has no option {name}; it takes {', '.join(known) or 'none'}")
+        self.plan(**known | options)
 
     def postprocess(
         self, images: Tensor, output_type: OutputType, return_dict: bool

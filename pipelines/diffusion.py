@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop, unguided
+from generative.core.sampling import Predict, SampleState, classifier_free_guidance, sample_loop, unguided
 from generative.core.seeding import ImageNoise
 from generative.diffusion.fit import fit_scheduler, missing_variance, noise_level_of, uses_learned_variance
 from generative.diffusion.guidance import timestep_guidance
@@ -130,31 +130,56 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         Raises:
             UserError: If an argument is out of range, or guidance is asked of a denoiser without a null condition.
         """
+        sampler = self.plan(num_inference_steps, guidance_scale, guidance_interval, guidance_channels)
         labels = self.check_class_labels(class_labels)
         noise = self.image_noise(generator, len(labels))
-        sampler = DiffusersSampler(self.scheduler)
-        sampler.set_timesteps(num_inference_steps, self.device)
         state = self.prepare_state(labels, noise)
         state.sample = state.sample * sampler.init_noise_sigma
         predict = self.bind_guidance(labels, guidance_scale, guidance_interval, guidance_channels)
         state = sample_loop(predict, sampler, state, num_inference_steps, noise, self.progress_bar)
         return self.postprocess(self.decode(state), output_type, return_dict)
 
-    def bind_guidance(
-        self, class_labels: Tensor, guidance_scale: float, interval: tuple[float, float] | None, channels: int | None
-    ) -> Any:
-        """Prediction for labels (B,) under classifier-free guidance, see ``__call__``."""
+    def plan(
+        self,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float] | None,
+        guidance_channels: int | None,
+    ) -> DiffusersSampler:
+        """The sampler with its timesteps, once all options are checked; see ``ImagePipeline.plan``."""
+        self.check_decodable()
+        self.guidance(guidance_scale, guidance_interval, guidance_channels)
+        sampler = DiffusersSampler(self.scheduler)
+        sampler.set_timesteps(num_inference_steps, self.device)
+        return sampler
+
+    def guidance(
+        self, guidance_scale: float, interval: tuple[float, float] | None, channels: int | None
+    ) -> Callable[[Any], float]:
+        """Guidance scale at a timestep, see ``__call__``.
+
+        Raises:
+            UserError: If an argument is out of range, or the denoiser has no null condition to guide from.
+        """
         data_channels = self.denoiser.config.in_channels
         if channels is not None and not 1 <= channels <= data_channels:
             raise UserError(f"guidance_channels must be in 1..{data_channels}, the channels of this denoiser, got {channels}")
         schedule = timestep_guidance(guidance_scale, interval, noise_level_of(self.scheduler))
-        if guidance_scale == 1:
-            return unguided(self.predict, class_labels)
-        if not getattr(self.denoiser.config, "class_dropout_prob", 0):
+        if guidance_scale != 1 and not getattr(self.denoiser.config, "class_dropout_prob", 0):
             raise UserError(
                 f"guidance_scale {guidance_scale} needs a denoiser with a null condition, and this one has none; use 1"
             )
-        return classifier_free_guidance(self.predict, class_labels, self.num_classes, schedule, channels or data_channels)
+        return schedule
+
+    def bind_guidance(
+        self, class_labels: Tensor, guidance_scale: float, interval: tuple[float, float] | None, channels: int | None
+    ) -> Predict:
+        """Prediction for labels (B,) under classifier-free guidance, see ``__call__``."""
+        schedule = self.guidance(guidance_scale, interval, channels)
+        if guidance_scale == 1:
+            return unguided(self.predict, class_labels)
+        channels = channels or self.denoiser.config.in_channels
+        return classifier_free_guidance(self.predict, class_labels, self.num_classes, schedule, channels)
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Standard normal noise (B, C, h, w)."""
@@ -178,15 +203,19 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         prediction = self.denoiser(sample, timesteps, class_labels.flatten())  # (K B, C', h, w)
         return prediction.float().unflatten(0, (branches, batch_size))
 
-    def decode(self, state: SampleState) -> Tensor:
-        """Images (B, 3, H, W) of the final sample.
+    def check_decodable(self) -> None:
+        """Refuse, before anything is drawn, to make latents that nothing decodes.
 
         Raises:
-            UserError: If the sample is of latents and there is no autoencoder.
+            UserError: If the denoiser's channels are not those of images and there is no autoencoder.
         """
-        if self.autoencoder is None and state.sample.shape[1] != IMAGE_CHANNELS:
+        channels = self.denoiser.config.in_channels
+        if self.autoencoder is None and channels != IMAGE_CHANNELS:
             raise UserError(
-                f"the denoiser makes latents of {state.sample.shape[1]} channels and the pipeline has no autoencoder; "
+                f"the denoiser makes latents of {channels} channels and the pipeline has no autoencoder; "
                 "convert with --autoencoder DIR, or build the pipeline with autoencoder=..."
             )
+
+    def decode(self, state: SampleState) -> Tensor:
+        """Images (B, 3, H, W) of the final sample."""
         return state.sample if self.autoencoder is None else decode_latents(self.autoencoder, state.sample)

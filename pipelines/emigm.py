@@ -86,14 +86,39 @@ class EMIGMPipeline(ContinuousTokenPipeline):
         Raises:
             UserError: If an argument is out of range.
         """
-        self.check_decodable()
+        scheduler = self.plan(
+            num_inference_steps,
+            num_diffusion_steps,
+            solver,
+            guidance_scale,
+            guidance_schedule,
+            guidance_interval,
+            temperature,
+            mask_strategy,
+        )
         labels = self.check_class_labels(class_labels)
+        noise = self.image_noise(generator, len(labels))
+        state = self.prepare_state(labels, noise)
+        state.memory["uniform"] = noise.rand(num_inference_steps, self.network.num_tokens)  # what decides when
+        state = self.run(labels, scheduler, num_inference_steps, noise, state)
+        return self.postprocess(self.decode(state), output_type, return_dict)
+
+    def plan(
+        self,
+        num_inference_steps: int,
+        num_diffusion_steps: int | Sequence[int],
+        solver: SolverName,
+        guidance_scale: float,
+        guidance_schedule: GuidanceShape,
+        guidance_interval: tuple[float, float] | None,
+        temperature: float,
+        mask_strategy: str | None,
+    ) -> IndependentScheduler:
+        """The scheduler, checked; see ``ImagePipeline.plan``."""
+        self.check_decodable()
         draw = self.head_drawing(head_sampler(solver, num_diffusion_steps, temperature))
         schedule = mask_schedule(self.network.config.mask_strategy if mask_strategy is None else mask_strategy)
         interval = (0.0, 1.0) if guidance_interval is None else guidance_interval
         scheduler = IndependentScheduler(draw, schedule, guidance_scale, guidance_schedule, interval)
-        noise = self.image_noise(generator, len(labels))
-        state = self.prepare_state(labels, noise)
-        state.memory["uniform"] = noise.rand(max(num_inference_steps, 0), self.network.num_tokens)  # what decides when
-        state = self.run(labels, scheduler, num_inference_steps, noise, state)
-        return self.postprocess(self.decode(state), output_type, return_dict)
+        scheduler.set_timesteps(num_inference_steps, self.device)
+        return scheduler

@@ -162,11 +162,15 @@ class GANImagePipeline(ImageGenerationPipeline):
             >>> pipeline = GANImagePipeline.from_pretrained("runs/quickstart/sagan/pipeline")
             >>> images = pipeline(class_labels=[3, 5], truncation=0.8).images
         """
-        check_truncation(truncation)
+        self.plan(truncation)
         labels = self.check_class_labels(class_labels)
         noise = self.image_noise(generator, len(labels))
         images = self._generate(self.prepare_state(labels, noise, truncation), labels)
         return self.postprocess(images, output_type, return_dict)
+
+    def plan(self, truncation: float | None) -> None:
+        """Check the option; see ``ImagePipeline.plan``."""
+        check_truncation(truncation)
 
     @torch.no_grad()
     def interpolate_latents(

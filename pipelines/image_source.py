@@ -41,6 +41,7 @@ class PipelineSource(ImageSource):
         self.seed = seed
         # A score is printed with all that it depends on: which weights, under which options, from which seed.
         self.options = self.pipeline.sampling_defaults
+        self.pipeline.check_options(**self.options)
         self.fingerprint = fingerprint_folder(self.path)
         self.kind = f"samples of {type(self.pipeline).__name__} {self.fingerprint}, seed {seed}, "
         self.kind += ", ".join(f"{name} {value}" for name, value in self.options.items()) or "no options"

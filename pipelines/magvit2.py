@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -71,16 +71,31 @@ class MAGVIT2Pipeline(TokenPipeline):
         Raises:
             UserError: If an argument is out of range.
         """
+        scheduler, scale = self.plan(
+            guidance_scale, temperature, top_k, top_p, guidance_schedule, guidance_interval, guidance_exponent
+        )
         labels = self.check_class_labels(class_labels)
-        length, count = self.tokenizer.sequence_length, self.transformer.num_sub_tokens
-        scale = sub_token_guidance(count, length, guidance_scale, guidance_schedule, guidance_interval, guidance_exponent)
-        scheduler = SubTokenScheduler(length, count, temperature, top_k, top_p)
         noise = self.image_noise(generator, len(labels))
         predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale)
         state = self.prepare_state(labels, noise)
         with cast_weights(self.transformer):
             state = sample_loop(predict, scheduler, state, scheduler.num_steps, noise, self.progress_bar)
         return self.postprocess(self.decode(state), output_type, return_dict)
+
+    def plan(
+        self,
+        guidance_scale: float | Sequence[float],
+        temperature: float | Sequence[float],
+        top_k: int | Sequence[int | None] | None,
+        top_p: float | Sequence[float],
+        guidance_schedule: GuidanceSchedule,
+        guidance_interval: tuple[float, float] | None,
+        guidance_exponent: float,
+    ) -> tuple[SubTokenScheduler, Callable[[int], float]]:
+        """Scheduler and guidance scale, checked; see ``ImagePipeline.plan``."""
+        length, count = self.tokenizer.sequence_length, self.transformer.num_sub_tokens
+        scale = sub_token_guidance(count, length, guidance_scale, guidance_schedule, guidance_interval, guidance_exponent)
+        return SubTokenScheduler(length, count, temperature, top_k, top_p), scale
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Start from empty sub-tokens (B, L, K) and no cache."""

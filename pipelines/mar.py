@@ -55,13 +55,26 @@ class MARPipeline(ContinuousTokenPipeline):
         Raises:
             UserError: If an argument is out of range.
         """
-        self.check_decodable()
+        scheduler = self.plan(num_inference_steps, num_diffusion_steps, guidance_scale, guidance_schedule, temperature)
         labels = self.check_class_labels(class_labels)
-        draw = self.head_drawing(AncestralSampler(num_diffusion_steps, temperature))
-        scheduler = RandomOrderScheduler(draw, guidance_scale, guidance_schedule)
         noise = self.image_noise(generator, len(labels))
         state = self.run(labels, scheduler, num_inference_steps, noise, self.prepare_state(labels, noise))
         return self.postprocess(self.decode(state), output_type, return_dict)
+
+    def plan(
+        self,
+        num_inference_steps: int,
+        num_diffusion_steps: int | Sequence[int],
+        guidance_scale: float,
+        guidance_schedule: GuidanceShape,
+        temperature: float,
+    ) -> RandomOrderScheduler:
+        """The scheduler, checked; see ``ImagePipeline.plan``."""
+        self.check_decodable()
+        draw = self.head_drawing(AncestralSampler(num_diffusion_steps, temperature))
+        scheduler = RandomOrderScheduler(draw, guidance_scale, guidance_schedule)
+        scheduler.set_timesteps(num_inference_steps, self.device)
+        return scheduler
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """No token is known; each image has an order of its own."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -73,17 +73,43 @@ class MaskGITPipeline(TokenPipeline):
         Raises:
             UserError: If an argument is out of range.
         """
-        labels = self.check_class_labels(class_labels)
-        scheduler = ParallelScheduler(
-            self.tokenizer.sequence_length, self.transformer.mask_token, choice_temperature, temperature, top_k, top_p
+        scheduler, scale = self.plan(
+            num_inference_steps,
+            choice_temperature,
+            guidance_scale,
+            guidance_schedule,
+            guidance_interval,
+            guidance_exponent,
+            temperature,
+            top_k,
+            top_p,
         )
-        scheduler.set_timesteps(num_inference_steps, labels.device)
-        scale = position_guidance(guidance_scale, num_inference_steps, guidance_schedule, guidance_interval, guidance_exponent)
+        labels = self.check_class_labels(class_labels)
         noise = self.image_noise(generator, len(labels))
         predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale)
         state = self.prepare_state(labels, noise)
         state = sample_loop(predict, scheduler, state, num_inference_steps, noise, self.progress_bar)
         return self.postprocess(self.decode(state), output_type, return_dict)
+
+    def plan(
+        self,
+        num_inference_steps: int,
+        choice_temperature: float,
+        guidance_scale: float,
+        guidance_schedule: GuidanceSchedule,
+        guidance_interval: tuple[float, float] | None,
+        guidance_exponent: float,
+        temperature: float,
+        top_k: int | None,
+        top_p: float,
+    ) -> tuple[ParallelScheduler, float | Callable[[int], float]]:
+        """Scheduler and guidance scale, checked; see ``ImagePipeline.plan``."""
+        scheduler = ParallelScheduler(
+            self.tokenizer.sequence_length, self.transformer.mask_token, choice_temperature, temperature, top_k, top_p
+        )
+        scheduler.set_timesteps(num_inference_steps, self.device)
+        scale = position_guidance(guidance_scale, num_inference_steps, guidance_schedule, guidance_interval, guidance_exponent)
+        return scheduler, scale
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Start from a token map (B, L) that is masked everywhere."""

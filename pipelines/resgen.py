@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -74,7 +74,38 @@ class ResGenPipeline(TokenPipeline):
         Raises:
             UserError: If an argument is out of range.
         """
+        scheduler, scale = self.plan(
+            num_inference_steps,
+            choice_temperature,
+            guidance_scale,
+            guidance_schedule,
+            guidance_interval,
+            guidance_exponent,
+            temperature,
+            top_k,
+            top_p,
+        )
         labels = self.check_class_labels(class_labels)
+        noise = self.image_noise(generator, len(labels))
+        channels = self.transformer.num_guided
+        predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale, channels=channels)
+        state = self.prepare_state(labels, noise)
+        state = sample_loop(predict, scheduler, state, num_inference_steps, noise, self.progress_bar)
+        return self.postprocess(self.decode(state), output_type, return_dict)
+
+    def plan(
+        self,
+        num_inference_steps: int,
+        choice_temperature: float,
+        guidance_scale: float,
+        guidance_schedule: GuidanceSchedule,
+        guidance_interval: tuple[float, float] | None,
+        guidance_exponent: float,
+        temperature: float,
+        top_k: int | None,
+        top_p: float,
+    ) -> tuple[ResidualScheduler, float | Callable[[int], float]]:
+        """Scheduler and guidance scale, checked; see ``ImagePipeline.plan``."""
         network = self.transformer
         scheduler = ResidualScheduler(
             self.tokenizer.codebooks_tensor,
@@ -86,13 +117,9 @@ class ResGenPipeline(TokenPipeline):
             top_k,
             top_p,
         )
-        scheduler.set_timesteps(num_inference_steps, labels.device)
+        scheduler.set_timesteps(num_inference_steps, self.device)
         scale = position_guidance(guidance_scale, num_inference_steps, guidance_schedule, guidance_interval, guidance_exponent)
-        noise = self.image_noise(generator, len(labels))
-        predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale, channels=network.num_guided)
-        state = self.prepare_state(labels, noise)
-        state = sample_loop(predict, scheduler, state, num_inference_steps, noise, self.progress_bar)
-        return self.postprocess(self.decode(state), output_type, return_dict)
+        return scheduler, scale
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Start from ids (B, L, depth) of which none is known."""

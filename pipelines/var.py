@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,12 +78,25 @@ class VARPipeline(TokenPipeline):
         Raises:
             UserError: If an argument is out of range.
         """
+        scheduler, scale = self.plan(guidance_scale, temperature, top_k, top_p, guidance_schedule, guidance_interval, more_smooth)
         labels = self.check_class_labels(class_labels)
-        scheduler = NextScaleScheduler(self.tokenizer, temperature, top_k, top_p, more_smooth)
-        scale = position_guidance(guidance_scale, scheduler.num_scales, guidance_schedule, guidance_interval)
         noise = self.image_noise(generator, len(labels))
         state = self.sample(labels, scheduler, scale, noise)
         return self.postprocess(self.decode(state), output_type, return_dict)
+
+    def plan(
+        self,
+        guidance_scale: float,
+        temperature: float,
+        top_k: int | None,
+        top_p: float,
+        guidance_schedule: GuidanceSchedule,
+        guidance_interval: tuple[float, float] | None,
+        more_smooth: bool,
+    ) -> tuple[NextScaleScheduler, float | Callable[[int], float]]:
+        """Scheduler and guidance scale, checked; see ``ImagePipeline.plan``."""
+        scheduler = NextScaleScheduler(self.tokenizer, temperature, top_k, top_p, more_smooth)
+        return scheduler, position_guidance(guidance_scale, scheduler.num_scales, guidance_schedule, guidance_interval)
 
     @torch.no_grad()
     def edit(

@@ -54,6 +54,8 @@ class ContinuousTokenObjective(Objective):
         UserError: If an option is out of range, or the autoencoder's latents are not the network's.
     """
 
+    label_dropout: float
+
     def __init__(
         self,
         network: MaskedAutoencoder,

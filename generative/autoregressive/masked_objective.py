@@ -42,6 +42,8 @@ class MaskedTokenObjective(Objective, abc.ABC):
         UserError: If an option is out of range.
     """
 
+    label_dropout: float
+
     def __init__(
         self,
         transformer: ModelMixin,

@@ -38,6 +38,8 @@ class NextTokenObjective(Objective):
         sampling: Options of the pipeline's call used for grids and scores made during training, and kept with the run.
     """
 
+    label_dropout: float
+
     def __init__(
         self,
         transformer: ModelMixin,

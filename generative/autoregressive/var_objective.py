@@ -48,6 +48,8 @@ class VARObjective(Objective):
         more_smooth: Likewise; for looking at only.
     """
 
+    label_dropout: float
+
     def __init__(
         self,
         transformer: VAR,

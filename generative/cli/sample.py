@@ -172,6 +172,7 @@ def sample(
     pipeline = load_pipeline(folder)
     check_options(pipeline, options)
     options = {**pipeline.sampling_defaults, **options}
+    pipeline.check_options(**options)
     labels = parse_class_labels(class_labels, pipeline)
     requests = [SampleRequest(label, index) for label in labels for index in range(num_images_per_class)]
     accelerator = build_accelerator(mixed_precision)

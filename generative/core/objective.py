@@ -84,6 +84,8 @@ class Objective(abc.ABC):
         num_classes: Classes of the data that the objective expects; class labels are in [0, num_classes).
         uses_labels: Whether a class label has any effect; without, data of any classes will do.
         image_size: Height and width of the images, in pixels.
+        label_dropout: Share of labels replaced by the null condition in training; None where there is no such thing. Samples
+            cannot be guided from a null condition that was never trained, and the trainer refuses to.
         usage: What to do with the run's pipeline, said when training is done; ``{run}`` stands for its folder.
         sampling_networks: Names of the networks that ``prepare_for_sampling`` and ``pipeline`` use: only they are copied for
             them. None for all.
@@ -92,6 +94,7 @@ class Objective(abc.ABC):
     """
 
     usage: str = "sample with `generative sample {run} --class-labels 0`"
+    label_dropout: float | None = None
     sampling_networks: tuple[str, ...] | None = None
     loss_extractors: frozenset[str] = frozenset()
     uses_labels: bool = True

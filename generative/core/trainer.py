@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +83,7 @@ class Trainer:
         if config.keep_best and evaluator is None:
             raise UserError("trainer.keep_best is set but there is no evaluation; add an `evaluation` section")
         check_judge(objective, evaluator)
+        check_sampling(objective)
         self.best = BestCheckpoint(config.output_dir, config.keep_best) if config.keep_best else None
         self.step = 0
         self.phases = objective.phases()
@@ -533,6 +534,23 @@ def check_classes(num_classes: int, dataset: ImageDataset) -> None:
         raise UserError(
             f"the data has no images of {len(empty)} of its {num_classes} classes: "
             f"{list_names([dataset.class_names[label] for label in empty])}; remove these classes from the data, or add images"
+        )
+
+
+def check_sampling(objective: Objective) -> None:
+    """Refuse options of samples that only the first sample, after hours perhaps, would show to be impossible.
+
+    Raises:
+        UserError: If the pipeline of the networks cannot be, or refuses the objective's ``sampling_defaults``; or if they guide
+            from a null condition that is not trained.
+    """
+    options = objective.sampling_defaults()
+    objective.pipeline(objective.networks).check_options(**options)
+    scale = options.get("guidance_scale", 1)
+    if objective.label_dropout == 0 and any(each != 1 for each in (scale if isinstance(scale, Sequence) else [scale])):
+        raise UserError(
+            f"guidance_scale {scale} guides from the null condition, which label_dropout 0 never trains; set guidance_scale to "
+            "1, or label_dropout above 0 (0.1 is usual)"
         )
 
 

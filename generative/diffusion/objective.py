@@ -54,6 +54,8 @@ class DiffusionObjective(Objective):
         UserError: If options contradict one another.
     """
 
+    label_dropout: float
+
     def __init__(
         self,
         denoiser: ModelMixin,

@@ -100,8 +100,8 @@ class DiffusersSampler:
         Raises:
             UserError: If the scheduler cannot make so many.
         """
-        if num_inference_steps < 1:
-            raise UserError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+            raise UserError(f"num_inference_steps must be at least 1, got {num_inference_steps!r}")
         try:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
         except (ValueError, IndexError, AssertionError) as error:

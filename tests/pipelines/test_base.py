@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+import pipelines
 from generative.core.errors import UserError
 from generative.core.seeding import sample_generators
-from pipelines import GANImagePipeline, find_pipeline_folder, load_pipeline
-from pipelines.base import ImageGenerationPipeline, read_model_index
+from pipelines import PIPELINES, GANImagePipeline, find_pipeline_folder, load_pipeline
+from pipelines.base import CALL_ARGUMENTS, ImageGenerationPipeline, read_model_index
 
 
 @pytest.fixture
@@ -171,3 +173,16 @@ def test_a_damaged_component(saved: Path, entry: Any) -> None:
 def test_the_base_class_cannot_be_made() -> None:
     with pytest.raises(TypeError, match="abstract"):
         ImageGenerationPipeline()  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "ImageReconstructionPipeline"])
+def test_every_option_of_a_call_is_one_that_its_plan_checks(name: str) -> None:
+    pipeline_class = getattr(pipelines, name)
+    called, planned = (inspect.signature(method).parameters for method in (pipeline_class.__call__, pipeline_class.plan))
+    assert [option for option in called if option not in CALL_ARGUMENTS] == list(planned)
+
+
+def test_options_that_a_pipeline_has_not_are_named(pipeline: Any) -> None:
+    pipeline.check_options()
+    with pytest.raises(UserError, match="ToyPipeline has no option guidance_scale; it takes truncation"):
+        pipeline.check_options(guidance_scale=2.0)
