@@ -45,7 +45,7 @@ examples:
   fid-score test/ samples/ --extractor resnet9 --weights judge.safetensors --metrics fid,am
                                                       a network trained on one's own data, and scores on it
   fid-score --input1 samples/ --input2 real/ --fid --isc  as torch-fidelity's `fidelity` (its protocol, too)
-  torchrun --nproc-per-node 8 -m metrics.cli real/ samples/  on eight GPUs, the same number"""
+  torchrun --nproc-per-node 8 -m metrics.cli real/ samples/  on eight GPUs, the same number (to 5e-7)"""
 
 _NOTES = """\
 weights: Inception-v3 (91 MB), CLIP, DINOv2 and others are downloaded once, verified, and kept in $TRIPTYCH_CACHE

@@ -1,4 +1,8 @@
-"""Several processes that score one image set together: `torchrun --nproc-per-node 8 -m metrics.cli A B`."""
+"""Several processes that score one image set together: `torchrun --nproc-per-node 8 -m metrics.cli A B`.
+
+Scores are those of one process to a relative 5e-7: batches are cut elsewhere, so a float32 network rounds differently, and
+float64 sums are merged in another order.
+"""
 
 from __future__ import annotations
 

@@ -203,16 +203,16 @@ class MetricSuite:
         from metrics.statistics import check_protocol
 
         lacking = []
-        for metric in self.metrics:
-            if real and not metric.needs_real:
-                continue
+        wanting = [metric for metric in self.metrics if metric.needs_real or not real]
+        for metric in wanting:
             feature = str(metric.feature)
             entry = stored.find(self.extractor.name, feature, self.extractor.feature_dims[feature])
             if entry is not None:
                 check_protocol(entry, self.extraction.protocol(feature), stored.path, "this run")
             if entry is None or not metric.load_statistics(entry, real):
                 lacking.append(metric)
-        self._stored[side_name(real)] = {"path": str(stored.path), "num_images": stored.num_images}
+        if len(lacking) < len(wanting):
+            self._stored[side_name(real)] = {"path": str(stored.path), "num_images": stored.num_images}
         return lacking
 
     @property
@@ -224,15 +224,16 @@ class MetricSuite:
             **protocol,
             "num_real": self._num_images(True),
             "num_fake": self._num_images(False),
+            # Of a file of statistics and images, as ADM's: the images, which serve what the statistics do not.
+            **{f"num_{side}_images": self.count(side == "real") for side in self._stored if self.count(side == "real")},
             "reference": self._stored.get("real"),
             "metrics": self._parameters(),
         }
 
     def _num_images(self, real: bool) -> int | None:
         """Return the size of a side; None for a statistics file that does not tell."""
-        if self.count(real) or side_name(real) not in self._stored:
-            return self.count(real)
-        number: int | None = self._stored[side_name(real)]["num_images"]
+        stored = self._stored.get(side_name(real))
+        number: int | None = self.count(real) if stored is None else stored["num_images"]
         return number
 
     def _parameters(self) -> dict[str, dict[str, Any]]:

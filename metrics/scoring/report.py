@@ -138,17 +138,17 @@ def format_table(report: Report) -> str:
 def _protocol_lines(protocols: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     lines = []
     for protocol in protocols:
-        digest = str(protocol["weights_sha256"])[:_SHOWN_HASH_DIGITS] if protocol.get("weights_sha256") else "unknown"
-        lines.append(("network", f"{protocol.get('extractor') or 'unknown'} (weights sha256 {digest})"))
+        digest = _known(protocol, "weights_sha256")[:_SHOWN_HASH_DIGITS]
+        lines.append(("network", f"{_known(protocol, 'extractor')} (weights sha256 {digest})"))
         lines.append(
             (
                 "input",
-                f"resize {protocol.get('resizer') or 'unknown'} to {protocol.get('input_size') or '?'} px, "
+                f"resize {_known(protocol, 'resizer')} to {protocol.get('input_size') or '?'} px, "
                 f"{protocol.get('normalization') or 'unknown normalisation'}",
             )
         )
         for name, parameters in protocol.get("metrics", {}).items():
-            lines.append((name, ", ".join(f"{key} {value}" for key, value in parameters.items())))
+            lines.append((name, ", ".join(f"{key} {'none' if value is None else value}" for key, value in parameters.items())))
     return lines
 
 
@@ -174,6 +174,10 @@ def write_json(report: Report, path: Path) -> None:
         stream.write((json.dumps(report.record(), indent=2) + "\n").encode())
 
 
+def _known(protocol: dict[str, Any], key: str) -> str:
+    return str(protocol.get(key) or "unknown")
+
+
 def write_csv(report: Report, path: Path) -> None:
     """Write one row per sample set: path, step, counts, networks, and every score."""
     keys = list(dict.fromkeys(key for result in report.results for key in result.scores))
@@ -181,8 +185,10 @@ def write_csv(report: Report, path: Path) -> None:
     writer = csv.writer(text)
     writer.writerow(["samples", "step", "reference", "protocol", "networks", "resizers", "num_real", "num_fake", "error", *keys])
     for result in report.results:
-        networks = "+".join(f"{p.get('extractor')}@{str(p.get('weights_sha256'))[:_SHOWN_HASH_DIGITS]}" for p in result.protocols)
-        resizers = "+".join(str(p.get("resizer")) for p in result.protocols)
+        networks = "+".join(
+            f"{_known(p, 'extractor')}@{_known(p, 'weights_sha256')[:_SHOWN_HASH_DIGITS]}" for p in result.protocols
+        )
+        resizers = "+".join(_known(p, "resizer") for p in result.protocols)
         counts = [result.protocols[0].get(key) for key in ("num_real", "num_fake")] if result.protocols else [None, None]
         error = " ".join(result.errors) or None
         numbers = [repr(result.scores[key]) if key in result.scores else "" for key in keys]

@@ -30,10 +30,13 @@ class Side:
 
     def describe(self) -> str:
         """Return a line for the table."""
-        if self.images is not None:
-            return f"{self.path} ({self.images.kind}, {len(self.images) - self.num_skipped} images)"
-        count = None if self.statistics is None else self.statistics.num_images
-        return f"{self.path} (statistics of {count if count is not None else 'an unknown number of'} images)"
+        images = None if self.images is None else f"{len(self.images) - self.num_skipped} images"
+        if self.statistics is None:
+            return f"{self.path} ({self.images.kind}, {images})" if self.images is not None else str(self.path)
+        count = "an unknown number of" if self.statistics.num_images is None else self.statistics.num_images
+        if images is not None:
+            return f"{self.path} (moments of {count} images; {images} stored for precision and recall)"
+        return f"{self.path} (statistics of {count} images)"
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,7 @@ def cases(folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
         "matching": Case([real, fake, "--match-classes", "top1", "--match-num", "12", "--json"]),
         "saved": Case(["--save-stats", real, f"{target}/OUT.npz", "--metrics", "fid,kid"]),
         "stored": Case([f"{target}/OUT.npz", fake, "--metrics", "fid,kid", "--kid-subset-size", "9", "--json"]),
+        "one set damaged": Case([real, fake, folders["damaged"], folders["two"], "--metrics", "fid,prc", "--json"]),
         "damaged on both": Case([real, folders["damaged"]], ".png is truncated or corrupt"),
         "mixed on the last": Case([real, folders["mixed"], "--protocol", "edm"], "scores images of one size"),
         "another size on each": Case([real, folders["halves"], "--protocol", "edm"], "scores images of one size"),
@@ -226,6 +227,18 @@ def test_two_processes_score_as_one(name: str, together, cases, folders, tmp_pat
         assert theirs["samples"] == ours["samples"] and theirs["protocols"] == ours["protocols"]
         assert sorted(theirs["notes"]) == sorted(ours["notes"])
     assert found["reference"] == alone["reference"]
+
+
+def test_a_set_that_fails_keeps_the_others(together, cases, folders, tmp_path: Path, capsys) -> None:
+    first, second = together["one set damaged"]
+    assert (first["code"], second["code"], second["out"]) == (2, 2, "")
+    code, out, err = _alone("one set damaged", cases, folders, tmp_path, capsys)
+    assert code == 2 and first["err"].splitlines()[0] == err.splitlines()[0], "what is known at the start"
+    told = first["err"] + second["err"]
+    assert told.count("2 of 3 sample sets lack scores") == err.count("2 of 3 sample sets lack scores") == 1
+    for ours, theirs in zip(json.loads(out)["results"], json.loads(first["out"])["results"], strict=True):
+        assert theirs["scores"] == pytest.approx(ours["scores"], rel=1e-5, abs=1e-6)
+        assert len(theirs["errors"]) == len(ours["errors"])
 
 
 def test_saved_statistics_are_those_of_one_process(together, cases, folders, tmp_path: Path, capsys) -> None:

@@ -454,6 +454,41 @@ def test_a_score_without_reference(sets, printed: Printed, refused) -> None:
     assert "reference" in refused(sets[1], "--metrics", "is,fid")
 
 
+def test_moments_of_an_unknown_count_beside_images(
+    sets, printed: Printed, tiny_options, capsys, smooth_images, tmp_path: Path
+) -> None:
+    """ADM's layout: moments of a whole data set, of which the file does not say how large it is, and some images."""
+    paths = []
+    for seed, count in ((0, 17), (1, 15)):
+        features = np.random.default_rng(seed).normal(size=(40, 12))
+        images = smooth_images(count, 8, 8, seed=seed).permute(0, 2, 3, 1).numpy()
+        paths.append(str(tmp_path / f"{count}.npz"))
+        np.savez(paths[-1], arr_0=images, mu=features.mean(0), sigma=np.cov(features.T))
+    record = printed(*paths, "--metrics", "fid,prc", "--csv", str(tmp_path / "s.csv"))
+    assert (
+        record["reference"] == f"{paths[0]} (moments of an unknown number of images; 17 images stored for precision and recall)"
+    )
+    assert record["samples"] == f"{paths[1]} {told.format(15)}"
+    (protocol,) = record["protocols"]
+    counts = {"num_real": None, "num_fake": None, "num_real_images": 17, "num_fake_images": 15}
+    assert {key: protocol[key] for key in counts} == counts
+    with (tmp_path / "s.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["num_real"] == row["num_fake"] == "" and "None" not in row.values()
+    (protocol,) = printed(sets[0], paths[1], "--metrics", "fid,prc")["protocols"]
+    assert (protocol["num_real"], protocol["num_fake"], protocol["num_fake_images"]) == (30, None, 15)
+    assert "num_real_images" not in protocol
+    (protocol,) = printed(*paths, "--metrics", "prc")["protocols"]
+    assert (protocol["num_real"], protocol["num_fake"]) == (17, 15), "the moments serve nothing"
+
+
+def test_files_that_say_nothing_print_no_none(capsys, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        np.savez(tmp_path / name, mu=np.zeros(12), sigma=np.eye(12))
+    assert main([str(tmp_path / "a.npz"), str(tmp_path / "b.npz"), "--csv", str(tmp_path / "s.csv")]) == 0
+    assert "None" not in capsys.readouterr().out + (tmp_path / "s.csv").read_text()
+
+
 def test_saved_statistics_serve_every_metric(sets, printed: Printed, tiny_options, capsys, tmp_path: Path, images_run) -> None:
     options = ["--metrics", "fid,kid,prc", "--kid-subset-size", "10"]
     expected = printed(*sets, *options)["scores"]
