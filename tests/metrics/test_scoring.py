@@ -465,9 +465,8 @@ def test_moments_of_an_unknown_count_beside_images(
         paths.append(str(tmp_path / f"{count}.npz"))
         np.savez(paths[-1], arr_0=images, mu=features.mean(0), sigma=np.cov(features.T))
     record = printed(*paths, "--metrics", "fid,prc", "--csv", str(tmp_path / "s.csv"))
-    assert (
-        record["reference"] == f"{paths[0]} (moments of an unknown number of images; 17 images stored for precision and recall)"
-    )
+    told = "(moments of an unknown number of images; {} images stored for precision and recall)"
+    assert record["reference"] == f"{paths[0]} {told.format(17)}"
     assert record["samples"] == f"{paths[1]} {told.format(15)}"
     (protocol,) = record["protocols"]
     counts = {"num_real": None, "num_fake": None, "num_real_images": 17, "num_fake_images": 15}
