@@ -122,7 +122,13 @@ def num_cores(extractors: Sequence[FeatureExtractor]) -> int:
     return 1 if any(extractor.device.type != "cpu" for extractor in extractors) else torch.get_num_threads()
 
 
-def map_on_cores(function: Callable[[Item], Result], items: Iterable[Item], num_workers: int) -> Iterator[Result]:
+def map_on_cores(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    num_workers: int,
+    size: Callable[[Item], int] = lambda item: 0,
+    limit: int = 0,
+) -> Iterator[Result]:
     """Apply a function to a stream, `num_workers` items at a time, and yield the results in order.
 
     Each worker thread has torch to itself with one thread; torch releases Python's lock while it computes.
@@ -131,20 +137,32 @@ def map_on_cores(function: Callable[[Item], Result], items: Iterable[Item], num_
         function: Called once per item, in any order.
         items: Read only as far ahead as the workers need.
         num_workers: Worker threads; 1 calls the function in this thread, with all of torch's threads.
+        size: Bytes of an item.
+        limit: Bytes of the items that are out at once; a larger one goes alone.
     """
     if num_workers == 1:
         yield from map(function, items)
         return
     num_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="extract", initializer=torch.set_num_threads, initargs=(1,))
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[tuple[Future[Result], int]] = deque()
+    num_bytes = 0
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
+            own_bytes = size(item)
+            while waiting and num_bytes + own_bytes > limit:
+                future, done_bytes = waiting.popleft()
+                yield future.result()
+                num_bytes -= done_bytes
+            waiting.append((pool.submit(function, item), own_bytes))
+            num_bytes += own_bytes
+            del item  # It goes with the work on it.
             if len(waiting) >= num_workers * (1 + _QUEUED_PER_WORKER):
-                yield waiting.popleft().result()
+                future, done_bytes = waiting.popleft()
+                yield future.result()
+                num_bytes -= done_bytes
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[0].result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(num_threads)  # MKL's thread count is one for the whole process.

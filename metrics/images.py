@@ -17,9 +17,10 @@ of file, are what that gives, with two exceptions that are marked:
 from __future__ import annotations
 
 import io
+import mmap
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +42,8 @@ _LOW_BYTE_BITS = 8
 EMPTY = "is empty (0 bytes)"
 _ADVICE = "remove or replace it"
 _TIFF_ADVICE = "save it with 8 or 16 bits per channel, interleaved"
+#: Images of more pixels get memory of their own.
+_MAPPED_PIXELS = 1 << 21
 #: What Pillow's decoders raise on damaged data.
 _DECODER_ERRORS = (
     OSError,
@@ -97,27 +100,40 @@ def read_image(path: Path, name: str | None = None) -> Tensor:
         ImageError: If the file is absent, empty, truncated, corrupt or of a refused kind.
     """
     name = str(path) if name is None else name
+    return decode_image(read_file(path, name), name)
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        ImageError: If it can't be read.
+    """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ImageError(name, "can't be read", "check the file and its permissions", error.strerror or "") from error
-    return decode_image(data, name)
 
 
-def decode_image(data: bytes, name: str) -> Tensor:
+def decode_image(data: bytes, name: str, admit: Callable[[int], None] | None = None) -> Tensor:
     """Decode an encoded image as uint8 (3, H, W).
 
     Args:
         data: The content of an image file.
         name: What to call it in messages.
+        admit: Called with the bytes of the result (3 H W) before any pixel is decoded; it may wait until there is room.
 
     Raises:
         ImageError: If the content is empty, truncated, corrupt or of a refused kind.
     """
-    image = load_rgb(data, name)
+    image = load_rgb(data, name, admit)
+    size = image.width * image.height
     with decoding(name):
-        # Plane by plane: Pillow takes the pixels apart in less time than torch takes to transpose them.
-        planes = bytearray(b"".join(plane.tobytes() for plane in image.split()))
+        # Those of large images apart from the heap, which they would leave in pieces too small for the next.
+        planes = mmap.mmap(-1, 3 * size) if size > _MAPPED_PIXELS else bytearray(3 * size)
+        # Pillow takes the pixels apart in less time than torch takes to transpose them; one by one, for large images' sake.
+        for channel in range(3):
+            planes[channel * size : (channel + 1) * size] = image.getchannel(channel).tobytes()
     return torch.frombuffer(planes, dtype=torch.uint8).view(3, image.height, image.width)
 
 
@@ -126,22 +142,26 @@ def open_image(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
-def load_rgb(data: bytes, name: str) -> Image.Image:
+def load_rgb(data: bytes, name: str, admit: Callable[[int], None] | None = None) -> Image.Image:
     """Decode an encoded image completely as an 8-bit RGB Pillow image; see `decode_image`."""
     if not data:
         raise ImageError(name, EMPTY)
     with decoding(name):
         if is_tiff(data):
-            loaded = _load_tiff(data, name)
+            loaded = _load_tiff(data, name, admit)
         else:
             with open_image(data) as loaded:
+                if admit is not None:
+                    admit(3 * loaded.width * loaded.height)
                 loaded.load()
         return loaded if loaded.mode == "RGB" else convert_to_rgb(loaded, name)
 
 
-def _load_tiff(data: bytes, name: str) -> Image.Image:
+def _load_tiff(data: bytes, name: str, admit: Callable[[int], None] | None) -> Image.Image:
     try:
         with open_image(data) as opened:
+            if admit is not None:
+                admit(3 * opened.width * opened.height)
             return load_tiff(opened, data)
     except UnidentifiedImageError as error:
         raise ImageError(name, "is a TIFF of a kind that Pillow does not read, or is corrupt", _TIFF_ADVICE) from error

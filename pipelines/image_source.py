@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from generative.core.checkpoint import fingerprint_folder
 from generative.core.generation import balanced_requests, generate_images
@@ -43,6 +48,7 @@ class PipelineSource(ImageSource):
         self.options = self.pipeline.sampling_defaults
         self.pipeline.check_options(**self.options)
         self.fingerprint = fingerprint_folder(self.path)
+        self.device = torch.device(device).type
         self.kind = f"samples of {type(self.pipeline).__name__} {self.fingerprint}, seed {seed}, "
         self.kind += ", ".join(f"{name} {value}" for name, value in self.options.items()) or "no options"
 
@@ -50,8 +56,10 @@ class PipelineSource(ImageSource):
         return len(self.requests)
 
     def identity(self) -> str:
-        """Fingerprint of the pipeline, the seed, the sampling options and the number of samples."""
-        return fingerprint(["pipeline", self.fingerprint, self.seed, *sorted(self.options.items()), len(self)])
+        """Fingerprint of all that decides the images: pipeline, seed, options, their number, kind of device and software."""
+        software = [_sources_sha256(), *(f"{name} {version(name)}" for name in ("torch", "diffusers"))]
+        made_from = ["pipeline", self.fingerprint, self.seed, *sorted(self.options.items()), len(self), self.device]
+        return fingerprint([*made_from, *software])
 
     def batches(self, batch_size: int, num_workers: int = 1, start: int = 0, stop: int | None = None) -> Iterator[ImageBatch]:
         """Sample the images of places ``start`` to ``stop``, uint8 (3, H, W); ``num_workers`` has no use here.
@@ -65,6 +73,17 @@ class PipelineSource(ImageSource):
         ):
             labels = None if self.labels is None else [self.labels[start + position] for position in positions]
             yield ImageBatch([start + position for position in positions], list(images.cpu()), labels)
+
+
+@cache
+def _sources_sha256() -> str:
+    """sha256 of the source files that sample: an edit of a sampler is another set of images."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for path in sorted(path for package in ("generative", "pipelines") for path in (root / package).rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def open_pipeline(path: Path, num_samples: int | None, seed: int | None, batch_size: int, device: str) -> PipelineSource:

@@ -208,16 +208,19 @@ def covered_thresholds(
 
 
 def reference_identity(path: Path) -> str:
-    """What the reference holds, whatever it is called: images by their source's identity, statistics by their bytes.
+    """What the reference holds: images by their encoded bytes, names and labels, statistics by their bytes.
 
     Raises:
         UserError: If it is neither.
     """
     from metrics.scoring.sides import OpenOptions, open_side
+    from metrics.sources.base import fingerprint
 
     try:
-        side = open_side(path, OpenOptions())
-        return file_digest(path) if side.images is None else side.images.identity()
+        images = open_side(path, OpenOptions()).images
+        if images is None:
+            return file_digest(path)
+        return fingerprint([images.identity(), *images.contents(0, len(images), num_workers=4)])
     except FileNotFoundError as error:
         raise UserError(f"--reference '{path}' does not exist; give images or statistics") from error
     except ValueError as error:

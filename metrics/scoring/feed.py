@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ from tqdm import tqdm
 
 from metrics.distributed import Processes
 from metrics.extraction import check_finite, map_on_cores, microbatch_size, num_cores
-from metrics.feature_cache import TILE_IMAGES, FeatureCache, Tile
+from metrics.feature_cache import TILE_IMAGES, FeatureCache, Tile, tile_content
 from metrics.metric import Metric, side_name
+from metrics.scoring.pieces import Piece, Stored, TileContents, split_batches, work_bytes
+from metrics.software import software_fingerprint
 from metrics.sources import ImageBatch, ImageSource
+from metrics.sources.base import pixel_digest
 from metrics.suite import MetricSuite
 
 _MAX_CLASS_DIGITS = 18  # 10^18 < 2^62, where the numbers of names start.
 _COSTLY_TILE_IMAGES = 32  # What a generator samples may take seconds an image: lose less of it.
+_PIECE_BYTES = 40 << 20  # Pixels that a core is given at once: of large images few, and one at least.
+_MOST_PIECES = 8  # Of that size, that all cores are given at once.
 
 
 @dataclass(frozen=True)
@@ -162,83 +168,81 @@ class _Run:
         self.tile_images = tile_images
         self.side = side
         self.folders: list[dict[str, Path]] = []
+        self.kept: list[set[int]] = []  # Tiles that each consumer may find, if the images are still those.
+        self.contents = TileContents(source, tile_images, feeder.num_workers)
         if feeder.cache is not None:
             identity = source.identity()
             for consumer in consumers:
                 keys = {name: _cache_key(consumer.suite, name) for name in _features(consumer)}
-                self.folders.append({name: feeder.cache.folder(identity, key, tile_images) for name, key in keys.items()})
+                folders = {name: feeder.cache.folder(identity, key, tile_images) for name, key in keys.items()}
+                self.folders.append(folders)
+                self.kept.append(feeder.cache.tiles(folders))
 
     def tiles(self, mine: range) -> Iterator[tuple[int, list[Tile]]]:
         """Yield this process's tiles in order, one `Tile` per consumer."""
         number = mine.start
-        while number < mine.stop:
-            stored = self._read(number)
-            complete = [tile for tile in stored if tile is not None]
-            if len(complete) == len(self.consumers):
-                yield number, complete
-                number += 1
-                continue
-            # Neighbours that lack something are read in one go: decoding need not stop at every tile.
-            stop = number + 1
-            while stop < mine.stop and not self._exists(stop):
-                stop += 1
-            yield from self._compute(range(number, stop))
-            number = stop
+        with closing(self.contents):
+            while number < mine.stop:
+                stored = self._read(number)
+                if stored.is_complete:
+                    yield number, [tile for tile in stored.tiles if tile is not None]
+                    number += 1
+                    continue
+                # Neighbours that lack something are read in one go: decoding need not stop at every tile.
+                stop = number + 1
+                while stop < mine.stop and not self._may_be_complete(stop):
+                    stop += 1
+                yield from self._compute(range(number, stop), stored)
+                number = stop
 
-    def _read(self, number: int) -> list[Tile | None]:
+    def _read(self, number: int) -> Stored:
+        """Read what the cache has of a tile, for which the images' bytes are read but not decoded."""
         cache = self.feeder.cache
-        if cache is None:
-            return [None] * len(self.consumers)
-        tiles = [cache.read(folders, number) for folders in self.folders]
-        if self.source.skip_corrupt:
-            return tiles
-        # A run that skipped damaged images left gaps; this one has to meet them and say so.
-        whole = min((number + 1) * self.tile_images, len(self.source)) - number * self.tile_images
-        return [tile if tile is not None and len(tile.indices) == whole else None for tile in tiles]
+        if cache is None or not any(number in kept for kept in self.kept):
+            return Stored([None] * len(self.consumers))
+        content = self.contents.of(number)
+        tiles = [cache.read(folders, number, content) for folders in self.folders]
+        if not self.source.skip_corrupt:
+            # A run that skipped damaged images left gaps; this one has to meet them and say so.
+            whole = len(self._places(number))
+            tiles = [tile if tile is not None and len(tile.indices) == whole else None for tile in tiles]
+        return Stored(tiles, content)
 
-    def _exists(self, number: int) -> bool:
-        cache = self.feeder.cache
-        return cache is not None and all(cache.has(folders, number) for folders in self.folders)
+    def _places(self, number: int) -> range:
+        return range(number * self.tile_images, min((number + 1) * self.tile_images, len(self.source)))
 
-    def _compute(self, numbers: range) -> Iterator[tuple[int, list[Tile]]]:
+    def _may_be_complete(self, number: int) -> bool:
+        return bool(self.kept) and all(number in kept for kept in self.kept)
+
+    def _compute(self, numbers: range, first: Stored) -> Iterator[tuple[int, list[Tile]]]:
         """Run the images of consecutive tiles through every network that lacks them."""
         extractors = [consumer.suite.extractor for consumer in self.consumers]
-        stored = {numbers.start: self._read(numbers.start)}
+        stored = {numbers.start: first}
         size = microbatch_size(extractors, self.feeder.batch_size)
+        limit = _PIECE_BYTES if all(extractor.device.type == "cpu" for extractor in extractors) else None
         stop = min(numbers.stop * self.tile_images, len(self.source))
         at_once = self.feeder.batch_size // size * size  # Whole pieces: a remainder would cost as much as a piece.
         batches = self.source.batches(at_once, self.feeder.num_workers, numbers.start * self.tile_images, stop)
 
         def pieces() -> Iterator[tuple[ImageBatch, list[Tile | None]]]:
-            for piece in self._split(batches, size):
+            for piece in split_batches(batches, self.tile_images, size, limit):
                 number = piece.indices[0] // self.tile_images
                 if number not in stored:
                     stored[number] = self._read(number)
-                yield piece, stored[number]
+                yield piece, stored[number].tiles
 
-        number, done = numbers.start, list[_Piece]()
-        for piece in map_on_cores(self._extract, pieces(), num_cores(extractors)):
-            while piece.batch.indices[0] // self.tile_images > number:
+        number, done = numbers.start, list[Piece]()
+        cores = num_cores(extractors)
+        in_flight = _PIECE_BYTES * min(cores + 1, _MOST_PIECES)
+        for piece in map_on_cores(self._extract, pieces(), cores, work_bytes, in_flight):
+            while piece.indices[0] // self.tile_images > number:
                 yield number, self._finish(number, done, stored.pop(number, None))
                 number, done = number + 1, []
             done.append(piece)
         for rest in range(number, numbers.stop):  # The last, and those behind it of which no image could be read.
             yield rest, self._finish(rest, done if rest == number else [], stored.pop(rest, None))
 
-    def _split(self, batches: Iterator[ImageBatch], size: int) -> Iterator[ImageBatch]:
-        """Cut batches into pieces of at most `size` images that lie in one tile."""
-        for batch in batches:
-            start = 0
-            while start < len(batch):
-                tile = batch.indices[start] // self.tile_images
-                stop = start + 1
-                while stop < min(start + size, len(batch)) and batch.indices[stop] // self.tile_images == tile:
-                    stop += 1
-                labels = None if batch.labels is None else batch.labels[start:stop]
-                yield ImageBatch(batch.indices[start:stop], batch.images[start:stop], labels)
-                start = stop
-
-    def _extract(self, work: tuple[ImageBatch, list[Tile | None]]) -> _Piece:
+    def _extract(self, work: tuple[ImageBatch, list[Tile | None]]) -> Piece:
         batch, stored = work
         features: list[dict[str, Tensor] | None] = []
         for consumer, tile in zip(self.consumers, stored, strict=True):
@@ -249,20 +253,24 @@ class _Run:
             check_finite(found, batch.indices, self.side, consumer.suite.extractor)
             features.append(found)
         sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in batch.images]
-        return _Piece(batch, features, [_pixel_digest(image) for image in batch.images], sizes)
+        digests = [pixel_digest(image).hex() for image in batch.images]
+        return Piece(batch.indices, batch.labels, self.source.contents_of(batch), features, digests, sizes)
 
-    def _finish(self, number: int, pieces: Sequence[_Piece], stored: list[Tile | None] | None) -> list[Tile]:
+    def _finish(self, number: int, pieces: Sequence[Piece], stored: Stored | None) -> list[Tile]:
         """Join the pieces of a tile and keep it."""
-        indices = [index for piece in pieces for index in piece.batch.indices]
-        labels = [name for piece in pieces for name in piece.batch.labels or []] if self.source.has_labels else None
+        indices = [index for piece in pieces for index in piece.indices]
+        labels = [name for piece in pieces for name in piece.labels or []] if self.source.has_labels else None
         digests = [digest for piece in pieces for digest in piece.digests]
         sizes: dict[str, int] = {}
         for piece in pieces:
-            for index, size in zip(piece.batch.indices, piece.sizes, strict=True):
+            for index, size in zip(piece.indices, piece.sizes, strict=True):
                 sizes.setdefault(size, index)
+        content = self._content(number, pieces)
+        if stored is not None and any(tile is not None for tile in stored.tiles) and stored.content != content:
+            raise ValueError(f"images of {self.source.path} changed while they were read: run the same command again.")
         tiles = []
         for position, consumer in enumerate(self.consumers):
-            tile = stored[position] if stored is not None else None
+            tile = stored.tiles[position] if stored is not None else None
             if tile is None:
                 dims = consumer.suite.extractor.feature_dims
                 parts = [found for piece in pieces if (found := piece.features[position]) is not None]
@@ -272,19 +280,15 @@ class _Run:
                 }
                 tile = Tile(indices, features, labels, digests, sizes)
                 if self.feeder.cache is not None:
-                    self.feeder.cache.write(self.folders[position], number, tile)
+                    self.feeder.cache.write(self.folders[position], number, content, tile)
             tiles.append(tile)
         return tiles
 
-
-@dataclass(frozen=True)
-class _Piece:
-    """A few images of one tile after every network that needed them."""
-
-    batch: ImageBatch
-    features: list[dict[str, Tensor] | None]
-    digests: list[str]
-    sizes: list[str]
+    def _content(self, number: int, pieces: Sequence[Piece]) -> str:
+        """Return the digest of all that a tile was decoded from, with what could not be."""
+        skipped = self.source.skipped_contents
+        read = [pair for piece in pieces for pair in zip(piece.indices, piece.contents, strict=True)]
+        return tile_content(read + [(place, skipped[place]) for place in self._places(number) if place in skipped])
 
 
 def class_number(name: str) -> int:
@@ -297,15 +301,9 @@ def class_number(name: str) -> int:
     return 1 << 62 | int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 2
 
 
-def _pixel_digest(image: Tensor) -> str:
-    digest = hashlib.sha256(str(tuple(image.shape)).encode())
-    digest.update(image.contiguous().numpy().data)
-    return digest.hexdigest()
-
-
 def _cache_key(suite: MetricSuite, feature: str) -> dict[str, Any]:
     """Return what decides a feature's values; the weights' sha256 says nothing of an edit in the file of one's own network."""
-    key = suite.extraction.protocol(feature)
+    key = {**suite.extraction.protocol(feature), "software": software_fingerprint()}
     return key if suite.extractor.code_sha256 is None else {**key, "code_sha256": suite.extractor.code_sha256}
 
 

@@ -11,6 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+_DIGEST_BATCH = 64
+
 
 class NoImagesError(ValueError):
     """A folder or file without images."""
@@ -25,11 +27,13 @@ class ImageBatch:
         images: uint8 (3, H, W) each, of any sizes.
         labels: Class of each image as the source stores it ("n01440764", "3"; `ImageSource.named` gives its name), or None where
             the source has no labels.
+        contents: sha256 of the encoded bytes that each image was decoded from, or None where there are none but its pixels.
     """
 
     indices: list[int]
     images: list[Tensor]
     labels: list[str] | None = None
+    contents: list[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,6 +62,8 @@ class ImageSource(ABC):
         self.skip_corrupt = skip_corrupt
         #: Names of the images that could not be read and were skipped, in order of their discovery.
         self.skipped: list[str] = []
+        #: Place -> digest of what could not be decoded, of those images.
+        self.skipped_contents: dict[int, bytes] = {}
         #: Why there are no labels: what was expected and what was found.
         self.label_hint = ""
         #: What a score of the images should say about them, one sentence each.
@@ -74,7 +80,11 @@ class ImageSource(ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """Return a cheap fingerprint that changes when the content does (names, sizes, times of change): a cache's key."""
+        """Return a cheap fingerprint of names, sizes and times of change: where to look in a cache.
+
+        It proves nothing: files of the same names, sizes and times may hold other images. `contents` proves. Of a source
+        that is costly (`is_costly`) it does decide every image.
+        """
 
     @abstractmethod
     def batches(self, batch_size: int, num_workers: int = 1, start: int = 0, stop: int | None = None) -> Iterator[ImageBatch]:
@@ -94,6 +104,39 @@ class ImageSource(ABC):
         """Return the names of classes given as the source stores them: themselves where numbers have no names."""
         names = self.class_names
         return list(labels) if names is None else [names[int(label)] if label.isdigit() else label for label in labels]
+
+    def contents(self, start: int, stop: int, num_workers: int = 1) -> Iterator[tuple[int, bytes]]:
+        """Yield place and digest (32 bytes) of what decides each image's pixels, in order, reading it but decoding nothing.
+
+        Equal digests mean equal pixels: these are sha256 of the encoded bytes; of the pixels where nothing is encoded, as
+        here; and of the identity where images are made rather than read.
+
+        Args:
+            start: First place.
+            stop: One past the last place.
+            num_workers: Threads that read.
+        """
+        if self.is_costly:
+            yield from zip(range(start, stop), self._made_contents(stop - start), strict=True)
+            return
+        for batch in self.batches(_DIGEST_BATCH, num_workers, start, stop):
+            yield from zip(batch.indices, self.contents_of(batch), strict=True)
+
+    def contents_of(self, batch: ImageBatch) -> list[bytes]:
+        """Return the digests that `contents` gives for the images of a batch that this source yielded."""
+        if batch.contents is not None:
+            return batch.contents
+        return self._made_contents(len(batch)) if self.is_costly else [pixel_digest(image) for image in batch.images]
+
+    def _made_contents(self, count: int) -> list[bytes]:
+        return [hashlib.sha256(self.identity().encode()).digest()] * count if count else []
+
+
+def pixel_digest(image: Tensor) -> bytes:
+    """Return the sha256 of an image's size and pixels, uint8 (3, H, W)."""
+    digest = hashlib.sha256(str(tuple(image.shape)).encode())
+    digest.update(image.contiguous().numpy().data)
+    return digest.digest()
 
 
 def check_range(count: int, batch_size: int, num_workers: int, start: int, stop: int | None) -> int:

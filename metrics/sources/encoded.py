@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from abc import abstractmethod
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from metrics.images import ImageError, printable
+from metrics.images import ImageError, decode_image, printable
 from metrics.listing import describe_left_out
+from metrics.sources.ahead import Admit, work_ahead
 from metrics.sources.base import ImageBatch, ImageSource, check_range, checked_class_names, fingerprint, normalize_label
 from metrics.sources.labels import FoundLabels, join_labels
 from metrics.splits import describe_split_folders
@@ -25,21 +26,43 @@ SEARCH_SECONDS = 20.0
 _MAX_NAMED = 10
 #: Images decoded ahead beyond one batch, per thread: no thread waits while a batch is handed over.
 _AHEAD_PER_WORKER = 2
+#: Decoded images in one batch: one of large images is smaller than was asked for. 64 images of 512 x 512, 2 of 4000 x 3000.
+_BATCH_BYTES = 48 << 20
+#: Memory that decoding takes, for a byte of the result: Pillow's copy has four bytes a pixel, its planes go one by one.
+_DECODING_FACTOR = 3
+#: Stands for the bytes of a file that can't be read.
+_UNREADABLE = bytes(32)
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image not yet decoded.
+    """An image not yet read.
 
     Args:
         index: Its place in the source.
         name: What to call it, within the source.
-        load: Reads and decodes it to uint8 (3, H, W), in any thread; raises `ImageError`.
+        title: What to call it in a message of its own.
+        read: Returns the content of its file, in any thread; raises `ImageError`.
+        held_bytes: What it holds before it is read.
     """
 
     index: int
     name: str
-    load: Callable[[], Tensor]
+    title: str
+    read: Callable[[], bytes]
+    held_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """What became of an encoded image: its bytes' sha256, and uint8 (3, H, W), what is wrong with it, or None undecoded."""
+
+    content: bytes
+    image: Tensor | ImageError | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.image.numel() if isinstance(self.image, Tensor) else 0
 
 
 class LoaderSource(ImageSource):
@@ -99,7 +122,7 @@ class LoaderSource(ImageSource):
         bad = [(name, fault) for _, name, fault in listed]
         if self.skip_corrupt:
             for index, name, _ in listed:
-                self._skip(index, name)
+                self._skip(index, name, _UNREADABLE)
         elif len(bad) == 1:
             raise ValueError(one_bad_message(self.full_name(bad[0][0]), bad[0][1], "remove it or write it again"))
         elif bad:
@@ -108,46 +131,53 @@ class LoaderSource(ImageSource):
     def batches(self, batch_size: int, num_workers: int = 1, start: int = 0, stop: int | None = None) -> Iterator[ImageBatch]:
         """Yield the images of places `start` to `stop`; see `ImageSource.batches`."""
         end = check_range(len(self), batch_size, num_workers, start, stop)
-        batch: list[tuple[int, Tensor]] = []
-        num_read = 0
-        with closing(_decode_ahead(self.items(start, end), num_workers, batch_size)) as decoded:
+        batch: list[tuple[int, _Decoded]] = []
+        num_read = num_bytes = 0
+        with closing(_ahead(self.items(start, end), _attempt, num_workers, batch_size)) as decoded:
             for item, outcome in decoded:
-                if isinstance(outcome, ImageError):
+                if isinstance(outcome.image, ImageError):
                     if not self.skip_corrupt:
-                        raise self._search_rest(item.name, outcome, decoded) from outcome
-                    self._skip(item.index, item.name)
+                        raise self._search_rest(item.name, outcome.image, decoded) from outcome.image
+                    self._skip(item.index, item.name, outcome.content)
                     continue
                 batch.append((item.index, outcome))
                 num_read += 1
-                if len(batch) == batch_size:
+                num_bytes += outcome.num_bytes
+                if len(batch) == batch_size or num_bytes >= _BATCH_BYTES:
                     yield self._batch(batch)
-                    batch = []
+                    batch, num_bytes = [], 0
         if batch:
             yield self._batch(batch)
         if num_read == 0 and end - start == len(self):
             raise ValueError(f"none of the {len(self)} images in {self.path} can be read: they are empty or corrupt.")
 
-    def _skip(self, index: int, name: str) -> None:
+    def contents(self, start: int, stop: int, num_workers: int = 1) -> Iterator[tuple[int, bytes]]:
+        """Yield place and sha256 of each image's encoded bytes, of those that can't be decoded, too."""
+        with closing(_ahead(self.items(start, stop), _digest, num_workers, num_workers)) as digested:
+            for item, outcome in digested:
+                yield item.index, outcome.content
+
+    def _skip(self, index: int, name: str, content: bytes) -> None:
         """Note an image as left out; a source that is read twice names it once."""
+        self.skipped_contents[index] = content
         if index not in self._known_bad:
             self._known_bad[index] = name
             self.skipped.append(name)
 
-    def _batch(self, images: list[tuple[int, Tensor]]) -> ImageBatch:
+    def _batch(self, images: list[tuple[int, _Decoded]]) -> ImageBatch:
         labels = None if self.labels is None else [self.labels[index] for index, _ in images]
-        return ImageBatch([index for index, _ in images], [image for _, image in images], labels)
+        pixels = [decoded.image for _, decoded in images if isinstance(decoded.image, Tensor)]
+        return ImageBatch([index for index, _ in images], pixels, labels, [decoded.content for _, decoded in images])
 
-    def _search_rest(
-        self, name: str, error: ImageError, decoded: Iterator[tuple[EncodedImage, Tensor | ImageError]]
-    ) -> ValueError:
+    def _search_rest(self, name: str, error: ImageError, decoded: Iterator[tuple[EncodedImage, _Decoded]]) -> ValueError:
         """Return the error for one damaged image and those after it: one run then names all that must be mended."""
         bad = [(name, error.fault)]
         deadline = time.monotonic() + SEARCH_SECONDS
         is_whole = True
         try:
             for item, outcome in decoded:
-                if isinstance(outcome, ImageError):
-                    bad.append((item.name, outcome.fault))
+                if isinstance(outcome.image, ImageError):
+                    bad.append((item.name, outcome.image.fault))
                 if time.monotonic() > deadline:
                     is_whole = False
                     break
@@ -173,35 +203,31 @@ def many_bad_message(bad: Sequence[tuple[str, str]], count: str, where: Path) ->
     )
 
 
-def _attempt(load: Callable[[], Tensor]) -> Tensor | ImageError:
+def _attempt(item: EncodedImage, admit: Admit) -> _Decoded:
+    """Read and decode; the digest is of the very bytes that are decoded."""
+    content = _UNREADABLE
     try:
-        return load()
+        data = item.read()
+        content = hashlib.sha256(data).digest()
+        return _Decoded(content, decode_image(data, item.title, lambda num_bytes: admit(_DECODING_FACTOR * num_bytes)))
     except ImageError as error:
-        return error
+        return _Decoded(content, error)
 
 
-def _decode_ahead(
-    items: Iterator[EncodedImage], num_workers: int, batch_size: int
-) -> Generator[tuple[EncodedImage, Tensor | ImageError], None, None]:
-    """Decode in order; while a batch is being used, the next one is decoded, and no more is kept."""
-    if num_workers == 0:
-        for item in items:
-            yield item, _attempt(item.load)
-        return
-    window = batch_size + _AHEAD_PER_WORKER * num_workers
-    waiting: deque[tuple[EncodedImage, Future[Tensor | ImageError]]] = deque()
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
+def _digest(item: EncodedImage, admit: Admit) -> _Decoded:
+    """Read without decoding."""
     try:
-        for item in items:
-            waiting.append((item, pool.submit(_attempt, item.load)))
-            if len(waiting) > window:
-                first, outcome = waiting.popleft()
-                yield first, outcome.result()
-        while waiting:
-            first, outcome = waiting.popleft()
-            yield first, outcome.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        return _Decoded(hashlib.sha256(item.read()).digest())
+    except ImageError:
+        return _Decoded(_UNREADABLE)
+
+
+def _ahead(
+    items: Iterator[EncodedImage], work: Callable[[EncodedImage, Admit], _Decoded], num_workers: int, batch_size: int
+) -> Generator[tuple[EncodedImage, _Decoded], None, None]:
+    """Work in order; while a batch is being used, the next one is worked on, and no more is kept."""
+    window = batch_size + _AHEAD_PER_WORKER * num_workers
+    return work_ahead(items, work, lambda done: done.num_bytes, lambda item: item.held_bytes, num_workers, window)
 
 
 class ShardSource(LoaderSource):
@@ -220,7 +246,7 @@ class ShardSource(LoaderSource):
         first = 0
         for source in sources:
             for index, name in source._known_bad.items():
-                self._skip(first + index, self._name(name, source))
+                self._skip(first + index, self._name(name, source), source.skipped_contents[index])
             first += len(source)
         self.set_labels(join_labels([source.found_labels for source in sources]))
         stated = [source.class_names for source in sources]
@@ -243,7 +269,7 @@ class ShardSource(LoaderSource):
             low, high = max(start - first, 0), min(stop - first, len(source))
             if low < high:
                 for item in source.items(low, high):
-                    yield EncodedImage(first + item.index, self._name(item.name, source), item.load)
+                    yield replace(item, index=first + item.index, name=self._name(item.name, source))
             first += len(source)
 
     @staticmethod

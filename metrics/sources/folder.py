@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from metrics.images import EMPTY, read_image
+from metrics.images import EMPTY, read_file
 from metrics.listing import count_folders, list_images, no_images_message
 from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
@@ -67,5 +67,5 @@ class FolderSource(LoaderSource):
     def items(self, start: int, stop: int) -> Iterator[EncodedImage]:
         """Yield one reader per file."""
         for index in range(start, stop):
-            path = self.path / self.names[index]
-            yield EncodedImage(index, self.names[index], partial(read_image, path))
+            name = self.full_name(self.names[index])
+            yield EncodedImage(index, self.names[index], name, partial(read_file, Path(name), name))

@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from metrics.arrays import READ_ERRORS, brief
-from metrics.images import ImageError, decode_image
+from metrics.images import ImageError
 from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
 from metrics.sources.labels import FoundLabels
@@ -84,8 +82,9 @@ class ParquetSource(LoaderSource):
                 if row >= stop:
                     return
                 if row >= start:
-                    name = f"row {row}"
-                    yield EncodedImage(row, name, partial(_decode, value.as_py(), self.full_name(name)))
+                    name, data = f"row {row}", value.as_py()
+                    held = len(data) if isinstance(data, bytes) else 0
+                    yield EncodedImage(row, name, self.full_name(name), partial(_content, data, self.full_name(name)), held)
                 row += 1
         if row < stop:
             raise ValueError(f"parquet file {self.path} is corrupt: it ends at row {row} of {len(self)}, write it again.")
@@ -142,7 +141,7 @@ def _bytes_column(schema: pyarrow.Schema, column: str, path: Path) -> str:
     return name
 
 
-def _decode(data: object, name: str) -> Tensor:
+def _content(data: object, name: str) -> bytes:
     if not isinstance(data, bytes):
         raise ImageError(name, "holds no image bytes", "fill the row in or remove it")
-    return decode_image(data, name)
+    return data

@@ -12,10 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from torch import Tensor
-
 from metrics.arrays import READ_ERRORS, brief
-from metrics.images import EMPTY, ImageError, decode_image
+from metrics.images import EMPTY, ImageError
 from metrics.listing import count_folders, count_left_out, is_hidden, is_image_name, no_images_message
 from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
@@ -116,18 +114,17 @@ class TarSource(LoaderSource):
             return
         for index in range(start, stop):
             member = self._members[index]
-            yield EncodedImage(index, member.name, partial(self._read, member))
+            name = self.full_name(member.name)
+            yield EncodedImage(index, member.name, name, partial(self._read, member, name))
 
-    def _read(self, member: _Member) -> Tensor:
-        name = self.full_name(member.name)
+    def _read(self, member: _Member, name: str) -> bytes:
         try:
             # A file of its own for each read: threads share none, and thousands of shards don't stay open.
             with self.path.open("rb") as file:
                 file.seek(member.offset)
-                data = file.read(member.size)
+                return file.read(member.size)
         except OSError as error:
             raise ImageError(name, "can't be read", "write the tar again", brief(error)) from error
-        return decode_image(data, name)
 
     def _stream(self, start: int, stop: int) -> Iterator[EncodedImage]:
         index = 0
@@ -140,7 +137,7 @@ class TarSource(LoaderSource):
                         continue
                     if index >= start:
                         data = _content(archive, info)
-                        yield EncodedImage(index, info.name, partial(decode_image, data, self.full_name(info.name)))
+                        yield EncodedImage(index, info.name, self.full_name(info.name), partial(bytes, data), len(data))
                     index += 1
         except _ERRORS as error:
             raise ValueError(f"{self.path} is corrupt ({brief(error)}): write it again.") from error

@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from metrics.arrays import READ_ERRORS, brief
-from metrics.images import EMPTY, ImageError, decode_image
+from metrics.images import EMPTY, ImageError
 from metrics.listing import count_folders, count_left_out, is_image_name, no_images_message
 from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
@@ -60,16 +58,15 @@ class ZipSource(LoaderSource):
         """Yield one reader per member."""
         for index in range(start, stop):
             member = self._members[index]
-            yield EncodedImage(index, member.filename, partial(self._read, member))
+            name = self.full_name(member.filename)
+            yield EncodedImage(index, member.filename, name, partial(self._read, member, name))
 
-    def _read(self, member: zipfile.ZipInfo) -> Tensor:
-        name = self.full_name(member.filename)
+    def _read(self, member: zipfile.ZipInfo, name: str) -> bytes:
         try:
             with self._lock:
-                data = self._archive.read(member)
+                return self._archive.read(member)
         except READ_ERRORS as error:
             raise ImageError(name, "can't be read", "write the zip again", brief(error)) from error
-        return decode_image(data, name)
 
     def _read_table(self, name: str) -> bytes | None:
         try:

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from metrics import feature_cache
+from metrics import feature_cache, registry
 from metrics.cli import main
 from metrics.feature_cache import FeatureCache, Tile
 from metrics.scoring import feed, plan
+from metrics.sources import FolderSource, NpzSource, ParquetSource, TarSource, ZipSource
 
 _ROOT = Path(__file__).parents[2]
 _TILE = 8
 _REAL, _FAKE = 30, 25  # 4 tiles and 4 tiles, the last of each not full.
+_CONTENT = "c" * 64
 
 Scored = Callable[..., dict[str, Any]]
 
@@ -107,10 +117,10 @@ def test_an_interrupted_run_goes_on(
     written: list[int] = []
     write = FeatureCache.write
 
-    def write_three(self: FeatureCache, places: Any, number: int, tile: Tile) -> None:
+    def write_three(self: FeatureCache, places: Any, number: int, content: str, tile: Tile) -> None:
         if len(written) == 3:
             raise KeyboardInterrupt
-        write(self, places, number, tile)
+        write(self, places, number, content, tile)
         written.append(len(tile.indices))
 
     with monkeypatch.context() as patch:
@@ -236,6 +246,115 @@ def test_a_changed_image_is_run_again(scored: Scored, folders, images_run: list[
     assert changed["scores"] == pytest.approx(scored("--no-cache")["scores"], rel=1e-5)
 
 
+_TIME = 1_000_000_000  # Seconds: reproducible archives and copies that keep times.
+
+
+def _pack(kind: str, root: Path, images: Tensor) -> Path:
+    """Write images so that nothing but their pixels tells two sets of one kind apart: names, sizes and times are equal."""
+    contents = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "BMP")
+        contents.append(buffer.getvalue())
+    names = [f"{index:02d}.bmp" for index in range(len(contents))]
+    root.mkdir(parents=True)
+    path = root / ("set" if kind == "folder" else f"set.{kind}")
+    if kind == "folder":
+        path.mkdir()
+        for name, content in zip(names, contents, strict=True):
+            (path / name).write_bytes(content)
+            os.utime(path / name, (_TIME, _TIME))
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in zip(names, contents, strict=True):
+                archive.writestr(zipfile.ZipInfo(name), content)
+    elif kind == "parquet":
+        table = pyarrow.table({"image": [{"bytes": content} for content in contents]})
+        parquet.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+    elif kind == "npz":
+        np.savez(path, images.permute(0, 2, 3, 1).numpy())
+    else:
+        with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as archive:
+            for name, content in zip(names, contents, strict=True):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    os.utime(path, (_TIME, _TIME))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz", "parquet", "npz"])
+def test_equal_names_sizes_and_times_are_not_equal_images(
+    scored: Scored, kind: str, tmp_path: Path, smooth_images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever a source says of itself, its images decide: as if even names, sizes and check sums were the same.
+    for cls in (FolderSource, ZipSource, TarSource, ParquetSource, NpzSource):
+        monkeypatch.setattr(cls, "identity", lambda source: "the same for all")
+    sets = [_pack(kind, tmp_path / str(seed), smooth_images(20, 9, 9, seed=seed)) for seed in (1, 2)]
+    expected = scored("--no-cache", paths=(sets[0], sets[1]))["scores"]
+    assert scored(paths=(sets[0], sets[0]))["scores"]["frechet_distance"] == pytest.approx(0.0, abs=1e-4)
+    for _ in range(2):
+        assert scored(paths=(sets[0], sets[1]))["scores"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_file_swapped_in_place_with_its_time_kept(scored: Scored, tmp_path: Path, images_run: list[int], smooth_images) -> None:
+    real = _pack("folder", tmp_path / "one", smooth_images(20, 9, 9, seed=1))
+    fake = _pack("folder", tmp_path / "two", smooth_images(20, 9, 9, seed=2))
+    first = scored(paths=(real, fake))
+    (fake / "13.bmp").write_bytes((real / "13.bmp").read_bytes())
+    os.utime(fake / "13.bmp", (_TIME, _TIME))
+    images_run.clear()
+    changed = scored(paths=(real, fake))
+    assert changed["scores"] != first["scores"] and sum(images_run) == _TILE, "its tile alone"
+    assert changed["scores"] == pytest.approx(scored("--no-cache", paths=(real, fake))["scores"], rel=1e-5)
+    (fake / "13.bmp").write_bytes((real / "12.bmp").read_bytes())
+    images_run.clear()
+    scored(paths=(real, fake))
+    assert sum(images_run) == 20, "another time is looked up elsewhere"
+
+
+def test_an_image_that_was_skipped_and_is_mended(scored: Scored, tmp_path: Path, smooth_images) -> None:
+    real = _pack("folder", tmp_path / "one", smooth_images(20, 9, 9, seed=1))
+    fake = _pack("folder", tmp_path / "two", smooth_images(20, 9, 9, seed=2))
+    whole = (fake / "13.bmp").read_bytes()
+    (fake / "13.bmp").write_bytes(bytes(len(whole)))
+    os.utime(fake / "13.bmp", (_TIME, _TIME))
+    assert scored("--skip-corrupt", paths=(real, fake))["protocols"][0]["num_fake"] == 19
+    (fake / "13.bmp").write_bytes(whole)
+    os.utime(fake / "13.bmp", (_TIME, _TIME))
+    assert scored("--skip-corrupt", paths=(real, fake))["protocols"][0]["num_fake"] == 20
+
+
+def test_images_that_change_while_they_are_read(
+    scored: Scored, tiny_options, folders, cache: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One network's features of a tile from the cache and another's anew must be of the same images."""
+    monkeypatch.setitem(registry.SCORES, "other", dataclasses.replace(registry.SCORES["fid"], resizer="tensorflow"))
+    scored("--metrics", "fid")
+    monkeypatch.setattr(feed.TileContents, "of", _changing(feed.TileContents.of, folders[1] / "0003.png"))
+    arguments = [*map(str, folders), *tiny_options, "--cache-root", str(cache), "--metrics", "fid,other"]
+    assert main(arguments) == 2
+    assert "changed while they were read" in capsys.readouterr().err
+
+
+def _changing(of: Callable[..., str], victim: Path) -> Callable[..., str]:
+    def then_change(contents: Any, number: int) -> str:
+        found = of(contents, number)
+        if contents.source.path == victim.parent:
+            victim.write_bytes(victim.with_name("0004.png").read_bytes())
+        return found
+
+    return then_change
+
+
+def test_other_software_is_other_features(scored: Scored, images_run: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    scored()
+    monkeypatch.setattr(feed, "software_fingerprint", lambda: "decodes otherwise")
+    images_run.clear()
+    scored()
+    assert sum(images_run) == _REAL + _FAKE
+
+
 def test_an_image_more_or_less_is_another_set(scored: Scored, folders, images_run: list[int]) -> None:
     scored()
     images_run.clear()
@@ -274,13 +393,15 @@ def test_another_input_size_is_another(scored: Scored, tiny_extractor, images_ru
     assert scored()["scores"] != first["scores"] and sum(images_run) == _REAL + _FAKE
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "garbage", "foreign", "lost"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "garbage", "foreign", "lost", "flipped"])
 def test_a_damaged_tile_is_computed_again(scored: Scored, cache: Path, images_run: list[int], damage: str) -> None:
     first = scored()
     victim = _tiles(cache)[2]
     count = len(load_file(victim)["indices"])
     whole = victim.read_bytes()
-    if damage == "lost":
+    if damage == "flipped":
+        victim.write_bytes(whole[:-5] + bytes([whole[-5] ^ 64]) + whole[-4:])
+    elif damage == "lost":
         victim.unlink()
     else:
         foreign = b'{"a":1}'
@@ -337,6 +458,32 @@ def test_a_disk_that_refuses_costs_the_cache_and_not_the_score(
     assert ("No space left on device" in note) == (fault == "full")
 
 
+def test_a_cache_of_another_user_is_read(scored: Scored, images_run: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of folders are for their owner to set, and nothing can be written or deleted: the features are still there."""
+    first = scored()
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(feature_cache, "whole_file", refuse)
+    images_run.clear()
+    assert scored() == first and images_run == []
+
+
+def test_a_cache_that_may_not_even_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = FeatureCache(tmp_path / "cache")
+    cache.write({"f": cache.folder("set", {}, 8)}, 0, _CONTENT, _tile(8))
+
+    def refuse(*args: Any) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(Path, "glob", refuse)
+    cache.prune()
+    assert cache.tiles({"f": cache.folder("set", {}, 8)}) == set()
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_cache(scored: Scored, cache: Path) -> None:
     cache.mkdir(mode=0o500)
@@ -356,14 +503,14 @@ def _tile(count: int, dim: int = 4, first: int = 0) -> Tile:
 def test_a_tile_comes_back_as_it_was(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "cache")
     places = {"f": cache.folder("set", {"resizer": "clean"}, _TILE)}
-    assert cache.read(places, 0) is None and not cache.has(places, 0)
+    assert cache.read(places, 0, _CONTENT) is None and cache.tiles(places) == set()
     tile = _tile(5, first=3)
-    cache.write(places, 0, tile)
-    found = cache.read(places, 0)
-    assert cache.has(places, 0) and found is not None
+    cache.write(places, 0, _CONTENT, tile)
+    found = cache.read(places, 0, _CONTENT)
+    assert cache.tiles(places) == {0} and found is not None
     assert (found.indices, found.labels, found.digests) == (tile.indices, tile.labels, tile.digests)
     assert torch.equal(found.features["f"], tile.features["f"])
-    assert cache.read(places, 1) is None
+    assert cache.read(places, 1, _CONTENT) is None and cache.read(places, 0, "d" * 64) is None, "other images"
 
 
 def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
@@ -382,12 +529,12 @@ def test_prune_keeps_what_was_used_last(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "cache")
     folders = [cache.folder(str(number), {}, 8) for number in range(4)]
     for age, folder in enumerate(folders):
-        cache.write({"f": folder}, 0, _tile(8, dim=256))
+        cache.write({"f": folder}, 0, _CONTENT, _tile(8, dim=256))
         os.utime(folder, (1000 + age, 1000 + age))
     (size,) = {sum(path.stat().st_size for path in folder.iterdir()) for folder in folders}
     cache.prune()
     assert all(folder.exists() for folder in folders), "20 GB are not reached"
-    assert cache.read({"f": folders[0]}, 0) is not None  # The oldest is used again.
+    assert cache.read({"f": folders[0]}, 0, _CONTENT) is not None  # The oldest is used again.
     FeatureCache(tmp_path / "cache", limit_bytes=2 * size).prune()
     assert [folder.exists() for folder in folders] == [True, False, False, True]
     FeatureCache(tmp_path / "cache", limit_bytes=0).prune()
@@ -398,7 +545,7 @@ def test_prune_keeps_what_was_used_last(tmp_path: Path) -> None:
 def test_prune_beside_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process of a run prunes at its end: what another deleted in between is no error."""
     cache = FeatureCache(tmp_path / "cache", limit_bytes=0)
-    cache.write({"f": cache.folder("set", {}, 8)}, 0, _tile(8))
+    cache.write({"f": cache.folder("set", {}, 8)}, 0, _CONTENT, _tile(8))
     listing = Path.glob
 
     def lose_after_listing(folder: Path, pattern: str) -> list[Path]:
@@ -418,8 +565,8 @@ def test_threads_writing_one_tile_leave_it_whole(tmp_path: Path) -> None:
 
     def write_and_read() -> None:
         for _ in range(20):
-            cache.write(places, 0, tile)
-            found = cache.read(places, 0)
+            cache.write(places, 0, _CONTENT, tile)
+            found = cache.read(places, 0, _CONTENT)
             if found is not None:
                 seen.append(found.features["f"])
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import tarfile
 import threading
+import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,9 @@ from metrics.sources import (
     ZipSource,
     open_source,
 )
+from metrics.sources import ahead as ahead_module
 from metrics.sources import encoded as encoded_module
+from metrics.sources.ahead import work_ahead
 
 _COUNT = 11
 _CLASSES = [("n02", "10", "cat")[index % 3] for index in range(_COUNT)]
@@ -314,11 +318,94 @@ def test_few_images_are_decoded_ahead(tmp_path: Path, monkeypatch: pytest.Monkey
     source = _damaged("folder", tmp_path, [_png(seed % 9) for seed in range(60)])
     decoded = []
     original = encoded_module._attempt
-    monkeypatch.setattr(encoded_module, "_attempt", lambda load: decoded.append(1) or original(load))
+    monkeypatch.setattr(encoded_module, "_attempt", lambda *work: decoded.append(1) or original(*work))
     batches = source.batches(4, 2)
     next(batches)
     batches.close()
     assert len(decoded) <= 4 + 4 + 2 * 2 + 1
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_contents_are_those_of_what_was_decoded(tmp_path: Path, kind: str, num_workers: int) -> None:
+    source, _, _ = _build(kind, tmp_path)
+    expected = [
+        pair for batch in source.batches(4, num_workers) for pair in zip(batch.indices, source.contents_of(batch), strict=True)
+    ]
+    assert list(source.contents(0, _COUNT, num_workers)) == expected and len({content for _, content in expected}) == _COUNT
+    assert list(source.contents(3, 8, num_workers)) == expected[3:8]
+    if "npz" not in kind:
+        assert expected[0][1] in {hashlib.sha256(_png(seed)).digest() for seed in range(_COUNT)}
+
+
+@pytest.mark.parametrize("kind", _ENCODED_KINDS)
+def test_contents_cover_images_that_cannot_be_decoded(tmp_path: Path, kind: str) -> None:
+    contents = [_png(0), b"not an image", _png(2)]
+    source = _damaged(kind, tmp_path, contents, skip_corrupt=True)
+    digests = [hashlib.sha256(content).digest() for content in contents]
+    assert [content for _, content in source.contents(0, 3)] == digests
+    (batch,) = source.batches(3)
+    assert batch.contents == [digests[0], digests[2]] and source.skipped_contents == {1: digests[1]}
+
+
+# Memory
+
+
+@pytest.mark.parametrize("kind", _ENCODED_KINDS)
+def test_batches_of_large_images_are_smaller(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _damaged(kind, tmp_path, [_png(seed) for seed in range(7)])
+    monkeypatch.setattr(encoded_module, "_BATCH_BYTES", 2 * 3 * 6 * 9)
+    assert [batch.indices for batch in source.batches(50, 2)] == [[0, 1], [2, 3], [4, 5], [6]]
+
+
+def test_large_images_are_decoded_within_the_budget() -> None:
+    """Eight threads, room for two: no more are ever taken at once, all come in order, and nothing stands still."""
+    lock, running, most = threading.Lock(), [0], [0]
+
+    def work(item: int, admit: Callable[[int], None]) -> int:
+        admit(10)
+        with lock:
+            running[0] += 10
+            most[0] = max(most[0], running[0])
+        time.sleep(0.001 * (item % 3))
+        return item
+
+    def consume(results: Iterable[tuple[int, int]]) -> Iterator[int]:
+        for item, result in results:
+            assert item == result
+            with lock:
+                running[0] -= 10
+            yield item
+
+    ahead = work_ahead(range(40), work, lambda result: 10, lambda item: 0, num_workers=8, window=16, limit=20)
+    assert list(consume(ahead)) == list(range(40))
+    assert most[0] <= 30, "twice ten, and the next in line, which is never kept waiting"
+
+
+def test_a_reader_that_stops_ends_threads_that_wait_for_room() -> None:
+    def work(item: int, admit: Callable[[int], None]) -> int:
+        admit(10)
+        return item
+
+    ahead = work_ahead(range(40), work, lambda result: 10, lambda item: 0, num_workers=4, window=8, limit=20)
+    assert next(ahead) == (0, 0)
+    ahead.close()
+    assert not _decoders()
+
+
+def test_items_that_hold_bytes_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead_module, "_HELD_BYTES", 30)
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(40):
+            taken.append(item)
+            yield item
+
+    ahead = work_ahead(items(), lambda item, admit: item, lambda result: 0, lambda item: 10, num_workers=2, window=16)
+    next(ahead)
+    assert len(taken) <= 5
+    ahead.close()
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tgz", "parquet"])
