@@ -399,7 +399,12 @@ def main(argv: list[str] | None = None) -> int:
         _say(error)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: run the same command again and it goes on from the features kept so far\n")
+        kept = (
+            "nothing was written"
+            if args.train_extractor
+            else "run the same command again and it goes on from the features kept so far"
+        )
+        sys.stderr.write(f"interrupted: {kept}\n")
         return EXIT_INTERRUPTED
     return EXIT_OK
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,20 +11,27 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from metrics.extractors.resnet9 import ResNet9Network, normalise, save_resnet9
+from metrics.class_names import check_known_classes, check_known_names, name_classes
+from metrics.extractors.resnet9 import MIN_INPUT_SIZE, ResNet9Network, normalise, save_resnet9
 
 if TYPE_CHECKING:
     from metrics.sources.base import ImageSource
 
+#: Name of the extractor that can be trained.
+TRAINABLE = "resnet9"
+
 # SGD with Nesterov momentum, one rise and fall of the rate, crops from images padded by an eighth, flips: what is usual on
 # CIFAR-10 (He et al., arXiv:1512.03385, section 4.2; schedule of Smith, arXiv:1708.07120).
 _PEAK_LR = 0.1
-_BATCH_SIZE = 128
+_BATCH_SIZE = 128  # The peak rate is for it; it is scaled to others (Goyal et al., arXiv:1706.02677).
+_MIN_BATCH_SIZE = 16
+_MIN_STEPS_PER_EPOCH = 16  # A few hundred images would otherwise see ten steps in ten epochs, and nothing would be learnt.
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
 _WARMUP_SHARE = 0.25
 _PADDING_SHARE = 0.125
 _READ_BATCH = 256
+_CHANCE_DEVIATIONS = 3.0  # Of a count of hits by chance: up to so many above it, an accuracy shows nothing.
 
 
 def train_extractor(
@@ -51,41 +59,53 @@ def train_extractor(
         progress: Whether to show a bar.
 
     Returns:
-        What the file's metadata record: classes, input size, epochs, accuracy on the test set.
+        What the file's metadata record: classes, input size, epochs, and of the test set (else of the training set, as
+        `training_accuracy`) the accuracy and that of naming the most frequent class, `chance`.
 
     Raises:
-        ValueError: If a set has no labels, the sets' classes differ, or there is one class only.
+        ValueError: If a set has no labels, a class of the test set is not trained on, or there is one class only; the test set
+            is read before anything is trained.
     """
     for name, value in (("epochs", epochs), ("width", width)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    if test is not None:
+        name_classes([train, test])
+        check_known_classes(train, test)
     images, names = _read(train, image_size)
+    if images.shape[2] < MIN_INPUT_SIZE:
+        raise ValueError(
+            f"input size of {TRAINABLE} must be at least {MIN_INPUT_SIZE} px, got {images.shape[2]}: name a larger one."
+        )
+    test_images, test_names = (images, names) if test is None else _read(test, images.shape[2])
+    check_known_names(train.path, names, (test or train).path, test_names)
     classes = sorted(set(names), key=lambda name: (len(name), name))  # "2" before "10"
-    if len(classes) < 2:
-        raise ValueError(f"training images must show at least 2 classes, got {len(classes)}.")
     index = {name: number for number, name in enumerate(classes)}
-    labels = torch.tensor([index[name] for name in names])
+    labels, test_labels = (torch.tensor([index[name] for name in own]) for own in (names, test_names))
     place = torch.device(device)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
         network = ResNet9Network(len(classes), width).to(place).to(memory_format=torch.channels_last)
         _fit(network, images, labels, epochs, torch.Generator().manual_seed(seed), place, progress)
+    hits, chance = accuracy(network, test_images, test_labels, place), float(test_labels.bincount().max()) / len(test_labels)
     facts: dict[str, Any] = {
         "input_size": images.shape[2],
         "classes": classes,
         "trained_on": f"{train.path.name}, {len(images)} images",
         "epochs": epochs,
         "seed": seed,
+        "accuracy" if test is not None else "training_accuracy": hits,
+        "chance": chance,
     }
     if test is not None:
-        test_images, test_names = _read(test, images.shape[2])
-        unknown = sorted(set(test_names) - set(classes))
-        if unknown:
-            raise ValueError(f"test images have the class {unknown[0]!r}, which no training image has: label both sets alike.")
-        hits = accuracy(network, test_images, torch.tensor([index[name] for name in test_names]), place)
-        facts |= {"accuracy": hits, "tested_on": f"{test.path.name}, {len(test_images)} images"}
+        facts["tested_on"] = f"{test.path.name}, {len(test_images)} images"
     save_resnet9(output, network.to("cpu").to(memory_format=torch.contiguous_format).eval(), facts)
-    return facts
+    return {**facts, "is_chance": _is_chance(hits, chance, len(test_labels))}
+
+
+def _is_chance(share: float, chance: float, count: int) -> bool:
+    """Return whether a share of hits may be one of guesses."""
+    return share <= chance + _CHANCE_DEVIATIONS * math.sqrt(chance * (1 - chance) / count)
 
 
 def _read(source: ImageSource, image_size: int | None) -> tuple[Tensor, list[str]]:
@@ -102,7 +122,7 @@ def _read(source: ImageSource, image_size: int | None) -> tuple[Tensor, list[str
                 resized = F.interpolate(image[None].float(), size=(size, size), mode="bilinear", antialias=True)
                 image = resized[0].round().clamp(0, 255).to(torch.uint8)
             images.append(image)
-        names += batch.labels
+        names += source.named(batch.labels)
     if not images:
         raise ValueError(f"{source.path} holds no readable image.")
     return torch.stack(images), names
@@ -117,10 +137,11 @@ def _fit(
     device: torch.device,
     progress: bool,
 ) -> None:
-    optimizer = torch.optim.SGD(network.parameters(), lr=_PEAK_LR, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY, nesterov=True)
-    batch_size = min(_BATCH_SIZE, len(labels))
+    batch_size = min(_BATCH_SIZE, max(_MIN_BATCH_SIZE, len(labels) // _MIN_STEPS_PER_EPOCH), len(labels))
+    peak_lr = _PEAK_LR * batch_size / _BATCH_SIZE
+    optimizer = torch.optim.SGD(network.parameters(), lr=peak_lr, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY, nesterov=True)
     steps = len(labels) // batch_size  # What is left over differs by epoch; a batch norm needs whole batches.
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK_LR, epochs * steps, pct_start=_WARMUP_SHARE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, epochs * steps, pct_start=_WARMUP_SHARE)
     network.train()
     with tqdm(total=epochs * steps, desc="training the extractor", unit="step", disable=not progress, leave=False) as bar:
         for _ in range(epochs):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +60,9 @@ class Evaluator:
         seed: Seed of the samples; the same at every evaluation, so that curves compare like with like.
         classifier_data: Real training images: where given, a support vector machine fitted on them tells how often a sample
             shows the class that was asked for (``classification_accuracy``).
+
+    Attributes:
+        skipped: Why nothing is scored, in one sentence; None where it is.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Evaluator:
         self.batch_size = batch_size
         self.seed = seed
         self.classifier_data = classifier_data
+        self.skipped: str | None = None
         self._suite: MetricSuite | None = None
         self._classifier: LabelClassifier | None = None
         self._has_reference = False
@@ -128,6 +134,54 @@ class Evaluator:
             except (ValueError, FileNotFoundError) as error:
                 # The metrics package stands alone and has no error of its own for wrong input.
                 raise UserError(f"evaluation: {error}") from error
+
+    def prepare_or_skip(self, accelerator: Accelerator, training: ImageDataset) -> None:
+        """As ``prepare``; but where the file of the extractor's weights is absent, say so on stderr and score nothing.
+
+        Args:
+            accelerator: Its device runs the extractor; its processes skip together.
+            training: Training images, for the command that makes the file.
+
+        Raises:
+            UserError: As ``prepare``.
+        """
+        self._check_names()
+        is_absent = self.weights is not None and not Path(self.weights).is_file()
+        if accelerator.num_processes > 1:
+            is_absent = any(gather_local(is_absent))
+        if not is_absent:
+            self.prepare(accelerator)
+            return
+        self.skipped = (
+            f"evaluation is skipped, as the weights of its extractor {self.extractor} are not at {self.weights}: "
+            f"{self._remedy(training)}, and the run scores when it goes on with --resume latest"
+        )
+        if accelerator.is_main_process:
+            print(f"note: {self.skipped}", file=sys.stderr)
+
+    def _check_names(self) -> None:
+        """Refuse a misspelt name, which no file would mend."""
+        from metrics import registry
+
+        try:
+            if ".py:" not in self.extractor:
+                registry.resolve("extractor", registry.EXTRACTORS, self.extractor)
+            for name in self.metrics:
+                registry.canonical_metric(name)
+            if self.resizer is not None:
+                registry.resolve("resizer", registry.RESIZERS, self.resizer)
+        except ValueError as error:
+            raise UserError(f"evaluation: {error}") from error
+
+    def _remedy(self, training: ImageDataset) -> str:
+        from metrics.extractor_training import TRAINABLE
+
+        if self.extractor != TRAINABLE:
+            return "put the file there, or name another with --evaluation.init_args.weights"
+        train, test = (data.image_path or Path(name) for data, name in ((training, "TRAIN"), (self.data, "TEST")))
+        paths = " ".join(shlex.quote(str(path)) for path in (train, test, self.weights))
+        size = "" if self.input_size is None else f" --input-size {self.input_size}"
+        return f"make them with `fid-score --train-extractor {paths} --extractor {TRAINABLE}{size}`"
 
     def evaluate(
         self, pipeline: ImageGenerationPipeline, accelerator: Accelerator, options: Mapping[str, Any], progress: bool = False

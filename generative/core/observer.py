@@ -206,8 +206,14 @@ class RunObserver:
         """
         interval = self.config.evaluate_interval_steps
         is_due = step == self.total_steps or (interval is not None and step % interval == 0)
-        if self.evaluator is not None and is_due and step not in self.log_file.evaluated_steps:
+        if self.evaluator is None or not is_due or step in self.log_file.evaluated_steps:
+            return
+        if self.evaluator.skipped is None:
             self._evaluate(self.evaluator, step, images_seen, make_pipeline())
+        elif self.accelerator.is_main_process and not self.log_file.evaluated_steps:
+            # Whoever looks for scores finds why there are none.
+            content = {"step": step, "images_seen": images_seen, "scores": {}, "skipped": self.evaluator.skipped}
+            write_json(self.config.output_dir / EVALUATION_FILE, content)
 
     def _evaluate(self, evaluator: Evaluator, step: int, images_seen: int, pipeline: ImagePipeline) -> None:
         from metrics.metric import SmallSampleWarning

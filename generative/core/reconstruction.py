@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,21 @@ class ReconstructionEvaluator(Evaluator):
                 self._lpips = LPIPS.from_files(vgg, linear).to(accelerator.device)
             except (ValueError, FileNotFoundError) as error:
                 raise UserError(f"evaluation: {error}") from error
+
+    def prepare_or_skip(self, accelerator: Accelerator, training: ImageDataset) -> None:
+        """As ``Evaluator.prepare_or_skip``; where a file of LPIPS is absent, only LPIPS is left out."""
+        files = [Path(file) for file in self.lpips_files if file is not None]
+        absent = [file for file in files if not file.is_file()]
+        if accelerator.num_processes > 1:
+            absent = [file for part in gather_local(absent) for file in part]
+        if absent:
+            self.lpips_files = (None, None)
+            if accelerator.is_main_process:
+                print(
+                    f"note: LPIPS is not measured, as there is no file {absent[0]}: put it there (see metrics.lpips)",
+                    file=sys.stderr,
+                )
+        super().prepare_or_skip(accelerator, training)
 
     def evaluate(
         self, pipeline: ImagePipeline, accelerator: Accelerator, options: Mapping[str, Any], progress: bool = False

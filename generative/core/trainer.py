@@ -104,7 +104,7 @@ class Trainer:
         self._place_networks()
         self._build_optimizers()
         if evaluator is not None:
-            evaluator.prepare(accelerator)
+            evaluator.prepare_or_skip(accelerator, dataset)
         self.runner = PhaseRunner(
             objective, self.optimizers, accelerator, seed, config.gradient_accumulation_steps, config.max_grad_norm
         )

@@ -66,6 +66,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         fingerprint: Stable hash of the source, for provenance; equal sources give equal fingerprints on any machine.
         class_names: ``num_classes`` names.
         left_out: Number of files beside the images that are none of them, by reason (``hidden``, ``.gif``, ...).
+        image_path: The file or folder that ``fid-score`` reads the same images from; None where there is none.
         encoder_fingerprint: Of the tokenizer or autoencoder whose ids or latents ``examples`` gives; None for images.
 
     Raises:
@@ -73,6 +74,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
     """
 
     encoder_fingerprint: str | None = None
+    image_path: Path | None = None
 
     def __init__(
         self,

@@ -80,6 +80,7 @@ class CIFAR10Dataset(ImageDataset):
         if files[0].suffix == ".parquet":
             self.is_official = False
             self._encoded = EncodedImages(files, _image_column(files[0]), "label")
+            self.image_path = files[0] if len(files) == 1 else None
             labels = self._encoded.labels
         else:
             self.is_official = all(_md5(file) == OFFICIAL_MD5[file.name] for file in files)

@@ -51,7 +51,7 @@ class ImageFolderDataset(ImageDataset):
         cache: bool = False,
         verify: bool | None = None,
     ) -> None:
-        self.root = Path(root).expanduser()
+        self.root = self.image_path = Path(root).expanduser()
         classes, left_out = _class_folders(self.root)
         if num_classes is not None and len(classes) != num_classes:
             raise UserError(

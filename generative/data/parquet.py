@@ -187,6 +187,7 @@ class ParquetDataset(ImageDataset):
     ) -> None:
         files = find_parquet_files(path)
         self._encoded = EncodedImages(files, image_column, label_column)
+        self.image_path = files[0] if len(files) == 1 else None
         labels = self._encoded.labels
         if len(labels) == 0:
             raise UserError(f"parquet file '{files[0]}' has no rows; check the path")

@@ -67,6 +67,7 @@ class RandomCropDataset(ImageDataset):
         if not 0 < low <= high <= 1:
             raise UserError(f"crop_fractions must satisfy 0 < smallest <= largest <= 1, got {low} and {high}")
         self.source = images
+        self.image_path = images.image_path
         self.resize_size = resize_size
         self.interpolation = interpolation
         self.crop_fractions = (low, high)

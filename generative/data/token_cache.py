@@ -54,6 +54,7 @@ class TokenCacheDataset(ImageDataset):
         self.preview_indices = torch.from_numpy(previews["indices"].copy())  # (P,)
         self._previews = previews["images"]  # (P, 3, H, W) uint8, mapped
         self._source = images
+        self.image_path = None if images is None else images.image_path
         super().__init__(
             labels=torch.from_numpy(map_tensors(self.folder / LABELS_FILE)["labels"].copy()),
             num_classes=self.spec.num_classes,

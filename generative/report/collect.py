@@ -270,6 +270,8 @@ def read_evaluation(path: Path, missing: list[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         missing.append(f"{EVALUATION_FILE} cannot be read")
         return {}
+    if isinstance(content.get("skipped"), str):
+        missing.append(f"no scores: {content['skipped']}")
     return content
 
 

@@ -22,7 +22,7 @@ from metrics.extractors.base import FeatureExtractor
 from metrics.files import whole_file
 
 _CENTER = 127.5
-_MIN_INPUT_SIZE = 16  # Total stride 8, and a 2 x 2 last map at least.
+MIN_INPUT_SIZE = 8  # Total stride: a smaller image leaves no position in the last map.
 _ARCHITECTURE = "resnet9"  # Key of the file's metadata, too.
 
 
@@ -135,8 +135,8 @@ class ResNet9(FeatureExtractor):
         except RuntimeError as error:
             raise ValueError(f"weights file {path} does not hold the tensors of resnet9.") from error
         size = facts["input_size"] if input_size is None else input_size
-        if size < _MIN_INPUT_SIZE:
-            raise ValueError(f"input size of resnet9 must be at least {_MIN_INPUT_SIZE} px, got {size}.")
+        if size < MIN_INPUT_SIZE:
+            raise ValueError(f"input size of resnet9 must be at least {MIN_INPUT_SIZE} px, got {size}.")
         return cls(network, sha256_of(path), size)
 
     def normalization(self, resizer: str) -> str:

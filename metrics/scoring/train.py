@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metrics.class_names import name_classes
 from metrics.distributed import Processes
 from metrics.scoring.sides import OpenOptions, open_images
-
-_TRAINABLE = "resnet9"
 
 
 def train_from_arguments(args: argparse.Namespace, processes: Processes) -> str:
@@ -27,18 +27,16 @@ def train_from_arguments(args: argparse.Namespace, processes: Processes) -> str:
         FileExistsError: If the output exists.
         ValueError: If the extractor cannot be trained, the output is no .safetensors, or a set has no labels.
     """
-    from metrics.extractor_training import train_extractor
+    from metrics.extractor_training import TRAINABLE, train_extractor
 
-    if args.extractor != _TRAINABLE:
-        raise ValueError(f"--train-extractor trains {_TRAINABLE}, got {args.extractor}: add --extractor {_TRAINABLE}.")
+    if args.extractor != TRAINABLE:
+        raise ValueError(f"--train-extractor trains {TRAINABLE}, got {args.extractor}: add --extractor {TRAINABLE}.")
     if processes.count > 1:
         raise ValueError(f"--train-extractor runs in one process, got {processes.count}: start it without torchrun.")
     output = Path(args.path[-1])
-    if output.suffix != ".safetensors":
-        raise ValueError(f"--train-extractor writes a .safetensors file, got the output {output}: name it {output}.safetensors.")
-    if output.exists():
-        raise FileExistsError(f"output file {output} exists: remove it or choose another name.")
+    _check_output(output)
     train, test = _open_labelled(args.path[:-1], args)
+    notes = [] if test is None else name_classes([train, test])
     facts = train_extractor(
         train,
         test,
@@ -49,9 +47,38 @@ def train_from_arguments(args: argparse.Namespace, processes: Processes) -> str:
         device=args.device,
         progress=not args.quiet,
     )
-    accuracy = f", accuracy {facts['accuracy']:.4f} on {facts['tested_on']}" if "accuracy" in facts else ""
     classes = f"{len(facts['classes'])} classes at {facts['input_size']} px"
-    return f"wrote {output}: {_TRAINABLE} of {classes}, trained {facts['epochs']} epochs on {facts['trained_on']}{accuracy}"
+    message = (
+        f"wrote {output}: {TRAINABLE} of {classes}, trained {facts['epochs']} epochs on {facts['trained_on']}{_accuracy(facts)}"
+    )
+    return "\n".join([*(f"note: {note}" for note in notes), message])
+
+
+def _accuracy(facts: Mapping[str, Any]) -> str:
+    """Return what to say of the accuracy, and that it is none where guessing gives as much."""
+    if "accuracy" in facts:
+        text = f", accuracy {facts['accuracy']:.4f} on {facts['tested_on']}"
+    elif facts["is_chance"]:
+        text = f", accuracy {facts['training_accuracy']:.4f} on these"
+    else:
+        return ", accuracy not measured: name test images between the two paths"
+    if not facts["is_chance"]:
+        return text
+    return (
+        f"{text}; NOTE: this is chance (naming the most frequent class gives {facts['chance']:.4f}), so its features tell "
+        "classes apart no better than an untrained one's: train longer (--train-epochs) or on more images before scoring on it"
+    )
+
+
+def _check_output(output: Path) -> None:
+    """Raise if the weights could not be written in the end."""
+    if output.suffix != ".safetensors":
+        raise ValueError(f"--train-extractor writes a .safetensors file, got the output {output}: name it {output}.safetensors.")
+    if output.exists():
+        raise FileExistsError(f"output file {output} exists: remove it or choose another name.")
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"output file {output} can't be written: {parent} is no folder that this user may write to.")
 
 
 def _open_labelled(paths: Sequence[str], args: argparse.Namespace) -> list[Any]:

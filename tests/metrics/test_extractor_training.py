@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from metrics import extractor_training
 from metrics.cli import main
 from metrics.extractor_training import augment, train_extractor
 from metrics.extractors.resnet9 import ResNet9, ResNet9Network
@@ -98,6 +99,55 @@ def test_wrong_input_gets_one_sentence(
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_classes_are_matched_by_name_before_training(folders: tuple[Path, Path], tmp_path: Path, capsys, monkeypatch) -> None:
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted(folders[1].rglob("*.png"))])  # 20 blue, 20 red
+    np.savez(tmp_path / "named.npz", arr_0=images, arr_1=np.repeat([1, 0], 20), class_names=np.array(["red", "blue"]))
+    np.savez(tmp_path / "numbers.npz", arr_0=images, arr_1=np.repeat([0, 1], 20))
+    np.savez(tmp_path / "other.npz", arr_0=images, arr_1=np.repeat([1, 0], 20), class_names=np.array(["red", "green"]))
+    for name in ("named", "numbers"):
+        test, output = open_source(tmp_path / f"{name}.npz"), tmp_path / f"{name}.safetensors"
+        facts = train_extractor(open_source(folders[0]), test, output, epochs=6, width=4)
+        assert facts["accuracy"] > 0.9 and not facts["is_chance"]
+    monkeypatch.setattr(extractor_training, "_fit", lambda *_: pytest.fail("trained"))
+    paths = [str(folders[0]), str(tmp_path / "other.npz"), str(tmp_path / "x.safetensors")]
+    assert main(["--train-extractor", *paths, "--extractor", "resnet9", "--quiet"]) == 2
+    assert "blue only in" in (error := capsys.readouterr().err) and "green only in" in error
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "x.safetensors", tmp_path / "file" / "y" / "x.safetensors"):
+        assert main(["--train-extractor", str(folders[0]), str(output), "--extractor", "resnet9", "--quiet"]) == 2
+        assert "can't be written" in capsys.readouterr().err
+
+
+def test_small_images_of_few_are_learnt_at_their_own_size(tmp_path: Path) -> None:
+    train, test = (write_images(tmp_path / name, 40, seed, size=8) for seed, name in enumerate(("train", "test")))
+    output = tmp_path / "eight.safetensors"
+    facts = train_extractor(open_source(train), open_source(test), output, width=4)
+    assert facts["input_size"] == 8 and facts["accuracy"] > 0.9 and facts["chance"] == 0.5
+    assert ResNet9.from_file(output, None).input_size == 8
+
+
+def test_chance_is_called_chance(folders: tuple[Path, Path], tmp_path: Path, capsys) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        (tmp_path / "noise" / name).mkdir(parents=True)
+        for index in range(30):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "noise" / name / f"{index}.png")
+    noise, output = str(tmp_path / "noise"), str(tmp_path / "x.safetensors")
+    assert main(["--train-extractor", noise, noise, output, "--extractor", "resnet9", "--train-epochs", "1", "--quiet"]) == 0
+    assert "NOTE: this is chance (naming the most frequent class gives 0.5000)" in capsys.readouterr().out
+    assert extractor_training._is_chance(0.56, 0.5, 100) and not extractor_training._is_chance(0.7, 0.5, 100)
+
+
+def test_interrupted_training_leaves_nothing(folders: tuple[Path, Path], tmp_path: Path, capsys, monkeypatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extractor_training, "_fit", interrupt)
+    output = tmp_path / "deeper" / "x.safetensors"
+    assert main(["--train-extractor", str(folders[0]), str(output), "--extractor", "resnet9", "--quiet"]) == 130
+    assert "nothing was written" in capsys.readouterr().err and not output.parent.exists()
+
+
 def test_foreign_weights_are_refused(tmp_path: Path, weights: Path) -> None:
     with pytest.raises(FileNotFoundError, match="--train-extractor"):
         ResNet9.from_file(None, None)
@@ -110,8 +160,8 @@ def test_foreign_weights_are_refused(tmp_path: Path, weights: Path) -> None:
     foreign.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match="damaged"):
         ResNet9.from_file(foreign, None)
-    with pytest.raises(ValueError, match="at least 16"):
-        ResNet9.from_file(weights, 8)
+    with pytest.raises(ValueError, match="at least 8"):
+        ResNet9.from_file(weights, 7)
 
 
 def test_augmentation_shifts_and_flips_only() -> None:
