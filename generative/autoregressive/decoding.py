@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.sampling import SampleState
+from generative.core.sampling import SampleState, is_interval
 from generative.core.seeding import ImageNoise
 
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
@@ -177,7 +177,7 @@ def check_guidance(
         raise UserError(f"guidance_scale must be 0 or more, got {guidance_scale}; 1 is no guidance")
     if kind not in GUIDANCE_SCHEDULES:
         raise UserError(f"guidance_schedule must be constant, linear or cosine, got {kind!r}")
-    if interval is not None and (len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1):
+    if interval is not None and (not is_interval(interval) or interval[0] == interval[1]):
         raise UserError(f"guidance_interval must be two numbers with 0 <= start < stop <= 1, got {interval!r}")
     if not (exponent > 0 and math.isfinite(exponent)):
         raise UserError(f"guidance_exponent must be a positive number, got {exponent}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from generative.autoregressive.masking import GUIDANCE_SHAPES, GuidanceShape, MaskSchedule, check_guidance
 from generative.core.errors import UserError
-from generative.core.sampling import SampleState
+from generative.core.sampling import SampleState, is_interval
 from generative.core.seeding import ImageNoise
 
 DrawTokens = Callable[[Tensor, Tensor | None, list[int], ImageNoise], Tensor]
@@ -145,7 +145,7 @@ class IndependentScheduler(MaskedScheduler):
         guidance_interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__(draw_tokens, guidance_scale, guidance_shape)
-        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+        if not is_interval(guidance_interval):
             raise UserError(f"guidance_interval must be two times with 0 <= low <= high <= 1, got {guidance_interval!r}")
         self.schedule = schedule
         self.guidance_interval = guidance_interval

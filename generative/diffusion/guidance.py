@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from generative.core.errors import UserError
+from generative.core.sampling import is_interval
 
 
 def timestep_guidance(
@@ -28,7 +29,7 @@ def timestep_guidance(
         raise UserError(f"guidance_scale must be a finite number, got {guidance_scale}; 1 is no guidance")
     if interval is None:
         return lambda timestep: guidance_scale
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+    if not is_interval(interval) or interval[0] == interval[1]:
         raise UserError(f"guidance_interval must be (low, high) with 0 <= low < high <= 1, got {interval!r}")
     low, high = interval
     return lambda timestep: guidance_scale if low <= noise_level(timestep) <= high else 1.0
