@@ -15,6 +15,8 @@ from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
+from metrics.zips import JoinedZipError, open_zip
+
 #: What NumPy's header parser and the zip reader raise on damaged data.
 READ_ERRORS = (
     ArithmeticError,
@@ -36,6 +38,10 @@ READ_ERRORS = (
 _MAX_DETAIL = 120  # Characters of a library's own words that a message passes on.
 #: Booleans, integers, floats and text: what an array may hold. Objects would need pickle.
 _ALLOWED_KINDS = "biufUS"
+
+
+class RefusedArrayError(ValueError):
+    """An array that is whole and is not read; the text is a predicate."""
 
 
 class ArrayHeader(NamedTuple):
@@ -63,6 +69,8 @@ def reading(path: Path, what: str = "npz file") -> Iterator[None]:
     """Turn whatever damaged content raises inside into one `ValueError` that names the file."""
     try:
         yield
+    except (JoinedZipError, RefusedArrayError) as error:
+        raise ValueError(f"{what} {path} {error}.") from error
     except READ_ERRORS as error:
         raise ValueError(f"{what} {path} can't be read ({brief(error)}): it is truncated or corrupt, write it again.") from error
 
@@ -71,7 +79,8 @@ def read_npy_header(stream: BinaryIO) -> ArrayHeader:
     """Read an .npy header.
 
     Raises:
-        ValueError: If the type is not one of plain numbers or text; others of `READ_ERRORS` on damage.
+        RefusedArrayError: If the type is not one of plain numbers or text.
+        ValueError: On damage, or others of `READ_ERRORS`.
     """
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
@@ -79,9 +88,14 @@ def read_npy_header(stream: BinaryIO) -> ArrayHeader:
     elif version == (2, 0):
         shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
-        raise ValueError(f"npy format {version[0]}.{version[1]} is for named fields, which no array here has")
-    if dtype.kind not in _ALLOWED_KINDS or dtype.itemsize == 0 or dtype.hasobject or dtype.subdtype is not None:
-        raise ValueError(f"an array of dtype {dtype} is not one of numbers")
+        raise RefusedArrayError(f"holds an array of npy format {version[0]}.{version[1]}, for named fields: save plain numbers")
+    if dtype.hasobject:
+        raise RefusedArrayError(
+            f"holds an array of dtype {dtype}: Python objects (a dictionary, a list of arrays of several shapes) that only "
+            "unpickling would read, which may run anything and is never done here; save plain arrays of numbers"
+        )
+    if dtype.kind not in _ALLOWED_KINDS or dtype.itemsize == 0 or dtype.subdtype is not None:
+        raise RefusedArrayError(f"holds an array of dtype {dtype}, which is not one of numbers: save plain arrays of numbers")
     if any(size < 0 for size in shape):
         raise ValueError(f"an array of shape {shape}")
     return ArrayHeader(tuple(int(size) for size in shape), dtype, bool(is_fortran))
@@ -112,8 +126,10 @@ def npz_keys(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"file {path} does not exist.")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    except JoinedZipError as error:
+        raise ValueError(f"npz file {path} {error}.") from error
     except READ_ERRORS as error:
         raise ValueError(f"{path} is not an npz file, or is truncated: write it again.") from error
 
@@ -178,3 +194,25 @@ def read_npy(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"file {path} does not exist.")
     with reading(path, "npy file"), path.open("rb") as stream:
         return _read_npy(stream, path.stat().st_size)
+
+
+def npy_header(path: Path) -> ArrayHeader:
+    """Read the shape and type of an .npy file.
+
+    Raises:
+        ValueError: If it is damaged or holds objects.
+    """
+    with reading(path, "npy file"), path.open("rb") as stream:
+        header = read_npy_header(stream)
+        if header.num_bytes != path.stat().st_size - stream.tell():
+            raise ValueError(f"an array of shape {header.shape} and dtype {header.dtype} in {path.stat().st_size} bytes")
+        return header
+
+
+def holds_image_array(path: Path) -> bool:
+    """Return whether an .npy file holds whole numbers of four dimensions, as images are; embeddings are floats (N, D)."""
+    try:
+        header = npy_header(path)
+    except (ValueError, OSError):
+        return False
+    return header.dtype.kind in "iu" and len(header.shape) == 4

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from metrics import safe_pickle
-from metrics.arrays import npz_keys, read_npy, read_npz
+from metrics.arrays import holds_image_array, npz_keys, read_npy, read_npz
 from metrics.files import whole_file
 from metrics.reference import PROTOCOL_FIELDS, FeatureEntry, ReferenceStatistics, check_protocol
 
@@ -55,7 +55,9 @@ _EDM2_FEATURES = {"fid": _POOL3, "fd_dinov2": ("dinov2-vit-l-14", "cls")}
 def is_statistics(path: Path) -> bool:
     """Return whether a path is a statistics file, by its name and the names in it; unreadable ones are not."""
     suffix = path.suffix.lower()
-    if suffix in (".npy", *_PICKLES):
+    if suffix == ".npy":
+        return path.is_file() and not holds_image_array(path)
+    if suffix in _PICKLES:
         return path.is_file()
     if suffix != ".npz" or not path.is_file():
         return False

@@ -7,7 +7,7 @@ Decoding runs in threads ahead of the consumer (Pillow releases the GIL), with a
 from metrics.sources.base import ImageBatch, ImageSource
 from metrics.sources.encoded import ShardSource
 from metrics.sources.folder import FolderSource
-from metrics.sources.npz import NpzSource
+from metrics.sources.npz import NpySource, NpzSource
 from metrics.sources.open import SOURCE_ENTRY_POINTS, is_generator, open_source
 from metrics.sources.parquet import ParquetSource
 from metrics.sources.tar import TarSource
@@ -18,6 +18,7 @@ __all__ = [
     "FolderSource",
     "ImageBatch",
     "ImageSource",
+    "NpySource",
     "NpzSource",
     "ParquetSource",
     "ShardSource",

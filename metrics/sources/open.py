@@ -11,7 +11,7 @@ from metrics.listing import is_hidden
 from metrics.sources.base import ImageSource, NoImagesError
 from metrics.sources.encoded import LoaderSource, ShardSource
 from metrics.sources.folder import FolderSource
-from metrics.sources.npz import NpzSource
+from metrics.sources.npz import NpySource, NpzSource
 from metrics.sources.parquet import ParquetSource
 from metrics.sources.tar import TarSource
 from metrics.sources.zip import ZipSource
@@ -28,7 +28,7 @@ _SHARDS: dict[str, type[LoaderSource]] = {
     ".tgz": TarSource,
     ".zip": ZipSource,
 }
-_FILES: dict[str, type[ImageSource]] = {".npz": NpzSource, **_SHARDS}
+_FILES: dict[str, type[ImageSource]] = {".npz": NpzSource, ".npy": NpySource, **_SHARDS}
 
 
 #: A part of a set by Hugging Face's names: "train-00000-of-00002.parquet".
@@ -51,7 +51,7 @@ def open_source(
     """Open a set of images by what the path is.
 
     Args:
-        path: An image folder, .npz (`arr_0`), .zip, .tar (.tar.gz, .tgz), .parquet, a folder of such zip, tar or parquet
+        path: An image folder, .npz (`arr_0`), .npy, .zip, .tar (.tar.gz, .tgz), .parquet, a folder of such zip, tar or parquet
             shards, or a saved generator if an installed package provides it.
         num_samples: How many images to draw from a generator; refused for anything else.
         seed: Seed of that draw; refused for anything else.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMN = "label"
 _ROWS_AT_ONCE = 256
+_MAGIC = b"PAR1"
+_FOOTER_BYTES = 8  # Length of the description, and the magic.
 
 
 class ParquetSource(LoaderSource):
@@ -30,7 +32,7 @@ class ParquetSource(LoaderSource):
     Labels are the column `label` of integers or text, if there is one; the integers have the names of Hugging Face's ClassLabel.
 
     Raises:
-        ValueError: If it is no parquet file, has no such column or no rows.
+        ValueError: If it is no parquet file, begins with another one, has no such column or no rows.
     """
 
     kind = "parquet of images"
@@ -48,8 +50,14 @@ class ParquetSource(LoaderSource):
             # Opened again for reading: thousands of shards don't stay open.
             with parquet.ParquetFile(path) as file:
                 schema, metadata = file.schema_arrow, file.metadata
+            is_joined = _is_joined(path, metadata)
         except self._errors as error:
             raise ValueError(f"{path} is not a parquet file, or is truncated: write it again.") from error
+        if is_joined:
+            raise ValueError(
+                f"parquet file {path} holds another one before it, as files joined by cat do, of which it describes the last: "
+                "give the parts as files in one folder."
+            )
         column = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
         if column is None:
             raise ValueError(f"{path} has the columns {', '.join(schema.names)}: expected an image column named image or img.")
@@ -117,6 +125,24 @@ class ParquetSource(LoaderSource):
         if names is not None and min(labels) < 0:  # Hugging Face's -1: a test set whose labels are not published.
             return FoundLabels(missing=f"its column {_LABEL_COLUMN} holds negative numbers, for labels that are not published")
         return FoundLabels(stated=[str(label) for label in labels], are_numbers=are_numbers, class_names=names)
+
+
+def _is_joined(path: Path, metadata: pyarrow.FileMetaData) -> bool:
+    """Return whether a file begins with another: its own data end well before its footer, and a second one begins between."""
+    end = len(_MAGIC)
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            column = row_group.column(number)
+            pages = (column.dictionary_page_offset, column.data_page_offset)
+            end = max(end, min(page for page in pages if page) + column.total_compressed_size)
+    with path.open("rb") as file:
+        file.seek(-_FOOTER_BYTES, os.SEEK_END)
+        footer = int.from_bytes(file.read(4), "little")
+        # What another file before it adds to the offsets; page indexes of its own lie there, too, and are small.
+        gap = os.stat(path).st_size - _FOOTER_BYTES - footer - end
+        file.seek(0)
+        return gap > 0 and 2 * _MAGIC in file.read(gap + len(_MAGIC))
 
 
 def _class_names(schema: pyarrow.Schema) -> object:

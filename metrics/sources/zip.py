@@ -6,14 +6,16 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from metrics.arrays import READ_ERRORS, brief
-from metrics.images import EMPTY, ImageError
+from metrics.images import EMPTY, ImageError, printable
 from metrics.listing import count_folders, count_left_out, is_image_name, no_images_message
 from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
 from metrics.sources.labels import LABEL_TABLES, find_labels
+from metrics.zips import JoinedZipError, open_zip
 
 
 class ZipSource(LoaderSource):
@@ -21,7 +23,8 @@ class ZipSource(LoaderSource):
     others passed over.
 
     Raises:
-        ValueError: If it is no zip file, holds no images, or images are empty and `skip_corrupt` is off.
+        ValueError: If it is no zip file, shares its file with something else, holds no images or one twice, or images are
+            empty and `skip_corrupt` is off.
     """
 
     kind = "zip of images"
@@ -29,7 +32,9 @@ class ZipSource(LoaderSource):
     def __init__(self, path: Path, skip_corrupt: bool = False) -> None:
         super().__init__(path, skip_corrupt)
         try:
-            self._archive = zipfile.ZipFile(path)
+            self._archive = open_zip(path)
+        except JoinedZipError as error:
+            raise ValueError(f"zip file {path} {error}.") from error
         except READ_ERRORS as error:
             raise ValueError(f"{path} is not a zip file, or is truncated: write it again.") from error
         files = [member for member in self._archive.infolist() if not member.is_dir()]
@@ -38,6 +43,9 @@ class ZipSource(LoaderSource):
         left_out = count_left_out(member.filename for member in files)
         if not self._members:
             raise NoImagesError(no_images_message(f"zip file {path}", left_out))
+        twice = next((left.filename for left, right in pairwise(self._members) if left.filename == right.filename), None)
+        if twice is not None:
+            raise ValueError(f"zip file {path} holds {printable(twice)} twice: keep one of them.")
         self.set_left_out(left_out)
         self._lock = threading.Lock()  # zipfile counts its open members without one.
         names = [member.filename for member in self._members]

@@ -7,9 +7,13 @@ import gzip
 import io
 import lzma
 import tarfile
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
@@ -58,3 +62,59 @@ def test_other_compressions_are_named(tmp_path: Path, compress: object, name: st
         ValueError, match=rf"x\.tar is compressed with {name}, which is not read: unpack it, or compress it by gzip"
     ):
         open_source(tmp_path / "x.tar")
+
+
+def _zip(first: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for index in range(first, first + 3):
+            archive.writestr(f"{index}.png", _png(index))
+        archive.comment = b"of three"
+    return buffer.getvalue()
+
+
+def test_what_shares_a_file_with_a_zip_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    for content in (_zip(0), _zip(0) + bytes(99), b"PK\x07\x08" + _zip(0)):
+        path.write_bytes(content)
+        assert len(open_source(path)) == 3
+    for content, words in (
+        (_zip(0) + _zip(3), r"holds [\d,]+ bytes before its first member, as archives joined by cat do.*: unpack"),
+        (b"#!/bin/sh\n" + _zip(0), "holds 10 bytes before its first member"),
+        (_zip(0) + b"junk", "holds 4 bytes behind its end, which would not be read"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"^zip file .*x\.zip {words}"):
+            open_source(path)
+
+
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            archive.writestr("a.png", _png(0))
+    with pytest.raises(ValueError, match=r"x\.zip holds a\.png twice: keep one of them"):
+        open_source(tmp_path / "x.zip")
+
+
+def test_joined_npz_files_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", np.zeros((3, 4, 4, 3), np.uint8))
+    content = (tmp_path / "x.npz").read_bytes()
+    (tmp_path / "x.npz").write_bytes(content + content)
+    with pytest.raises(ValueError, match=r"^npz file .*x\.npz holds [\d,]+ bytes before its first member"):
+        open_source(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, 4), (2, 9), (9, 2)])
+@pytest.mark.parametrize("write_page_index", [False, True])
+def test_joined_parquet_files_are_refused(tmp_path: Path, first: int, second: int, write_page_index: bool) -> None:
+    """Their offsets are those of the last, so that its description reads the bytes of the first."""
+    contents = []
+    for start, count in ((0, first), (50, second)):
+        table = pyarrow.table({"image": [_png(index) for index in range(start, start + count)], "label": list(range(count))})
+        parquet.write_table(table, tmp_path / "x.parquet", row_group_size=3, write_page_index=write_page_index)
+        assert len(open_source(tmp_path / "x.parquet")) == count
+        contents.append((tmp_path / "x.parquet").read_bytes())
+    (tmp_path / "x.parquet").write_bytes(b"".join(contents))
+    with pytest.raises(ValueError, match=r"parquet file .*x\.parquet holds another one before it"):
+        open_source(tmp_path / "x.parquet")

@@ -199,7 +199,7 @@ def test_names_are_read_safely(tmp_path: Path) -> None:
         NpzSource(_npz(tmp_path / "short.npz", 0, ["cat", "ant"]))
     arrays = dict(np.load(tmp_path / "a.npz"))
     np.savez(tmp_path / "pickle.npz", **{**arrays, "class_names": np.array([object()] * 3, dtype=object)})
-    with pytest.raises(ValueError, match="can't be read"):
+    with pytest.raises(ValueError, match="only unpickling would read"):
         NpzSource(tmp_path / "pickle.npz")
     np.savez(tmp_path / "numbers.npz", **{**arrays, "class_names": np.arange(3)})
     with pytest.raises(ValueError, match="no list of texts"):
