@@ -105,6 +105,7 @@ def train(
 
     import torch
 
+    from generative.core.lock import hold_folder
     from generative.core.logging import whole_file
     from generative.core.runtime import build_accelerator
     from generative.core.trainer import Trainer
@@ -116,6 +117,8 @@ def train(
     if accelerator.is_main_process:
         # A run killed before its first checkpoint has nothing that --resume auto could lose.
         check_output_dir(output_dir, overwrite, may_hold_run=resume is not None)
+        if output_dir.is_dir():
+            hold_folder(output_dir)
     torch.manual_seed(config.seed)
     built = build_config(parser, config)
     resolved = dump_config(parser, config)  # with what was filled in from the data
@@ -127,9 +130,10 @@ def train(
         notes = trainer.start_from(init_from)
     if accelerator.is_main_process:
         # Only now, with everything built and loaded, is an old run deleted or its configuration replaced: mistakes cost nothing.
+        output_dir.mkdir(parents=True, exist_ok=True)
+        hold_folder(output_dir)
         if overwrite:
             remove_run(output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)
         report_changes(chosen, output_dir, checkpoint)
         if notes:
             print("\n".join(f"note: {note}" for note in notes), file=sys.stderr)

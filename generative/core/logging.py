@@ -6,12 +6,15 @@ import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -69,35 +72,66 @@ class RunLog:
         self.accelerator = accelerator
         self.kept = [entry for entry in read_metrics(run) if entry["step"] <= resume_step] if resume_step else []
         self.evaluated_steps = {entry["step"] for entry in self.kept if any(key.startswith("evaluation/") for key in entry)}
+        hush_tracker_threads()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             with whole_file(self.path) as partial:
                 partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.kept))
 
-    def write(self, step: int, images_seen: int, values: Mapping[str, Any]) -> None:
-        """Append one entry and send its numbers to the trackers."""
+    def write(self, step: int, images_seen: int, values: Mapping[str, Any], notes: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Append one entry, with entries that go with it, in one piece; send its numbers to the trackers."""
         if any(key.startswith("evaluation/") for key in values):
             self.evaluated_steps.add(step)
         if not self.accelerator.is_main_process:
             return
+        entries = [{"step": step, "images_seen": images_seen, **entry} for entry in (values, *notes)]
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "images_seen": images_seen, **values}) + "\n")
+            file.write("".join(json.dumps(entry) + "\n" for entry in entries))
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         if numbers:
             self.accelerator.log(numbers, step=step)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Entries of a run's metrics.jsonl, oldest first; a last line cut short by a kill is passed over."""
+    """Entries of a run's metrics.jsonl, oldest first; what is none (cut short by a kill, damaged, foreign) is left out."""
     path = run / METRICS_FILE
-    entries: list[dict[str, Any]] = []
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return entries
+    if not path.is_file():
+        return []
+    entries = (parse_entry(line) for line in path.read_text(errors="replace").splitlines())
+    return [entry for entry in entries if entry is not None]
+
+
+def parse_entry(line: str) -> dict[str, Any] | None:
+    """The entry that a line of metrics.jsonl holds, or None."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or not all(type(entry.get(count)) is int for count in ("step", "images_seen")):
+        return None
+    return entry
+
+
+def hush_tracker_threads() -> None:
+    """Print no traceback for what fails in TensorBoard's writing thread: the next entry raises it in the main one."""
+    inner = threading.excepthook
+    if getattr(inner, "is_hushed", False):
+        return
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        is_tracker = type(arguments.thread).__module__.startswith("tensorboard.")
+        if not (is_tracker and isinstance(arguments.exc_value, OSError)):
+            inner(arguments)
+
+    hook.is_hushed = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
+
+
+def log_image(accelerator: Accelerator, name: str, image: Image.Image, step: int) -> None:
+    """Send an image to those trackers that show images."""
+    for tracker in accelerator.trackers:
+        if isinstance(tracker, TensorBoardTracker):
+            tracker.log_images({name: np.asarray(image)[None]}, step=step, dataformats="NHWC")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -139,8 +173,10 @@ def with_row_names(grid: Image.Image, row_names: Sequence[str], row_height: int)
     return result
 
 
-def save_grid(images: Tensor, path: Path, columns: int, min_tile: int = 32, row_names: Sequence[str] | None = None) -> None:
-    """Write a grid of images as PNG.
+def save_grid(
+    images: Tensor, path: Path, columns: int, min_tile: int = 32, row_names: Sequence[str] | None = None
+) -> Image.Image:
+    """Write a grid of images as PNG; returns it.
 
     Args:
         images: (N, 3, H, W) uint8, row by row.
@@ -156,3 +192,4 @@ def save_grid(images: Tensor, path: Path, columns: int, min_tile: int = 32, row_
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         grid.save(partial, format="PNG", pnginfo=notes)
+    return grid

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from generative.core import checkpoint as ckpt
 from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.generation import SampleRequest
-from generative.core.logging import EVALUATION_FILE, RunLog, save_grid, write_json
+from generative.core.lock import check_folder
+from generative.core.logging import EVALUATION_FILE, RunLog, log_image, save_grid, write_json
 from generative.core.objective import Objective
 from generative.core.trainer_config import TrainerConfig
 from generative.core.types import Batch, Losses, Networks
@@ -81,7 +83,9 @@ class RunObserver:
     def start(self, step: int, images_seen: int) -> None:
         """Open the log for a run that goes on from ``step``, and write the grid of real images."""
         if self.accelerator.is_main_process:
-            self._real_grid()
+            real = self._save_grid(self._real_images(), "real.png", self._row_names())
+            if step == 0:
+                log_image(self.accelerator, "real", real, step)
         self.log_file = RunLog(self.config.output_dir, self.accelerator, step)
         self._watch.resume(self.log_file.kept)
         self.start_clock(images_seen)
@@ -100,6 +104,23 @@ class RunObserver:
     def record(self, step: int, phase: str, values: Losses) -> None:
         """Take the values of one phase; they are read from the device only when logged or checked."""
         self._pending.append((step, phase, values))
+
+    def pending_state(self) -> list[list[Any]]:
+        """What was recorded since the last entry, for a checkpoint: step, phase, and of every process the values by name."""
+        state: list[list[Any]] = []
+        for step, phase, values in self._pending:
+            numbers = torch.stack([value.float() for value in values.values()])[None]
+            numbers = self.accelerator.gather(numbers) if self.accelerator.num_processes > 1 else numbers
+            state.append([step, phase, list(values), numbers.tolist()])
+        return state
+
+    def load_pending(self, state: list[list[Any]]) -> None:
+        """Take up what ``pending_state`` saved, so that the next entry is the mean over all its steps."""
+        device, rank = self.accelerator.device, self.accelerator.process_index
+        self._pending = [
+            (step, phase, dict(zip(names, torch.tensor(numbers[rank], dtype=torch.float32, device=device), strict=True)))
+            for step, phase, names, numbers in state
+        ]
 
     def check_finite(self, step: int, networks: Mapping[str, nn.Module] | None = None) -> None:
         """Stop on a NaN or infinite value: when logging and before saving only, as reading losses each step would stall a GPU.
@@ -165,13 +186,14 @@ class RunObserver:
         return entry
 
     def _write(self, step: int, images_seen: int, values: Mapping[str, Any]) -> None:
-        """Append an entry to the log, and say and append the warnings that it brings."""
-        self.log_file.write(step, images_seen, values)
-        if not self.accelerator.is_main_process:
-            return
-        for rule, sentence in self._watch.update({"step": step, "images_seen": images_seen, **values}).items():
+        """Append an entry to the log with the warnings that it brings, and say those."""
+        warnings_of_entry = {}
+        if self.accelerator.is_main_process:
+            check_folder(self.config.output_dir)
+            warnings_of_entry = self._watch.update({"step": step, "images_seen": images_seen, **values})
+        self.log_file.write(step, images_seen, values, [{"warning": w, "rule": rule} for rule, w in warnings_of_entry.items()])
+        for sentence in warnings_of_entry.values():
             tqdm.write(f"warning: step {step}: {sentence}", file=sys.stderr)
-            self.log_file.write(step, images_seen, {"warning": sentence, "rule": rule})
 
     def _diagnose(self) -> dict[str, float]:
         """The objective's own measurements, on the main process; nothing they do reaches the training."""
@@ -226,6 +248,7 @@ class RunObserver:
                 self._real_scores = evaluator.score_real(self.dataset, self.accelerator).scores
         self.last_evaluation = evaluation
         if self.accelerator.is_main_process:
+            check_folder(self.config.output_dir)
             write_json(
                 self.config.output_dir / EVALUATION_FILE,
                 {
@@ -238,22 +261,29 @@ class RunObserver:
             )
         self._write(step, images_seen, {f"evaluation/{name}": value for name, value in evaluation.scores.items()})
 
-    def sample_grid(self, step: int, pipeline: ImagePipeline) -> None:
+    def is_grid_due(self, step: int) -> bool:
+        """True at every ``sample_interval_steps``-th step and at the end of the run."""
+        interval = self.config.sample_interval_steps
+        return step == self.total_steps or (interval is not None and step > 0 and step % interval == 0)
+
+    def sample_grid(self, step: int, make_pipeline: Callable[[], ImagePipeline], only_if_missing: bool = False) -> None:
         """Write a grid of samples, one class to a row; the main process only."""
-        if not self.accelerator.is_main_process:
+        name = f"step-{step:08d}.png"
+        is_there = (self.config.output_dir / "samples" / name).exists()
+        if not self.accelerator.is_main_process or (only_if_missing and is_there):
             return
         classes = range(min(self.dataset.num_classes, MAX_GRID_CLASSES))
         columns = self.config.grid_images_per_class
         requests = [SampleRequest(label, index) for label in classes for index in range(columns)]
-        images = self.objective.example_images(pipeline, requests, self._real_images(), self.seed, columns)
+        images = self.objective.example_images(make_pipeline(), requests, self._real_images(), self.seed, columns)
         # Of a method that has no use for labels the rows need not be classes.
         names = self._row_names() if self.objective.uses_labels else None
-        save_grid(images, self.config.output_dir / "samples" / f"step-{step:08d}.png", columns, row_names=names)
+        log_image(self.accelerator, "samples", self._save_grid(images, name, names), step)
 
-    def _real_grid(self) -> None:
-        """Real training images in the layout of the sample grids, to look at beside them."""
-        path = self.config.output_dir / "samples" / "real.png"
-        save_grid(self._real_images(), path, self.config.grid_images_per_class, row_names=self._row_names())
+    def _save_grid(self, images: Tensor, name: str, row_names: list[str] | None) -> Image.Image:
+        check_folder(self.config.output_dir)
+        path = self.config.output_dir / "samples" / name
+        return save_grid(images, path, self.config.grid_images_per_class, row_names=row_names)
 
     def _row_names(self) -> list[str] | None:
         """Names of the classes in the rows of a grid, as far as the grid's font has their letters, else their numbers."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from generative.core.checkpoint import write_folder
 from generative.core.errors import UserError
 from generative.core.generation import SampleRequest
+from generative.core.lock import hold_folder
 from generative.core.logging import grid_image, whole_file, write_json
 
 MANIFEST = "manifest.json"
@@ -67,6 +68,7 @@ class ImageFolderWriter:
     def start(self, requests: Sequence[SampleRequest]) -> None:
         """Write the manifest: settings, names of classes, and the class of every file, those of earlier runs included."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        hold_folder(self.folder)
         for leftover in self.folder.glob(".*.partial"):
             leftover.unlink()
         images = {entry["file"]: entry for entry in self.previous}

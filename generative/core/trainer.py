@@ -25,6 +25,7 @@ from generative.core.errors import RunError, UserError
 from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.initial_weights import start_from
 from generative.core.links import link_duplicates, link_folder
+from generative.core.lock import check_folder, hold_folder, release_folder
 from generative.core.logging import progress_interval
 from generative.core.objective import Objective
 from generative.core.observer import RunObserver
@@ -181,13 +182,22 @@ class Trainer:
         Raises:
             DivergenceError: If a loss becomes NaN or infinite.
             UserError: If the checkpoint does not fit, or an image cannot be read: what was trained so far is saved first.
-            RunError: If a loader worker dies (what was trained so far is saved first), or another process does.
+            RunError: If a loader worker dies (what was trained so far is saved first), another process does, or the run's folder
+                is deleted or moved.
         """
         config = self.config
         if self.accelerator.is_main_process:
             config.output_dir.mkdir(parents=True, exist_ok=True)
+            hold_folder(config.output_dir)
             ckpt.remove_leftovers(config.output_dir)
-        self.accelerator.wait_for_everyone()
+        try:
+            self.accelerator.wait_for_everyone()
+            self._fit(resume_from)
+        finally:
+            release_folder(config.output_dir)
+
+    def _fit(self, resume_from: Path | None) -> None:
+        config = self.config
         if resume_from is not None:
             self.load_checkpoint(resume_from)
         later = [path for path in ckpt.list_checkpoints(config.output_dir) if ckpt.step_of(path) > self.step]
@@ -215,6 +225,8 @@ class Trainer:
         batches, workers = loader_workers(lambda: iter(loader))
         watch = WorkerWatch(workers)
         # At step 0 that is the untrained network; after a resume, what a kill may have cut short.
+        if self.step < self.total_steps and self.observer.is_grid_due(self.step):
+            self.observer.sample_grid(self.step, self.sampling_pipeline, only_if_missing=True)
         self._evaluate_if_due()
         bar = tqdm(
             total=self.total_steps * self.images_per_step,
@@ -239,7 +251,7 @@ class Trainer:
             self.save_checkpoint()
             self._raise_draw_error()
             if self.step >= self.total_steps:
-                self.observer.sample_grid(self.step, self.sampling_pipeline())
+                self.observer.sample_grid(self.step, self.sampling_pipeline)
                 self._evaluate_if_due()
 
     def _draw(self, batches: Iterator[Batch], watch: WorkerWatch) -> list[list[Batch]]:
@@ -279,17 +291,18 @@ class Trainer:
             bar.set_postfix({name: f"{value:.3f}" for name, value in entry.items() if name.endswith("/loss")})
         if self.step == self.total_steps:
             return
-        checkpoint, grid, evaluation = (
+        checkpoint, evaluation = (
             interval is not None and self.step % interval == 0
-            for interval in (config.checkpoint_interval_steps, config.sample_interval_steps, config.evaluate_interval_steps)
+            for interval in (config.checkpoint_interval_steps, config.evaluate_interval_steps)
         )
+        grid = self.observer.is_grid_due(self.step)
         with self.observer.paused_clock():
             if checkpoint or grid or evaluation:
                 self._check_weights()
             if checkpoint:
                 self.save_checkpoint()
             if grid:
-                self.observer.sample_grid(self.step, self.sampling_pipeline())
+                self.observer.sample_grid(self.step, self.sampling_pipeline)
             self._evaluate_if_due()
 
     def _check_weights(self) -> None:
@@ -390,13 +403,15 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write the checkpoint of this step with the pipeline of its averages, and the latter as the run's; keep the last few."""
         pipeline = self.sampling_pipeline()
+        pending = self.observer.pending_state()
         if self.accelerator.is_main_process:
+            check_folder(self.config.output_dir)
             for network in pipeline.components.values():
                 if isinstance(network, nn.Module):
                     network.to(memory_format=torch.contiguous_format)
             path, newest = ckpt.checkpoint_path(self.config.output_dir, self.step), self.config.output_dir / PIPELINE
             if not path.exists():
-                ckpt.write_folder(path, partial(self._fill_checkpoint, pipeline))
+                ckpt.write_folder(path, partial(self._fill_checkpoint, pipeline, pending))
             if (path / PIPELINE).is_dir():
                 ckpt.write_folder(newest, partial(link_folder, path / PIPELINE, leave_out=(ckpt.MANIFEST,)))
             else:  # a checkpoint of an older version, which has none
@@ -406,8 +421,9 @@ class Trainer:
         self._saved_step = self.step
         self.accelerator.wait_for_everyone()
 
-    def _fill_checkpoint(self, pipeline: ImagePipeline, folder: Path) -> None:
+    def _fill_checkpoint(self, pipeline: ImagePipeline, pending: list[list[Any]], folder: Path) -> None:
         state = self.state()
+        state["pending_log"] = pending
         for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
             for name, network in networks.items():
                 ckpt.save_network(network, folder / kind / name)
@@ -455,6 +471,8 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved["grad_scaler"])
         self.step = saved["step"]
+        # Absent from checkpoints of an older version: the next entry is then the mean of the steps from here on.
+        self.observer.load_pending(saved.get("pending_log", []))
         before = saved.get("learning_rates", {})
         for name, rate in self.learning_rates().items():
             if not math.isclose(rate, before.get(name, rate), rel_tol=1e-9):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from generative.core.checkpoint import flush_to_disk
 from generative.core.errors import UserError
+from generative.core.lock import hold_folder
 from generative.core.logging import whole_file, write_json
 from generative.data.base import ImageDataset
 from generative.data.cache_files import (
@@ -99,9 +100,12 @@ def _difference(found: CacheSpec, wanted: CacheSpec) -> str:
 def start_cache(output: Path, spec: CacheSpec) -> None:
     """Make the folder of an unfinished cache, or keep the one that is there if it is of the same specification."""
     folder = partial_folder(output)
+    if folder.exists():
+        hold_folder(folder)
     if folder.exists() and not _is_unfinished(folder, spec):
         shutil.rmtree(folder)  # check_output has let it go: --overwrite, or a start that was killed before its plan was written
     folder.mkdir(parents=True, exist_ok=True)
+    hold_folder(folder)
     for leftover in folder.glob(".*.partial"):
         leftover.unlink()
     write_json(folder / PLAN_FILE, spec.to_json())

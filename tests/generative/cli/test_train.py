@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from generative.cli.main import main
 from generative.core.logging import read_metrics
@@ -90,7 +92,10 @@ def test_a_run_and_what_it_leaves(config: Path, capsys: pytest.CaptureFixture[st
         "samples",
         "tensorboard",
     }
-    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert events.Tags()["images"] == ["real", "samples"] and "denoise/loss" in events.Tags()["scalars"]
+    assert [image.step for image in events.Images("samples")] == [6]
+    assert events.Images("samples")[0].encoded_image_string.startswith(b"\x89PNG")
     assert (run / "pipeline" / "model_index.json").is_file()
     assert main(["train", "run/config.yaml", "--trust-code", "--trainer.output_dir", "again"]) == 0
     assert same_weights(run, Path("again"))
@@ -114,6 +119,25 @@ def test_overwriting_deletes_the_runs_own_files_only(config: Path) -> None:
     assert Path("run/notes.txt").read_text() == "precious"
     assert [p.name for p in sorted(Path("run").glob("checkpoint-*"))] == ["checkpoint-00000002"]
     assert [entry["step"] for entry in read_metrics(Path("run"))] == [1, 2]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--resume", "latest"), ("--overwrite",)])
+def test_two_processes_do_not_write_one_run(config: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    assert train(config) == 0
+    before = tree(Path("run"))
+    capsys.readouterr()
+    descriptor = os.open("run", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # what another process holds
+    try:
+        if not arguments:
+            Path("run/config.yaml").unlink()
+            Path("run/pipeline").rename("pipeline")
+        assert train(config, *arguments) == 2
+        assert "another process is writing to 'run'" in failure(capsys)
+    finally:
+        os.close(descriptor)
+    assert not arguments or tree(Path("run")) == before
+    assert not arguments or train(config, *arguments) == 0
 
 
 @pytest.mark.parametrize(

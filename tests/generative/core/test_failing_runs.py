@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,3 +133,17 @@ def test_the_other_process_says_which_one_is_gone(tmp_path: Path, victim: str) -
         gone = int(victim[-1])
         assert len(said) == 1, err
         assert said[0].startswith(f"error: process {1 - gone}: process {gone} of the job died without a word"), err
+
+
+@pytest.mark.parametrize("how", ["renamed", pytest.param("deleted", marks=pytest.mark.slow)])
+def test_a_run_whose_folder_is_gone_says_so(tmp_path: Path, how: str) -> None:
+    """No traceback of TensorBoard's thread, and no second folder under the old name."""
+    process = start(tmp_path)
+    run = tmp_path / "run"
+    run.rename(tmp_path / "moved")
+    if how == "deleted":
+        shutil.rmtree(tmp_path / "moved", ignore_errors=True)
+    code, err = end_of(process)
+    assert code == 1 and err.count("\n") == 1, err
+    assert err.startswith("error: the folder 'run' was deleted, moved or replaced"), err
+    assert not run.exists()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from generative.core import checkpoint as ckpt
+from generative.core import observer
 from generative.core.logging import read_metrics
 from generative.core.trainer import Trainer
 
@@ -246,3 +247,47 @@ def test_loader_workers_outlive_the_first_signal(toy: ModuleType, tmp_path: Path
     trainer.fit()
     assert trainer.step == 3
     assert_equal(toy.snapshot(resume(toy, run)), whole[1])
+
+
+def files(run: Path) -> dict[str, Any]:
+    """What a run leaves, but for times: entries, grids, evaluations and checkpoints."""
+    found: dict[str, Any] = {"entries": [{k: v for k, v in e.items() if k != "images_per_second"} for e in read_metrics(run)]}
+    paths = [p for p in run.rglob("*") if p.is_file() and p.name != "metrics.jsonl"]
+    return {**found, **{p.relative_to(run).as_posix(): p.read_bytes() for p in paths}}
+
+
+@pytest.mark.parametrize("call", range(5))
+def test_a_killed_run_leaves_the_same_files(toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Killed at each grid and evaluation, which follow a checkpoint; entries are means of more steps than lie between two."""
+    settings: dict[str, Any] = {
+        "log_interval_steps": 3,
+        "checkpoint_interval_steps": 2,
+        "sample_interval_steps": 2,
+        "evaluate_interval_steps": 2,
+        "keep_last_checkpoints": None,
+    }
+
+    def build(run: Path) -> Any:
+        return toy.build_trainer(toy.denoiser(), run, evaluator=toy.evaluator(), **settings)
+
+    build(tmp_path / "whole").fit()
+    calls = []
+
+    def killing(inner: Any) -> Any:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            calls.append(inner)
+            if len(calls) == call + 3:  # after the grid of real images and the scores of the untrained network
+                raise Killed
+            return inner(*arguments, **options)
+
+        return wrapped
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(observer, "save_grid", killing(observer.save_grid))
+        patch.setattr(observer, "write_json", killing(observer.write_json))
+        build(tmp_path / "run").fit()
+    resumed = build(tmp_path / "run")
+    resumed.fit(ckpt.resolve_checkpoint(tmp_path / "run", "latest"))
+    ours, theirs = files(tmp_path / "run"), files(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
