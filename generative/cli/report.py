@@ -20,7 +20,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE.html", help="default report.html")
     parser.add_argument("--title", default=None, help="heading of the page (default: the names of the runs)")
     parser.add_argument("--intro", default="", metavar="TEXT", help="a paragraph under the heading")
-    parser.add_argument("--class-names", default=None, metavar="A,B,C", help="names of the classes, in order (default: numbers)")
+    parser.add_argument(
+        "--class-names", default=None, metavar="A,B,C", help="names of the classes, in order (default: the data's)"
+    )
     given = parser.parse_args(arguments)
     return report(given.runs, given.output, given.title, given.intro, given.class_names)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from generative.cli.arguments import CommandParser
 from generative.cli.config import build_config, dump_config, find_config, parse_train_config
 from generative.cli.run_config import CONFIG_FILE, HISTORY_FILE, RunConfig, append_history, continue_config, describe_changes
 from generative.core.errors import UserError
 
+if TYPE_CHECKING:
+    from generative.core.trainer import Trainer
+
 # What a run writes into its folder, beside checkpoint-STEP folders; --overwrite deletes these only.
-RUN_FILES = (CONFIG_FILE, HISTORY_FILE, "metrics.jsonl", "evaluation.json", "pipeline", "samples", "tensorboard")
+RUN_FILES = (CONFIG_FILE, HISTORY_FILE, "data.json", "metrics.jsonl", "evaluation.json", "pipeline", "samples", "tensorboard")
 
 EPILOG = """Any value of the configuration can be overridden by its path:
   generative train digits/dit --trainer.total_images 64000 --objective.init_args.guidance_scale 1.5
@@ -140,6 +143,7 @@ def train(
             append_history(output_dir, 0, init_from=str(init_from), notes=notes)
         with whole_file(output_dir / CONFIG_FILE) as partial:
             partial.write_text(resolved)
+        say_data(trainer, output_dir)
     purge_step = trainer.step + 1 if checkpoint else None
     accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": purge_step}})
     try:
@@ -204,6 +208,20 @@ def report_changes(chosen: RunConfig, output_dir: Path, checkpoint: Path | None)
         facts["changed"] = {key: {"from": old, "to": new} for key, (old, new) in chosen.changes.items()}
     if checkpoint is not None and facts:
         append_history(output_dir, read_state(checkpoint)["step"], **facts)
+
+
+def say_data(trainer: Trainer, output_dir: Path) -> None:
+    """Say what was found in the data, and write it into the run's folder."""
+    from generative.core.logging import DATA_FILE, write_json
+    from generative.data.summary import describe_data, summarise_data
+
+    evaluator = trainer.observer.evaluator
+    found = {"data": trainer.dataset} | ({} if evaluator is None else {"evaluation data": evaluator.data})
+    for what, data in found.items():
+        print("\n".join(summarise_data(data, what)))
+    for notice in trainer.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    write_json(output_dir / DATA_FILE, {what: describe_data(data) for what, data in found.items()} | {"notes": trainer.notices})
 
 
 def check_output_dir(output_dir: Path, overwrite: bool, may_hold_run: bool = False) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
+DATA_FILE = "data.json"
 
 GRID_PADDING = 2
 """Width of the lines between the images of a grid, in pixels."""

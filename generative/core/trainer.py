@@ -73,7 +73,7 @@ class Trainer:
         evaluator: Evaluator | None = None,
     ) -> None:
         check_fit(objective, dataset)
-        self.notices = [] if evaluator is None else evaluator.match_classes(dataset)
+        self.notices = dataset.notices + ([] if evaluator is None else evaluator.match_classes(dataset))
         self.objective = objective
         self.dataset = dataset
         self.config = config

@@ -65,7 +65,9 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         image_size: Side of the square images in pixels.
         fingerprint: Stable hash of the source, for provenance; equal sources give equal fingerprints on any machine.
         class_names: ``num_classes`` names.
-        left_out: Number of files beside the images that are none of them, by reason (``hidden``, ``.gif``, ...).
+        left_out: Number of files that are left out, by extension (of image formats that are not read) or reason.
+        num_turned: Number of images that EXIF says are not upright, and which are turned; None where that was not checked.
+        notices: What the user should know of the data before training, one sentence each.
         image_path: The file or folder that ``fid-score`` reads the same images from; None where there is none.
         encoder_fingerprint: Of the tokenizer or autoencoder whose ids or latents ``examples`` gives; None for images.
 
@@ -94,6 +96,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         self.fingerprint = fingerprint
         self.class_names = list(class_names) + [str(label) for label in range(len(class_names), num_classes)]
         self.left_out: dict[str, int] = {}
+        self.num_turned: int | None = None
+        self.notices: list[str] = []
         self._cached: Tensor | None = None
         if len(self) == 0:
             raise UserError("the dataset has no images; check its path")
@@ -129,9 +133,14 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
     def source_name(self, index: int) -> str:
         """Say where an image comes from (file, or file and row), for error messages."""
 
-    def verify_image(self, index: int) -> None:
-        """Raise ``UserError`` if an image cannot be read; subclasses may do it more cheaply than by loading it."""
+    def verify_image(self, index: int) -> bool:
+        """Raise ``UserError`` if an image cannot be read; subclasses may do it more cheaply than by loading it.
+
+        Returns:
+            Whether the image is turned upright, its EXIF orientation being another.
+        """
         self.load_image(index)
+        return False
 
     def prepare(self, cache: bool, verify: bool | None) -> None:
         """Fill the cache and check the images, as asked; the last line of every constructor.
@@ -237,7 +246,7 @@ def check_images(dataset: ImageDataset, workers: int | None = None) -> list[BadI
     """Read every image and list those that cannot be used.
 
     Args:
-        dataset: The images.
+        dataset: The images; their ``num_turned`` is counted on the way.
         workers: Number of threads; None means one per core, at most 16.
 
     Returns:
@@ -248,13 +257,16 @@ def check_images(dataset: ImageDataset, workers: int | None = None) -> list[BadI
         bad = []
         for index in range(start, min(start + CHUNK_IMAGES, len(dataset))):
             try:
-                dataset.verify_image(index)
+                turned[index] = dataset.verify_image(index)
             except UserError as error:
                 bad.append(BadImage(index, dataset.source_name(index), str(error)))
         return bad
 
+    turned = np.zeros(len(dataset), dtype=bool)
     with ThreadPoolExecutor(workers or _num_threads()) as pool:
-        return [image for chunk in pool.map(check_chunk, range(0, len(dataset), CHUNK_IMAGES)) for image in chunk]
+        bad = [image for chunk in pool.map(check_chunk, range(0, len(dataset), CHUNK_IMAGES)) for image in chunk]
+    dataset.num_turned = int(turned.sum())
+    return bad
 
 
 def _num_threads() -> int:

@@ -51,10 +51,10 @@ class ImageFilesDataset(ImageDataset):
         path = self.source_name(index)
         return image_to_tensor(center_crop(decode_image(path, path), self.image_size))
 
-    def verify_image(self, index: int) -> None:
-        """Raise ``UserError`` if a file cannot be read to its end."""
+    def verify_image(self, index: int) -> bool:
+        """Whether EXIF turns an image; raises ``UserError`` if its file cannot be read to its end."""
         path = self.source_name(index)
-        verify_image(path, path)
+        return verify_image(path, path)
 
     def source_name(self, index: int) -> str:
         """Path of an image."""

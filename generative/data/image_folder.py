@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from generative.core.class_names import list_names
 from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_parts
 from generative.data.decode import decode_image, image_to_tensor, verify_image
 from generative.data.transforms import center_crop
 from metrics.listing import count_left_out, describe_left_out, is_hidden, is_image_name, list_images
+from metrics.splits import split_of
 
 OUTSIDE_CLASSES = "outside the class folders"
 """Why images that lie beside the class folders are left out."""
@@ -58,6 +60,7 @@ class ImageFolderDataset(ImageDataset):
                 f"image folder '{self.root}' has {len(classes)} class folders, and num_classes of the data is {num_classes}; "
                 "leave num_classes out to take as many as there are"
             )
+        notices = check_split_names(self.root, classes)
         paths: list[str] = []
         sizes: list[int] = []
         labels: list[int] = []
@@ -75,7 +78,7 @@ class ImageFolderDataset(ImageDataset):
             fingerprint=hash_parts("image folder", image_size, *listing),
             class_names=classes,
         )
-        self.left_out = dict(left_out)
+        self.left_out, self.notices = dict(left_out), notices
         self.prepare(cache=cache, verify=verify)
 
     def load_image(self, index: int) -> Tensor:
@@ -83,10 +86,10 @@ class ImageFolderDataset(ImageDataset):
         path = self.source_name(index)
         return image_to_tensor(center_crop(decode_image(path, path), self.image_size))
 
-    def verify_image(self, index: int) -> None:
-        """Raise ``UserError`` if a file cannot be read to its end."""
+    def verify_image(self, index: int) -> bool:
+        """Whether EXIF turns an image; raises ``UserError`` if its file cannot be read to its end."""
         path = self.source_name(index)
-        verify_image(path, path)
+        return verify_image(path, path)
 
     def source_name(self, index: int) -> str:
         """Path of an image."""
@@ -108,6 +111,27 @@ def _class_folders(root: Path) -> tuple[list[str], Counter[str]]:
     if num_images:
         raise UserError(f"image folder '{root}' has images but no class folders; move them to '{root / 'CLASS_NAME'}'")
     raise UserError(f"image folder '{root}' is empty; it must hold one sub-folder of images per class")
+
+
+def check_split_names(root: Path, classes: Sequence[str]) -> list[str]:
+    """Tell splits of a data set from classes, by the names of their folders.
+
+    Returns:
+        What the user should know, one sentence: that some classes are called as splits are.
+
+    Raises:
+        UserError: If all folders are splits: images that train and images that test would be two classes.
+    """
+    splits = [name for name in classes if split_of(name.lower()) is not None and name.isalpha()]
+    if not splits or (len(splits) == 1 and (len(classes) > 1 or not any(e.is_dir() for e in _scan(root / splits[0])))):
+        return []
+    if len(splits) == len(classes):
+        chosen = next((name for name in splits if split_of(name.lower()) == "train"), splits[0])
+        raise UserError(
+            f"the folders of '{root}' are splits of a data set, not classes: {list_names(splits)}; give '{root / chosen}', which "
+            "holds one folder for each class"
+        )
+    return [f"{list_names(splits)} of '{root}' are trained as classes, and are called as splits of a data set are"]
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

@@ -212,9 +212,9 @@ class ParquetDataset(ImageDataset):
         image = decode_image(self._encoded.read(index), self.source_name(index))
         return image_to_tensor(center_crop(image, self.image_size))
 
-    def verify_image(self, index: int) -> None:
-        """Raise ``UserError`` if an image cannot be read to its end."""
-        verify_image(self._encoded.read(index), self.source_name(index))
+    def verify_image(self, index: int) -> bool:
+        """Whether EXIF turns an image; raises ``UserError`` if it cannot be read to its end."""
+        return verify_image(self._encoded.read(index), self.source_name(index))
 
     def source_name(self, index: int) -> str:
         """File and row of an image."""

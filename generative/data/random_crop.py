@@ -79,6 +79,7 @@ class RandomCropDataset(ImageDataset):
             fingerprint=hash_parts("random crop", images.fingerprint, *how),
             class_names=images.class_names,
         )
+        self.left_out, self.num_turned, self.notices = images.left_out, images.num_turned, images.notices
 
     def examples(self, indices: Tensor, draws: np.ndarray, flip: bool) -> Batch:
         """Random crops; see ``ImageDataset.examples``."""
@@ -120,9 +121,9 @@ class RandomCropDataset(ImageDataset):
         """All centre crops, (N, 3, H, W) uint8."""
         return self.source.images_uint8()
 
-    def verify_image(self, index: int) -> None:
-        """Raise ``UserError`` if an image cannot be read."""
-        self.source.verify_image(index)
+    def verify_image(self, index: int) -> bool:
+        """Whether EXIF turns an image; raises ``UserError`` if it cannot be read."""
+        return self.source.verify_image(index)
 
     def source_name(self, index: int) -> str:
         """Where an image comes from."""

@@ -62,6 +62,8 @@ class TokenCacheDataset(ImageDataset):
             fingerprint=cache_fingerprint(self.spec),
             class_names=self.spec.class_names,
         )
+        if images is not None:
+            self.left_out, self.num_turned, self.notices = images.left_out, images.num_turned, images.notices
         self.encoder_fingerprint = self.spec.encoder_fingerprint
         self._place_of = {int(index): place for place, index in enumerate(self.preview_indices)}
         if len(self) != self.spec.num_images:

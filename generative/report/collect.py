@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from generative.core.errors import UserError
-from generative.core.logging import EVALUATION_FILE, METRICS_FILE, read_metrics
+from generative.core.logging import DATA_FILE, EVALUATION_FILE, METRICS_FILE, read_metrics
 
 CONFIG_FILE = "config.yaml"
 SAMPLES_FOLDER = "samples"
@@ -43,6 +43,7 @@ class Run:
         evaluation: Content of evaluation.json; empty if there is none.
         grids: Step and file of each sample grid, oldest first.
         real_grid: Grid of real images, or None.
+        class_names: Names of the classes in the order of their labels; None if the run has not written them.
         missing: What is not there yet or cannot be read, in words.
     """
 
@@ -54,6 +55,7 @@ class Run:
     evaluation: dict[str, Any] = field(default_factory=dict)
     grids: list[tuple[int, Path]] = field(default_factory=list)
     real_grid: Path | None = None
+    class_names: list[str] | None = None
     missing: list[str] = field(default_factory=list)
 
     @cached_property
@@ -219,6 +221,7 @@ def read_run(path: Path, name: str) -> Run:
     run.config_text, run.config = read_config(path / CONFIG_FILE, run.missing)
     run.entries = read_entries(path, run.missing)
     run.evaluation = read_evaluation(path / EVALUATION_FILE, run.missing)
+    run.class_names = read_class_names(path / DATA_FILE)
     samples = path / SAMPLES_FOLDER
     if samples.is_dir():
         matches = [(match, file) for file in samples.iterdir() if (match := GRID_NAME.fullmatch(file.name))]
@@ -229,6 +232,15 @@ def read_run(path: Path, name: str) -> Run:
     if run.real_grid is None:
         run.missing.append(f"no grid of real images ({SAMPLES_FOLDER}/{REAL_GRID})")
     return run
+
+
+def read_class_names(path: Path) -> list[str] | None:
+    """Names of a run's classes; None if the file is missing (runs of before had none) or damaged."""
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["data"]["class_names"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def read_config(path: Path, missing: list[str]) -> tuple[str | None, dict[str, Any]]:

@@ -71,7 +71,7 @@ def write_report(
         title: Heading of the page.
         intro: Paragraphs under it (blank lines between them), before a summary that is made from the scores.
         caption: What is said under the sample grids; None says how they are laid out.
-        class_names: Names of the classes, in order, for the grids; None for their numbers.
+        class_names: Names of the classes, in order, for the grids; None for those that the runs have written.
 
     Returns:
         The file.
@@ -167,12 +167,17 @@ def missing_note(runs: Sequence[Run]) -> str:
 def grids_section(runs: Sequence[Run], colors: dict[str, str], caption: str | None, class_names: Sequence[str] | None) -> str:
     """Real images beside the newest grid of every run."""
     figures = []
-    real = next((run.real_grid for run in runs if run.real_grid), None)
+    shown = next((run for run in runs if run.real_grid), None)
+    real = shown.real_grid if shown else None
     grid = read_grid(real) if real else None
     if real is None:
         figures.append(empty_figure("real images", REAL_COLOR, "no grid of real images yet"))
     else:
-        figures.append(grid_figure("real images", REAL_COLOR, grid, "training images", "", class_names))
+        figures.append(
+            grid_figure(
+                "real images", REAL_COLOR, grid, "training images", "", class_names or (shown.class_names if shown else None)
+            )
+        )
     for run in runs:
         if not run.grids:
             figures.append(empty_figure(run.name, colors[run.name], "no sample grid yet"))
@@ -180,7 +185,9 @@ def grids_section(runs: Sequence[Run], colors: dict[str, str], caption: str | No
         step, path = run.grids[-1]
         seen = run.images_at(step)
         when = f"step {step:,}" + (f", {format_count(seen)} training images seen" if seen is not None else "")
-        figures.append(grid_figure(run.name, colors[run.name], read_grid(path), when, strip_element(run), class_names))
+        figures.append(
+            grid_figure(run.name, colors[run.name], read_grid(path), when, strip_element(run), class_names or run.class_names)
+        )
     if caption is None:
         caption = "One class to a row. Samples are drawn with a fixed seed, none picked by hand."
     return f'<p class="note">{escape(caption)}</p><div class="grids">{"".join(figures)}</div>'

@@ -81,10 +81,12 @@ def failure(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_run_and_what_it_leaves(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(config) == 0
-    assert "'run/pipeline' holds the pipeline" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "'run/pipeline' holds the pipeline" in said and "data: 24 images of 3 classes, 8 of each" in said
     run = Path("run")
     assert {p.name for p in run.iterdir()} == {
         "config.yaml",
+        "data.json",
         "metrics.jsonl",
         "checkpoint-00000004",
         "checkpoint-00000006",
@@ -96,6 +98,8 @@ def test_a_run_and_what_it_leaves(config: Path, capsys: pytest.CaptureFixture[st
     assert events.Tags()["images"] == ["real", "samples"] and "denoise/loss" in events.Tags()["scalars"]
     assert [image.step for image in events.Images("samples")] == [6]
     assert events.Images("samples")[0].encoded_image_string.startswith(b"\x89PNG")
+    found = json.loads((run / "data.json").read_text())["data"]
+    assert found["class_names"] == ["0", "1", "2"] and found["images_per_class"] == [8, 8, 8]
     assert (run / "pipeline" / "model_index.json").is_file()
     assert main(["train", "run/config.yaml", "--trust-code", "--trainer.output_dir", "again"]) == 0
     assert same_weights(run, Path("again"))

@@ -302,3 +302,13 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--help"]) == 0
     text = capsys.readouterr().out
     assert "generative report runs/digits-dit runs/digits-sagan" in text and "--title" in text and "same protocol" in text
+
+
+def test_rows_are_named_as_the_run_names_its_classes(make_run: WriteRun, tmp_path: Path) -> None:
+    run = make_run("dit")
+    (run / "data.json").write_text(json.dumps({"data": {"class_names": ["cat", "<dog>", *map(str, range(2, 10))]}}))
+    assert main(["report", str(run), "--output", str(tmp_path / "page.html")]) == 0
+    assert "<span>cat</span><span>&lt;dog&gt;</span><span>2</span>" in (tmp_path / "page.html").read_text()
+    (run / "data.json").write_text("[1")
+    assert main(["report", str(run), "--output", str(tmp_path / "page.html")]) == 0
+    assert "<span>0</span><span>1</span>" in (tmp_path / "page.html").read_text()
