@@ -262,9 +262,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{folder}' holds no readable state.json; resume from another checkpoint") from error
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int) or state["step"] < 0:
         raise UserError(f"'{folder / 'state.json'}' is damaged; resume from another checkpoint")
     if state.get("format_version") != FORMAT_VERSION:
         raise UserError(

@@ -484,9 +484,11 @@ class Trainer:
         Raises:
             UserError: Naming the first difference.
         """
-        for key in ("objective", "frozen", "learning_rates"):
-            if not isinstance(saved.get(key, {}), dict):
-                raise UserError(f"'{folder / 'state.json'}' is damaged: {key} is no object; resume from another checkpoint")
+        rates = saved.get("learning_rates", {})
+        if not all(isinstance(saved.get(key, {}), dict) for key in ("objective", "frozen", "learning_rates")) or not all(
+            isinstance(rate, (int, float)) for rate in rates.values()
+        ):
+            raise UserError(f"'{folder / 'state.json'}' is damaged; resume from another checkpoint")
         current_state = json.loads(json.dumps(self.state()))  # tuples become lists there
         for key, current in current_state.items():
             if key in ("step", "images_seen", "learning_rates", "objective", "frozen") or saved.get(key) == current:

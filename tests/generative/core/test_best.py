@@ -12,34 +12,34 @@ import pytest
 from generative.core import checkpoint as ckpt
 from generative.core.best import BEST_CHECKPOINT, HIGHER_IS_BETTER, LOWER_IS_BETTER, BestCheckpoint, is_higher_better
 from generative.core.errors import UserError
-from generative.core.evaluation import Evaluation
+from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.trainer import Trainer
+from generative.data.base import ImageDataset
 from generative.report.scores import KNOWN_SCORES
 
 VALUES = {0: 0.5, 1: 9.0, 2: 7.0, 3: 3.0, 4: 8.0, 5: float("nan"), 6: 4.0}
 
 
-class Judge:
+class Judge(Evaluator):
     """Gives each step its score."""
 
-    extractor = "none"
-
-    def __init__(self, name: str = "frechet_distance", values: dict[int, float] = VALUES) -> None:
-        self.name, self.values = name, values
+    def __init__(self, data: ImageDataset, name: str = "frechet_distance") -> None:
+        super().__init__(data, extractor="efficientnet-lite0")
+        self.name = name
         self.trainer: Trainer | None = None
 
-    def prepare(self, accelerator: Any) -> None: ...
+    def prepare(self, accelerator: Any, progress: bool = False) -> None: ...
 
-    def evaluate(self, pipeline: Any, accelerator: Any, options: Any) -> Evaluation:
+    def evaluate(self, pipeline: Any, accelerator: Any, options: Any, progress: bool = False) -> Evaluation:
         assert self.trainer is not None
-        return Evaluation({self.name: self.values[self.trainer.step]}, {})
+        return Evaluation({self.name: VALUES[self.trainer.step]}, {})
 
     def score_real(self, dataset: Any, accelerator: Any) -> Evaluation:
         return Evaluation({}, {})
 
 
-def build(toy: ModuleType, run: Path, judge: Judge | None = None, **settings: Any) -> Trainer:
-    judge = judge or Judge()
+def build(toy: ModuleType, run: Path, name: str = "frechet_distance", **settings: Any) -> Trainer:
+    judge = Judge(toy.ToyImages(), name)
     options = {"keep_best": "frechet_distance", "evaluate_interval_steps": 1, "keep_last_checkpoints": 1, **settings}
     trainer: Trainer = toy.build_trainer(toy.denoiser(), run, evaluator=judge, **options)
     judge.trainer = trainer
@@ -65,7 +65,7 @@ def test_the_best_survives_pruning_and_is_whole(toy: ModuleType, tmp_path: Path)
 
 
 def test_higher_may_be_better(toy: ModuleType, tmp_path: Path) -> None:
-    build(toy, tmp_path, Judge("precision"), keep_best="precision").fit()
+    build(toy, tmp_path, "precision", keep_best="precision").fit()
     assert best_step(tmp_path) == 1
 
 
@@ -73,7 +73,8 @@ def test_higher_may_be_better(toy: ModuleType, tmp_path: Path) -> None:
 def test_a_resumed_run_keeps_the_same(toy: ModuleType, tmp_path: Path, stop: int) -> None:
     run = tmp_path / "run"
     first = build(toy, run)
-    first.objective.on_call = lambda batch: first.request_stop(15) if first.step == stop - 1 else None
+    objective: Any = first.objective
+    objective.on_call = lambda batch: first.request_stop(15) if first.step == stop - 1 else None
     first.fit()
     build(toy, run).fit(ckpt.resolve_checkpoint(run, "latest"))
     assert best_step(run) == 3

@@ -195,8 +195,8 @@ def test_damaged_tensors_of_the_right_size_are_refused(toy: ModuleType, run: Pat
 
 def edit_state(run: Path, **values: Any) -> None:
     folder = run / "checkpoint-00000006"
-    state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**state, **values}))
+    state = {**json.loads((folder / "state.json").read_text()), **values}
+    (folder / "state.json").write_text(json.dumps({key: value for key, value in state.items() if value is not None}))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["state.json"] = (folder / "state.json").stat().st_size
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -205,6 +205,14 @@ def edit_state(run: Path, **values: Any) -> None:
 def test_a_newer_format_is_refused(toy: ModuleType, run: Path) -> None:
     edit_state(run, format_version=99)
     refuses(toy, run, "has format version 99")
+
+
+@pytest.mark.parametrize(
+    "values", [{"step": "6"}, {"step": -1}, {"frozen": []}, {"objective": 1}, {"learning_rates": {"net": "fast"}}]
+)
+def test_a_damaged_state_is_refused(toy: ModuleType, run: Path, values: dict[str, Any]) -> None:
+    edit_state(run, **values)
+    refuses(toy, run, "state.json' is damaged; resume from another checkpoint")
 
 
 def test_another_seed_is_refused(toy: ModuleType, run: Path) -> None:
@@ -352,18 +360,11 @@ def test_another_kind_of_objective_is_refused(toy: ModuleType, run: Path) -> Non
 def test_a_checkpoint_of_an_older_version_goes_on_and_says_what_it_lacks(
     toy: ModuleType, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = run / "checkpoint-00000006" / "state.json"
-    state = json.loads(path.read_text())
-    for key in ("objective", "frozen", "learning_rates"):
-        del state[key]
-    path.write_text(json.dumps(state))
-    manifest = json.loads((path.parent / "manifest.json").read_text())
-    manifest["files"]["state.json"] = path.stat().st_size
-    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    edit_state(run, objective=None, frozen=None, learning_rates=None)
     objective = toy.denoiser()
     objective.frozen = {"tokenizer": nn.Linear(2, 2)}
     capsys.readouterr()
-    toy.build_trainer(objective, run).load_checkpoint(path.parent)
+    toy.build_trainer(objective, run).load_checkpoint(run / "checkpoint-00000006")
     notes = capsys.readouterr().err
     assert notes.count("\n") == 1 and "does not record objective 'class', frozen 'tokenizer'" in notes
 
