@@ -28,7 +28,7 @@ _OTHER_FORMATS = frozenset(
     ".wmf .xbm .xcf .xpm".split()
 )
 #: Containers of images: beside loose images they are left out.
-_CONTAINERS = frozenset({".parquet", ".tar", ".tgz", ".zip"})
+_CONTAINERS = frozenset({".npy", ".npz", ".parquet", ".tar", ".tgz", ".zip"})
 #: Folders and files that tools and file systems make, in lower case.
 _TOOL_NAMES = frozenset(
     {
@@ -138,5 +138,5 @@ def no_images_message(what: str, left_out: Mapping[str, int]) -> str:
         left_out: What it holds instead, as in `Listing`.
     """
     extensions = ", ".join(sorted(extension[1:] for extension in IMAGE_EXTENSIONS))
-    instead = f"; it holds {describe_left_out(left_out)}, convert them" if left_out else ""
+    instead = f"; it holds {describe_left_out(left_out)}: convert images, name archives by themselves" if left_out else ""
     return f"{what} holds no images (looked for {extensions} in it and below, hidden folders apart){instead}."

@@ -18,6 +18,7 @@ from generative.data.base import ImageDataset, hash_files, hash_parts
 from generative.data.decode import decode_image, image_to_tensor, verify_image
 from generative.data.transforms import center_crop
 from metrics.listing import is_hidden
+from metrics.sources.parquet import is_joined_parquet
 from metrics.splits import describe_splits, mixed_splits
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ def _read_columns(path: Path, image_column: str, label_column: str) -> _Columns:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
+            if is_joined_parquet(path, file.metadata):
+                raise UserError(
+                    f"parquet file '{path}' holds another one before it, as files joined by cat do; give each by itself"
+                )
             for column in (image_column, label_column):
                 if column not in schema.names:
                     raise UserError(f"parquet file '{path}' has no column '{column}'; its columns are {', '.join(schema.names)}")

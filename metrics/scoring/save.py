@@ -27,7 +27,7 @@ def save_reference(source: Path, output: Path, names: Sequence[str], args: argpa
         feeder: How images are read and run.
 
     Returns:
-        A line that says what was written.
+        A line that says what was written, after notes on the images.
 
     Raises:
         FileExistsError: If the output exists.
@@ -51,7 +51,8 @@ def save_reference(source: Path, output: Path, names: Sequence[str], args: argpa
         for entry in entries
         if entry.mu is not None
     )
-    return f"wrote {output}: {what}, {fed.num_images} images of {source}"
+    message = f"wrote {output}: {what}, {fed.num_images} images of {source}"
+    return "\n".join([*(f"note: {note}" for note in images.notes), message])
 
 
 def _storing(suite: MetricSuite, args: argparse.Namespace) -> MetricSuite:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import posixpath
 import re
 from pathlib import Path
 from typing import cast
@@ -31,6 +32,7 @@ _SHARDS: dict[str, type[LoaderSource]] = {
 _FILES: dict[str, type[ImageSource]] = {".npz": NpzSource, ".npy": NpySource, **_SHARDS}
 
 
+_MAX_NAMED = 3
 #: A part of a set by Hugging Face's names: "train-00000-of-00002.parquet".
 _PART_OF = re.compile(r"(\d+)-of-(\d+)(?!\d)")
 
@@ -149,6 +151,10 @@ def _note_parts(path: Path, names: list[str]) -> list[str]:
     if len(groups) == 2 and "" in groups:
         split = next(split for split in groups if split)
         notes.append(f"of {path}, {len(groups[split])} files name the split {split} and {len(groups[''])} none: all are scored.")
+    folders = sorted({posixpath.dirname(name) for name in names})
+    if len(folders) > 1:
+        named = ", ".join(folder or "." for folder in folders[:_MAX_NAMED]) + (", ..." if len(folders) > _MAX_NAMED else "")
+        notes.append(f"of {path}, files of {len(folders)} folders are scored together: {named}.")
     announced: dict[tuple[str, str], set[str]] = {}
     for name in names:
         match = _PART_OF.search(name)

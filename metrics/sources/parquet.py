@@ -50,7 +50,7 @@ class ParquetSource(LoaderSource):
             # Opened again for reading: thousands of shards don't stay open.
             with parquet.ParquetFile(path) as file:
                 schema, metadata = file.schema_arrow, file.metadata
-            is_joined = _is_joined(path, metadata)
+            is_joined = is_joined_parquet(path, metadata)
         except self._errors as error:
             raise ValueError(f"{path} is not a parquet file, or is truncated: write it again.") from error
         if is_joined:
@@ -127,7 +127,7 @@ class ParquetSource(LoaderSource):
         return FoundLabels(stated=[str(label) for label in labels], are_numbers=are_numbers, class_names=names)
 
 
-def _is_joined(path: Path, metadata: pyarrow.FileMetaData) -> bool:
+def is_joined_parquet(path: Path, metadata: pyarrow.FileMetaData) -> bool:
     """Return whether a file begins with another: its own data end well before its footer, and a second one begins between."""
     end = len(_MAGIC)
     for group in range(metadata.num_row_groups):
@@ -135,7 +135,7 @@ def _is_joined(path: Path, metadata: pyarrow.FileMetaData) -> bool:
         for number in range(row_group.num_columns):
             column = row_group.column(number)
             pages = (column.dictionary_page_offset, column.data_page_offset)
-            end = max(end, min(page for page in pages if page) + column.total_compressed_size)
+            end = max(end, min((page for page in pages if page), default=end) + column.total_compressed_size)
     with path.open("rb") as file:
         file.seek(-_FOOTER_BYTES, os.SEEK_END)
         footer = int.from_bytes(file.read(4), "little")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from metrics.arrays import READ_ERRORS, brief
-from metrics.images import EMPTY, ImageError
+from metrics.images import EMPTY, ImageError, printable
 from metrics.listing import count_folders, count_left_out, is_hidden, is_image_name, no_images_message
 from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
@@ -162,6 +162,11 @@ def _walk(file: IO[bytes], is_compressed: bool) -> Generator[tuple[tarfile.TarIn
             position = archive.offset
             if info.isreg() and not info.issparse():
                 yield info, archive
+            elif not info.isdir() and is_image_name(info.name):
+                raise _RefusedError(
+                    f"holds {printable(info.name)} as a link or sparse file, which is not read: write it again without --sparse, "
+                    "with tar --dereference --hard-dereference"
+                )
         archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
         if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # type: ignore[union-attr]
             raise tarfile.ReadError("it has no end mark")

@@ -17,6 +17,8 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
+from generative.core.errors import UserError
+from generative.data.parquet import ParquetDataset
 from metrics.sources import TarSource, open_source
 
 
@@ -118,3 +120,25 @@ def test_joined_parquet_files_are_refused(tmp_path: Path, first: int, second: in
     (tmp_path / "x.parquet").write_bytes(b"".join(contents))
     with pytest.raises(ValueError, match=r"parquet file .*x\.parquet holds another one before it"):
         open_source(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_links_to_images_in_a_tar_are_refused(tmp_path: Path, kind: bytes) -> None:
+    """They would be left out: `tar` writes the second name of a file as a link."""
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name in ("a.png", "b.png"):
+            info = tarfile.TarInfo(name)
+            if name == "a.png":
+                info.size = len(_png(0))
+            else:
+                info.type, info.linkname = kind, "a.png"
+            archive.addfile(info, io.BytesIO(_png(0)))
+    with pytest.raises(ValueError, match=r"x\.tar holds b\.png as a link or sparse file, which is not read: write it again"):
+        TarSource(tmp_path / "x.tar")
+
+
+def test_joined_parquet_files_are_no_training_data(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"image": [_png(0), _png(1)], "label": [0, 1]}), tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes() * 2)
+    with pytest.raises(UserError, match="holds another one before it"):
+        ParquetDataset(tmp_path / "x.parquet", image_size=4)

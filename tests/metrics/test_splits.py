@@ -134,6 +134,9 @@ def test_parts_are_told(tmp_path: Path) -> None:
         f"of {tmp_path}, 2 files name the split train and 1 none: all are scored.",
         f"{tmp_path} holds 2 of the 3 files that their names announce.",
     ]
+    _shard(tmp_path / "several" / "a" / "0.tar")
+    _shard(tmp_path / "several" / "b" / "0.tar")
+    assert open_source(tmp_path / "several").notes == [f"of {tmp_path}/several, files of 2 folders are scored together: a, b."]
     _shard(tmp_path / "empty" / "a.tar", 0)
     _shard(tmp_path / "empty" / "b.tar", 0)
     with pytest.raises(ValueError, match=r"a\.tar holds no images"):
