@@ -101,11 +101,13 @@ def encode(given: argparse.Namespace, overrides: list[str]) -> int:
     from generative.core.runtime import build_accelerator
     from generative.data.cache_files import CACHE_FILE, read_spec
     from generative.data.cache_writer import CacheEncoder, check_output, finish_cache, start_cache
+    from generative.data.summary import summarise_data
     from generative.tokenizers.pretrained import load_encoder
 
     data = DataSection("generative encode", given.config, overrides, given.trust_code)
     encoder = load_encoder(given.folder)
     images = data.build()
+    found = summarise_data(images, "data")
     spec = make_spec(encoder, images, given)
     output: Path = given.output
     accelerator = build_accelerator(given.mixed_precision)
@@ -118,6 +120,7 @@ def encode(given: argparse.Namespace, overrides: list[str]) -> int:
     cache_encoder = CacheEncoder(encoder, spec.dtype, given.batch_size, accelerator.autocast)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        print("\n".join(found))
         start_cache(output, spec)
     accelerator.wait_for_everyone()
     write_share(output, spec, sources, cache_encoder, accelerator)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from generative.core.class_names import list_names
 from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_files, hash_parts
 from generative.data.batch_files import read_batch
@@ -81,7 +82,11 @@ class CIFAR10Dataset(ImageDataset):
             self.is_official = False
             self._encoded = EncodedImages(files, _image_column(files[0]), "label")
             self.image_path = files[0] if len(files) == 1 else None
-            labels = self._encoded.labels
+            labels, names = self._encoded.labels, self._encoded.class_names
+            if names and tuple(names) != CLASS_NAMES:
+                raise UserError(
+                    f"'{files[0]}' names its classes {list_names(names)}, which are not CIFAR-10's; use ParquetDataset"
+                )
         else:
             self.is_official = all(_md5(file) == OFFICIAL_MD5[file.name] for file in files)
             parts = [read_batch(file) for file in files]

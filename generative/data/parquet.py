@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from generative.core.class_names import list_names
 from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_files, hash_parts
 from generative.data.decode import decode_image, image_to_tensor, verify_image
@@ -38,7 +39,8 @@ class EncodedImages:
         class_names: From the Hugging Face metadata where present, else empty.
 
     Raises:
-        UserError: If a file is unreadable, a column is missing or of another type, or an image or label is null.
+        UserError: If a file is unreadable, a column is missing or of another type, an image or label is null, or files name
+            different classes.
     """
 
     def __init__(self, paths: Sequence[Path], image_column: str, label_column: str) -> None:
@@ -49,6 +51,11 @@ class EncodedImages:
         for path in paths:
             table = _read_columns(path, image_column, label_column)
             labels.append(table.labels)
+            if self.class_names and table.class_names not in ([], self.class_names):
+                raise UserError(
+                    f"'{path}' names its classes {list_names(table.class_names)}, and a file before it "
+                    f"{list_names(self.class_names)}: their labels do not mean the same; give files of one data set"
+                )
             self.class_names = self.class_names or table.class_names
             row = 0
             for chunk in table.chunks:

@@ -287,6 +287,11 @@ def test_bad_parquet_input_is_named(tmp_path: Path) -> None:
     refused("column 'image' .* is empty in row 3")
     write_parquet(path, images, [0, 1, 1, 1], ["a", "b", "c"])
     refused("names 3 classes, and num_classes of the data is 2", num_classes=2)
+    write_parquet(tmp_path / "y.parquet", images, [0, 1, 1, 1], ["b", "a", "c"])
+    with pytest.raises(UserError, match="y.parquet' names its classes b, a, c, and a file before it a, b, c"):
+        ParquetDataset([str(path), str(tmp_path / "y.parquet")], 8)
+    with pytest.raises(UserError, match="names its classes a, b, c, which are not CIFAR-10's"):
+        CIFAR10Dataset(path)
     write_parquet(path, [images[0], images[1], images[2][:-60], images[3]], [0, 1, 1, 1])  # type: ignore[index]
     refused("x.parquet row 2' is truncated or corrupt")
     write_parquet(path, [], [])
