@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metrics.files import whole_file
+from metrics.terminal import temporary_home
 
 #: torch.hub's convention: the file name ends with the first 8 hex digits of the content's sha256.
 _HASH_SUFFIX = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
@@ -65,8 +66,15 @@ class WeightsFile:
 
 
 def cache_dir() -> Path:
-    """Return the folder of downloaded weights: `$TRIPTYCH_CACHE`, or `~/.cache/triptych`."""
-    return Path(os.environ.get("TRIPTYCH_CACHE") or Path.home() / ".cache" / "triptych")
+    """Return the folder of downloaded weights: `$TRIPTYCH_CACHE`, or `~/.cache/triptych`; without a home, below the temporary
+    folder."""
+    if chosen := os.environ.get("TRIPTYCH_CACHE"):
+        return Path(chosen)
+    try:
+        home = Path.home()
+    except RuntimeError:  # The system does not know this user.
+        home = Path(temporary_home())
+    return home / ".cache" / "triptych"
 
 
 def sha256_of(path: Path) -> str:

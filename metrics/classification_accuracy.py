@@ -9,6 +9,7 @@ their class. Neither compares across architectures, sizes or numbers of epochs.
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _LR_BATCH_SIZE = 256  # Batch size that the learning rate is for; it is scaled t
 _CROP_MARGIN = 256 / 224  # Side that images are stored at over the side that is cropped (ibid.).
 _TOP_K = 5
 _READ_BATCH = 64
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ def _check_arguments(
 def _store(source: ImageSource, path: Path, image_size: int) -> tuple[np.ndarray, list[str]]:
     """Read a source once and keep it, resized, in a file: uint8 (N, 3, s, s) and N labels."""
     side = round(image_size * _CROP_MARGIN)
-    stored = np.memmap(path, dtype=np.uint8, mode="w+", shape=(max(len(source), 1), 3, side, side))
+    shape = (max(len(source), 1), 3, side, side)
+    _reserve(path, math.prod(shape))
+    stored = np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
     labels: list[str] = []  # By name.
     for batch in source.batches(_READ_BATCH):
         if batch.labels is None:
@@ -148,6 +152,22 @@ def _store(source: ImageSource, path: Path, image_size: int) -> tuple[np.ndarray
     if len(labels) < 2:
         raise ValueError(f"{source.path} holds {len(labels)} readable images: a classifier needs at least 2.")
     return stored[: len(labels)], labels
+
+
+def _reserve(path: Path, num_bytes: int) -> None:
+    """Make a file of so many bytes that the disk has: a page that it lacks would end the process with a bus error."""
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            else:
+                for start in range(0, num_bytes, _CHUNK_BYTES):
+                    file.write(bytes(min(_CHUNK_BYTES, num_bytes - start)))
+    except OSError as error:
+        raise ValueError(
+            f"the classifier's images take {num_bytes / 1e9:.2g} GB in {path.parent.parent}, and that failed ({error.strerror}): "
+            "set TMPDIR to a folder on a larger disk, or choose a smaller --cas-size."
+        ) from error
 
 
 def _centre_square(image: Tensor, side: int) -> Tensor:

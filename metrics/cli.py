@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from metrics import registry
 from metrics.named_datasets import MODES, dataset_lines
 from metrics.notes import say_warnings_plainly
+from metrics.terminal import prepare, until_nobody_reads
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -57,7 +58,7 @@ where it stopped; --no-cache keeps none.
 
 statistics written by --save-stats record their protocol; scoring against those of another is an error.
 
-exit codes: 0 a score, 2 wrong input (one sentence says what), 130 interrupted."""
+exit codes: 0 a score, 2 wrong input (one sentence says what), 130 interrupted, 141 output closed (`| head`)."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -381,10 +382,15 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes the process's.
 
     Returns:
-        0 for a score, 2 for a mistake in the input (told in one sentence on stderr), 130 when interrupted.
+        0 for a score, 2 for a mistake in the input (told in one sentence on stderr), 130 when interrupted, 141 when nobody
+        reads the output any more.
     """
+    return until_nobody_reads(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> int:
     try:
-        args = parse_arguments(sys.argv[1:] if argv is None else argv)
+        args = parse_arguments(argv)
     except SystemExit as stop:  # argparse exits for --help and for errors.
         return int(stop.code or 0)
     try:
@@ -395,6 +401,8 @@ def main(argv: list[str] | None = None) -> int:
         from metrics.scoring import run
 
         run(args)
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError) as error:
         _say(error)
         return EXIT_USER_ERROR
@@ -419,14 +427,9 @@ def _say(error: Exception) -> None:
 
 def entry() -> NoReturn:
     """Run as a program: leave at once when done, instead of unloading torch for half a second."""
+    prepare()
     say_warnings_plainly()
-    code = main()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:
-        pass  # Whoever read the table has closed it, as `head` does.
-    os._exit(code)
+    os._exit(main())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from metrics.moments import Gaussian
 from metrics.resize import build_resizer
+from metrics.terminal import drawable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -196,5 +197,5 @@ def save_overlays(path: Path, images: Tensor, sensitivity: SensitivityMaps, clas
         panels[1][column].imshow(heat.numpy(), cmap="viridis", alpha=0.6)
         if sensitivity.top1 is not None:
             index = int(sensitivity.top1[column])
-            panels[0][column].set_title(f"class {index}" if class_names is None else class_names[index])
+            panels[0][column].set_title(f"class {index}" if class_names is None else drawable(class_names[index]))
     figure.savefig(path)

@@ -134,7 +134,7 @@ def parse_train_config(
         UserError: If a key is unknown, a value has the wrong type (both named with their path), or a class is not trusted.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"configuration '{path}' cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -246,7 +246,7 @@ def foreign_code(content: Any, folders: Sequence[Path]) -> Iterator[str]:
         for file in [folder / content for folder in folders]:
             if is_small_file(file):
                 try:
-                    inner = yaml.safe_load(file.read_text())
+                    inner = yaml.safe_load(file.read_text(encoding="utf-8"))
                 except (OSError, UnicodeDecodeError, yaml.YAMLError):
                     continue
                 if isinstance(inner, dict):

@@ -120,7 +120,7 @@ def read_section(path: Path) -> Any:
         UserError: If the file cannot be read, or has no such section, or names no images.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"configuration '{path}' cannot be read: {' '.join(str(error).split())}") from error
     section = content.get("data") if isinstance(content, dict) else None

@@ -79,7 +79,7 @@ def list_configs() -> list[tuple[str, str]]:
     from generative.cli import config
 
     def comment(path: Path) -> str:
-        line = path.read_text().split("\n")[0]
+        line = path.read_text(encoding="utf-8").split("\n")[0]
         return line.lstrip("# ") if line.startswith("#") else ""
 
     return [(name, comment(path)) for name, path in config.list_configs().items()]

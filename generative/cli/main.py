@@ -10,6 +10,7 @@ from importlib import import_module
 
 from generative.core.errors import RunError, UserError
 from metrics.notes import say_warnings_plainly
+from metrics.terminal import prepare, until_nobody_reads
 
 COMMANDS = {
     "quickstart": "train a GAN, a DiT and a transformer on bundled digits, sample, score, and write a page (about 9 minutes)",
@@ -44,11 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0 done, 1 training diverged or its surroundings failed it, 2 wrong input, 128 + n stopped by signal n (a
-        checkpoint was saved).
+        checkpoint was saved), 141 nobody reads the output any more.
     """
     if argv is None:
+        prepare()
         say_warnings_plainly()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    return until_nobody_reads(lambda: run_command(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Find the subcommand and run it; returns the exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(commands="\n".join(f"  {name:<17} {text}" for name, text in COMMANDS.items())), end="")
         return 0 if arguments else 2
@@ -70,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            raise  # whoever reads the output may have left
         announce(error)
         explained = explain(error)
         if explained is None:

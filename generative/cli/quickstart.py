@@ -69,7 +69,7 @@ def shortened(path: Path, fraction: float) -> list[str]:
 
     The whole is given too: a run that goes on keeps its own length, which may have been another share.
     """
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     settings = content["trainer"]
     num_samples = content["evaluation"]["init_args"]["num_samples"]
     overrides = ["--evaluation.init_args.num_samples", str(max(50, int(num_samples * fraction)))]

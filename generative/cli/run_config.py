@@ -138,8 +138,8 @@ def append_history(output_dir: Path, step: int, **facts: Any) -> None:
     path = output_dir / HISTORY_FILE
     versions = {name: version(name) for name in ("triptych", "torch", "diffusers")} | {"python": platform.python_version()}
     line = json.dumps({"step": step, **facts, "versions": versions}) + "\n"
-    before = path.read_text() if path.is_file() else ""
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
     if before.endswith(line):
         return
     with whole_file(path) as partial:
-        partial.write_text(before + line)
+        partial.write_text(before + line, encoding="utf-8")

@@ -145,7 +145,10 @@ def write(points: Sequence[Point], law: PowerLaw, name: str, last: float, output
     rows = [asdict(point) | {"fit": law.predict(point.size)} for point in points]
     found = {"loss": name, "last_share": last, "law": asdict(law) | {"beta": law.beta}, "models": rows}
     write_json(output.with_suffix(".json"), found)
-    with whole_file(output.with_suffix(".csv")) as partial, partial.open("w", newline="") as file:
+    with (
+        whole_file(output.with_suffix(".csv")) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

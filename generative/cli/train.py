@@ -142,7 +142,7 @@ def train(
             print("\n".join(f"note: {note}" for note in notes), file=sys.stderr)
             append_history(output_dir, 0, init_from=str(init_from), notes=notes)
         with whole_file(output_dir / CONFIG_FILE) as partial:
-            partial.write_text(resolved)
+            partial.write_text(resolved, encoding="utf-8")
         say_data(trainer, output_dir)
     purge_step = trainer.step + 1 if checkpoint else None
     accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": purge_step}})

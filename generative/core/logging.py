@@ -169,7 +169,8 @@ def with_row_names(grid: Image.Image, row_names: Sequence[str], row_height: int)
     draw = ImageDraw.Draw(result)
     for row, name in enumerate(names):
         middle = GRID_PADDING + row * row_height + (row_height - GRID_PADDING) / 2
-        draw.text((width - ROW_NAME_MARGIN, middle), name, fill="white", font=font, anchor="rm")
+        shown = name.encode(errors="backslashreplace").decode()  # a folder's name need not be text
+        draw.text((width - ROW_NAME_MARGIN, middle), shown, fill="white", font=font, anchor="rm")
     result.info[ROW_NAMES_WIDTH] = str(width)
     return result
 

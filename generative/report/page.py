@@ -86,7 +86,7 @@ def write_report(
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
     try:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
         os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from generative.core.logging import whole_file, write_json
 from generative.report.figures import MARKERS, PALETTE
+from metrics.terminal import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +84,10 @@ def write_files(content: dict[str, Any], output: Path) -> None:
     write_json(output / CURVE_FILE, content)
     settings, points = content["settings"], read_points(content)
     names = score_names(points)
-    with whole_file(output / "curve.csv") as partial, partial.open("w", newline="") as file:
+    with (
+        whole_file(output / "curve.csv") as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["threshold", "num_samples", *names])
         writer.writerows([point.name, settings["num_samples"], *(point.scores.get(name) for name in names)] for point in points)
@@ -151,8 +155,8 @@ def write_curve(points: Sequence[CurvePoint], path: Path, network: str, title: s
     widths = (LARGE_PANEL[0], SMALL_PANEL[0]) if has_trade else (LARGE_PANEL[0],)
     figure = Figure(figsize=(sum(widths), height), layout="constrained")
     grid = figure.add_gridspec(rows, len(widths), width_ratios=widths)
-    figure.suptitle(fill(title, int(TITLE_DENSITY * sum(widths))), fontsize=11)
-    figure.supxlabel(fill(note, int(NOTE_DENSITY * sum(widths))), fontsize=7, color="#5f6368")
+    figure.suptitle(fill(drawable(title), int(TITLE_DENSITY * sum(widths))), fontsize=11)
+    figure.supxlabel(fill(drawable(note), int(NOTE_DENSITY * sum(widths))), fontsize=7, color="#5f6368")
     for row, name in enumerate(names):
         axes = figure.add_subplot(grid[row, -1])
         draw_score(axes, points, name, PALETTE[row % len(PALETTE)], MARKERS[row % len(MARKERS)])

@@ -14,6 +14,7 @@ from typing import Any
 
 from metrics.files import whole_file
 from metrics.scoring.steps import step_of
+from metrics.terminal import drawable
 
 _SHOWN_HASH_DIGITS = 8
 _NUMBER_WIDTH = 14
@@ -195,7 +196,7 @@ def write_csv(report: Report, path: Path) -> None:
         row = [result.path, result.step, report.reference, report.protocol, networks, resizers, *counts, error, *numbers]
         writer.writerow(["" if cell is None else cell for cell in row])
     with whole_file(path) as stream:
-        stream.write(text.getvalue().encode())
+        stream.write(text.getvalue().encode(errors="backslashreplace"))
 
 
 def write_plot(report: Report, path: Path) -> None:
@@ -210,6 +211,7 @@ def write_plot(report: Report, path: Path) -> None:
     names = [result.path.name for result in report.results]
     if len(set(names)) < len(names):
         names = [str(result.path) for result in report.results]
+    names = [drawable(name) for name in names]
     columns = min(_PLOT_COLUMNS, len(keys))
     rows = -(-len(keys) // columns)
     figure = Figure(figsize=(_PLOT_INCHES[0] * columns, _PLOT_INCHES[1] * rows), layout="constrained")
@@ -228,6 +230,6 @@ def write_plot(report: Report, path: Path) -> None:
     lines = [
         line for text in (report.protocol, f"reference {report.reference}") for line in wrap(text, _TITLE_CHARACTERS * columns)
     ]
-    figure.suptitle("\n".join(lines), fontsize=7)
+    figure.suptitle(drawable("\n".join(lines)), fontsize=7)
     with whole_file(path) as stream:
         FigureCanvasAgg(figure).print_figure(stream, format=path.suffix.lstrip("."), dpi=150)
