@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from metrics import registry
@@ -16,6 +16,7 @@ from metrics.terminal import prepare, until_nobody_reads
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it.
+_SHOWN_DIGITS = 24
 
 _DESCRIPTION = """\
 Score generated images B against reference images A, and print the number with its protocol.
@@ -73,18 +74,33 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(EXIT_USER_ERROR)
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+#: Limits of what flags take: far beyond any use, and before memory or a day ends.
+_MOST_IMAGES = 10_000_000
+_MOST_PARTS = 1_000_000
+_MOST_EPOCHS = 10_000
+_MOST_PIXELS = 4096
+_MOST_AT_ONCE = 65_536
+_MOST_THREADS = 1024
+_MOST_SEED = 2**64 - 1  # What torch's generators take.
+_MOST_LEGACY_SEED = 2**32 - 1  # What numpy's legacy generator takes, whose stream the published tools draw from.
 
 
-def _non_negative(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
-    return value
+def _count(most: int, least: int = 1) -> Callable[[str], int]:
+    """Return a flag's type: a whole number within limits, which a message names."""
+
+    def parse(text: str) -> int:
+        shown = text if len(text) <= _SHOWN_DIGITS else f"{text[:_SHOWN_DIGITS]}..."
+        try:
+            value = int(text)
+        except ValueError:  # Also of thousands of digits.
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most:,}, got {shown!r}") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {shown}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most:,}, got {shown}")
+        return value
+
+    return parse
 
 
 def _extractor(text: str) -> str:
@@ -152,7 +168,7 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         help=f"feature network: {', '.join(registry.EXTRACTORS)}, or your own as FILE.py:CLASS (default: inception-v3)",
     )
     group.add_argument(
-        "--input-size", type=_positive, metavar="PX", help="side that images are brought to, if the network lets you"
+        "--input-size", type=_count(_MOST_PIXELS), metavar="PX", help="side that images are brought to, if the network lets you"
     )
     group.add_argument(
         "--dims", type=int, choices=list(registry.FEATURE_BY_DIMS), help="Inception-v3 feature by its dimension (default: 2048)"
@@ -172,11 +188,17 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         help="train --extractor resnet9 on the labelled images of the first path (tested on those of the second, where there are "
         "three) and write its weights to the last, a .safetensors",
     )
-    group.add_argument("--train-epochs", type=_positive, default=10, metavar="N", help="passes over them (default: 10)")
     group.add_argument(
-        "--num-samples", "--num", type=_positive, metavar="N", help="images to sample, where a path is a saved pipeline"
+        "--train-epochs", type=_count(_MOST_EPOCHS), default=10, metavar="N", help="passes over them (default: 10)"
     )
-    group.add_argument("--seed", type=_non_negative, help="seed of those samples")
+    group.add_argument(
+        "--num-samples",
+        "--num",
+        type=_count(_MOST_IMAGES),
+        metavar="N",
+        help="images to sample, where a path is a saved pipeline",
+    )
+    group.add_argument("--seed", type=_count(_MOST_SEED, least=0), help="seed of those samples")
 
 
 def _add_dataset(group: argparse._ArgumentGroup) -> None:
@@ -186,7 +208,9 @@ def _add_dataset(group: argparse._ArgumentGroup) -> None:
         help="reference statistics of clean-fid: of a data set in the list below, or custom ones; all paths are samples then",
     )
     group.add_argument("--dataset-split", metavar="NAME", help="its part (default: train where there is one; custom)")
-    group.add_argument("--dataset-res", type=_positive, metavar="PX", help="side of its images, where there are several")
+    group.add_argument(
+        "--dataset-res", type=_count(_MOST_PIXELS), metavar="PX", help="side of its images, where there are several"
+    )
     group.add_argument(
         "--dataset-root",
         metavar="DIR",
@@ -195,16 +219,20 @@ def _add_dataset(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_how_metrics(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--isc-splits", type=_positive, metavar="N", help="splits of the Inception Score (default: 10)")
+    group.add_argument("--isc-splits", type=_count(_MOST_PARTS), metavar="N", help="splits of the Inception Score (default: 10)")
     group.add_argument("--no-samples-shuffle", action="store_true", help="Inception Score in file order, as the official script")
-    group.add_argument("--kid-subsets", type=_positive, metavar="N", help="subsets of KID (default: 100)")
-    group.add_argument("--kid-subset-size", type=_positive, metavar="N", help="images per subset (default: 1000)")
+    group.add_argument("--kid-subsets", type=_count(_MOST_PARTS), metavar="N", help="subsets of KID (default: 100)")
+    group.add_argument("--kid-subset-size", type=_count(_MOST_PARTS), metavar="N", help="images per subset (default: 1000)")
     group.add_argument(
-        "--prc-neighborhood", "--nearest-k", type=_positive, metavar="K", help="neighbour that sets a ball's radius (default: 3)"
+        "--prc-neighborhood",
+        "--nearest-k",
+        type=_count(_MOST_PARTS),
+        metavar="K",
+        help="neighbour that sets a ball's radius (default: 3)",
     )
     group.add_argument(
         "--rng-seed",
-        type=_non_negative,
+        type=_count(_MOST_LEGACY_SEED, least=0),
         metavar="SEED",
         help="seed of KID's subsets, the IS shuffle, MIND, FID-infinity, class matching",
     )
@@ -216,13 +244,15 @@ def _add_analyses(group: argparse._ArgumentGroup) -> None:
         choices=["top1", "top-n", "middle-n", "logits"],
         help="draw samples so that their ImageNet classes are distributed as the reference's, and score those (arXiv:2203.06026)",
     )
-    group.add_argument("--match-num", type=_positive, metavar="N", help="samples to draw (default: a fifth)")
+    group.add_argument("--match-num", type=_count(_MOST_IMAGES), metavar="N", help="samples to draw (default: a fifth)")
     group.add_argument("--sensitivity-map", metavar="FILE.png", help="draw what in the first samples FID reacts to")
     group.add_argument(
         "--cas", metavar="ARCH", help="train a torchvision classifier on the samples, test it on the reference (labels needed)"
     )
-    group.add_argument("--cas-size", type=_positive, default=224, metavar="PX", help="its input size (default: 224)")
-    group.add_argument("--cas-epochs", type=_positive, default=90, metavar="N", help="passes over the samples (default: 90)")
+    group.add_argument("--cas-size", type=_count(_MOST_PIXELS), default=224, metavar="PX", help="its input size (default: 224)")
+    group.add_argument(
+        "--cas-epochs", type=_count(_MOST_EPOCHS), default=90, metavar="N", help="passes over the samples (default: 90)"
+    )
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -246,10 +276,12 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 def _add_how(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "-b", "--batch-size", type=_positive, default=50, metavar="N", help="images per forward pass (default: 50)"
+        "-b", "--batch-size", type=_count(_MOST_AT_ONCE), default=50, metavar="N", help="images per forward pass (default: 50)"
     )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:0, mps (default: cuda if there is one, else cpu)")
-    group.add_argument("--num-workers", type=_non_negative, metavar="N", help="decoding threads (default: min(8, CPUs))")
+    group.add_argument(
+        "--num-workers", type=_count(_MOST_THREADS, least=0), metavar="N", help="decoding threads (default: min(8, CPUs))"
+    )
     group.add_argument(
         "--precision",
         choices=["float32", "bfloat16", "float16"],
@@ -277,7 +309,7 @@ def _add_spellings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-c", "--cpu", action="store_true", help="as --device cpu")
     group.add_argument("--samples-find-deep", action="store_true", help="folders are always searched recursively")
     group.add_argument("--save-cpu-ram", action="store_true", help="no N x N matrix is ever held")
-    group.add_argument("--prc-batch-size", type=_positive, metavar="N", help="tiles have a fixed size")
+    group.add_argument("--prc-batch-size", type=_count(_MOST_IMAGES), metavar="N", help="tiles have a fixed size")
 
 
 def parse_arguments(argv: Sequence[str], parser: _Parser | None = None, paths: Sequence[str] = ()) -> argparse.Namespace:
@@ -307,6 +339,8 @@ def parse_arguments(argv: Sequence[str], parser: _Parser | None = None, paths: S
         if args.device is not None or (args.cpu and args.gpu is not None):
             parser.error("--device, --gpu and --cpu name the device: give one of them")
         args.device = "cpu" if args.cpu else f"cuda:{args.gpu}"
+    if "" in args.path:
+        parser.error("a path is empty")  # As of a variable of the shell that is not set; it would be the current folder.
     if not args.path:
         parser.error("the following arguments are required: PATH, a reference and at least one sample set")
     _apply_dataset(args, parser)
@@ -406,6 +440,11 @@ def _run(argv: list[str]) -> int:
     except (ValueError, TypeError, OSError) as error:
         _say(error)
         return EXIT_USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        sys.stderr.write("error: out of memory: choose a smaller --batch-size, --input-size or --cas-size, or fewer images\n")
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         kept = (
             "nothing was written"
@@ -415,6 +454,11 @@ def _run(argv: list[str]) -> int:
         sys.stderr.write(f"interrupted: {kept}\n")
         return EXIT_INTERRUPTED
     return EXIT_OK
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether an allocation failed; torch says it of a CPU in words only."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _say(error: Exception) -> None:

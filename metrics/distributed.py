@@ -100,7 +100,7 @@ def choose_device(name: str | None, processes: Processes) -> str:
     if name is None:
         return f"cuda:{processes.local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # "meta" makes tensors that hold nothing.
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not available here: leave --device out or name another.") from error
     return name

@@ -10,6 +10,7 @@ from typing import Any
 from metrics import registry
 from metrics.extractors import FeatureExtractor, build_extractor
 from metrics.extractors.inception import WEIGHTS as INCEPTION_WEIGHTS
+from metrics.kernel import KernelDistance
 from metrics.metric import FeatureCollector, Metric
 from metrics.suite import MetricSuite, build_metric
 
@@ -22,6 +23,10 @@ _OPTION_FLAGS = {
     "kid_subset_size": ("kid", "subset_size"),
     "prc_neighborhood": ("prc", "k"),
 }
+#: What a subset of KID takes on two cores: a part of its own, and one for each pair of 2048-d features.
+_SUBSET_SECONDS = 1e-2
+_PAIR_SECONDS = 2e-7
+_DAY_SECONDS = 86_400.0
 _SEEDED = {"is": "shuffle_seed", "kid": "seed", "mind": "seed", "fid-infinity": "seed"}
 
 
@@ -70,7 +75,20 @@ def plan_metric(name: str, args: argparse.Namespace) -> Metric:
     reads_logits = name in ("is", "am")
     if args.dims is not None and score.extractor is None and not reads_logits:
         options["feature"] = registry.FEATURE_BY_DIMS[args.dims]
-    return build_metric(name, **options)
+    metric = build_metric(name, **options)
+    if isinstance(metric, KernelDistance):
+        _check_duration(metric.subsets, metric.subset_size)
+    return metric
+
+
+def _check_duration(subsets: int, subset_size: int) -> None:
+    """Raise `ValueError` if KID's subsets would take more than a day."""
+    seconds_each = _SUBSET_SECONDS + _PAIR_SECONDS * subset_size**2
+    if subsets * seconds_each > _DAY_SECONDS:
+        raise ValueError(
+            f"{subsets:,} subsets of KID of {subset_size:,} images each would take about {subsets * seconds_each / 3600:,.0f} "
+            f"hours: give at most --kid-subsets {max(1, int(_DAY_SECONDS / seconds_each))}, or a smaller --kid-subset-size."
+        )
 
 
 def plan_suites(names: Sequence[str], args: argparse.Namespace, collect: bool = False) -> list[MetricSuite]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from metrics.distributed import Processes, describe_error
-from metrics.metric import Metric, side_name
+from metrics.metric import FeatureMetric, Metric, side_name
 from metrics.scoring.feed import Consumer
 from metrics.scoring.report import Result
 from metrics.scoring.sides import OpenOptions, Side, check_draw, open_side
@@ -155,6 +155,17 @@ def _refusal(metric: Metric, suite: MetricSuite, side: Side, real: bool) -> str 
         return f"{side.path} holds one image: a score needs at least two on each side."
     if count < least:
         return f"metric {metric.name} needs at least {least} {side_name(real)} images, and {side.path} holds {count}: give more."
+    size = 4 * count * suite.extractor.feature_dims[str(metric.feature)] if isinstance(metric, FeatureMetric) else 0
+    if size > _total_memory():
+        return (
+            f"metric {metric.name} keeps every image's features: {size / 1e9:,.0f} GB for the {count:,} of {side.path}, and this "
+            f"machine has {_total_memory() / 1e9:,.0f} GB of memory: give fewer, or score fid alone."
+        )
     if metric.needs_labels and not side.images.has_labels:
         return f"metric {metric.name} needs class labels, and {side.images.lack_of_labels()}"
     return None
+
+
+def _total_memory() -> int:
+    """Return the machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
