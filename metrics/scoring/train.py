@@ -11,6 +11,7 @@ from typing import Any
 from metrics.class_names import name_classes
 from metrics.distributed import Processes
 from metrics.scoring.sides import OpenOptions, open_images
+from metrics.sources import is_generator
 
 
 def train_from_arguments(args: argparse.Namespace, processes: Processes) -> str:
@@ -83,9 +84,13 @@ def _check_output(output: Path) -> None:
 
 def _open_labelled(paths: Sequence[str], args: argparse.Namespace) -> list[Any]:
     """Open training and test images; None for a test set that is not given."""
+    if args.num_samples is not None and not any(is_generator(Path(path)) for path in paths):
+        raise ValueError("--num-samples applies to saved pipelines only, and no path is one.")
     sources: list[Any] = []
     for path in paths:
-        source = open_images(Path(path), OpenOptions(None, args.seed, args.batch_size, args.device, args.skip_corrupt))
+        source = open_images(
+            Path(path), OpenOptions(args.num_samples, args.seed, args.batch_size, args.device, args.skip_corrupt)
+        )
         if not source.has_labels:
             raise ValueError(f"--train-extractor needs class labels, and {source.lack_of_labels()}")
         sources.append(source)

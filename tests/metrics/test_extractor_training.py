@@ -84,6 +84,8 @@ def test_command_trains_and_scores(folders: tuple[Path, Path], tmp_path: Path, c
         (["{out}", "--extractor", "resnet9"], "TRAIN [TEST] OUT.safetensors"),
         (["{train}", "{other}", "{out}", "--extractor", "resnet9", "--train-epochs", "1"], "no training image has"),
         (["{train}", "{out}", "--extractor", "resnet9", "--train-epochs", "0"], "at least 1"),
+        (["{train}", "{out}", "--extractor", "resnet9", "--num-samples", "9"], "saved pipelines only"),
+        (["{train}", "{out}", "--extractor", "resnet9", "--input-size", "7"], "at least 8 px"),
     ],
 )
 def test_wrong_input_gets_one_sentence(
