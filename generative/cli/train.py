@@ -28,6 +28,9 @@ Two processes (a machine without CUDA needs --multi_gpu all the same):
 SIGTERM and Ctrl-C save a checkpoint and stop; `--resume latest` goes on, bit-equal to a run never stopped:
   generative train digits/dit --resume latest              (or the run's folder: generative train runs/digits-dit --resume latest)
   generative train runs/digits-dit --resume latest --trainer.total_images 400000
+Any checkpoint can be sampled and scored like the run; the best one by a score outlives newer ones as RUN/checkpoint-best:
+  generative train digits/dit --trainer.keep_best frechet_distance
+
 Another run's weights to start from (a discriminator of its own, where a pipeline has none; other classes are told):
   generative train my.yaml --init-from runs/cifar10-biggan
 A run goes on with its own configuration (config.yaml in its folder), whatever CONFIG says now. What this command line overrides
