@@ -14,10 +14,11 @@ The folder or archive that is named by the user is not asked how it is called.
 from __future__ import annotations
 
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 #: Lower-case extensions that count as images; the case in the file name does not matter.
 IMAGE_EXTENSIONS = frozenset({".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -72,12 +73,16 @@ def is_hidden(name: str) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Return whether a relative path has an image's extension and is not hidden."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS and not is_hidden(name)
+    return _extension(name) in IMAGE_EXTENSIONS and not is_hidden(name)
+
+
+def _extension(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
 
 
 def count_left_out(names: Iterable[str]) -> Counter[str]:
     """Return the number of files, by extension, that are images of formats not read, or containers of images."""
-    extensions = ((PurePosixPath(name).suffix.lower(), name) for name in names)
+    extensions = ((_extension(name), name) for name in names)
     return Counter(
         extension
         for extension, name in extensions

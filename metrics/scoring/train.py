@@ -37,7 +37,7 @@ def train_from_arguments(args: argparse.Namespace, processes: Processes) -> str:
     output = Path(args.path[-1])
     _check_output(output)
     train, test = _open_labelled(args.path[:-1], args)
-    notes = [] if test is None else name_classes([train, test])
+    notes = train.notes if test is None else [*train.notes, *test.notes, *name_classes([train, test])]
     facts = train_extractor(
         train,
         test,

@@ -77,10 +77,11 @@ class TarSource(LoaderSource):
                 self._is_compressed = head.startswith(_GZIP_MAGIC)
                 file.seek(0)
                 for info, archive in _walk(file, self._is_compressed):
-                    left_out += count_left_out([info.name])
                     if is_image_name(info.name):
                         self._members.append(_Member(info.name, info.offset_data, info.size))
-                    elif info.name.endswith((".cls", ".json")) and info.size <= _MAX_LABEL_BYTES and not is_hidden(info.name):
+                        continue
+                    left_out += count_left_out([info.name])
+                    if info.name.endswith((".cls", ".json")) and info.size <= _MAX_LABEL_BYTES and not is_hidden(info.name):
                         label = _parse_label(info.name, _content(archive, info))
                         if label is not None:
                             labels[info.name] = label

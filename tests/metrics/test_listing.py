@@ -158,6 +158,8 @@ def test_a_score_says_what_was_left_out(tmp_path: Path, tiny_options: list[str],
     printed = capsys.readouterr().out
     assert "3 files of formats that are not read here (2 .gif, 1 .avif) were left out." in printed
     assert "(image folder, 3 images)" in printed
+    assert main(["--save-stats", str(tmp_path / "b"), str(tmp_path / "b.npz"), *tiny_options]) == 0
+    assert capsys.readouterr().out.startswith(f"note: of {tmp_path / 'b'}, 3 files of formats")
 
 
 def test_names() -> None:
