@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from generative.core.errors import UserError
+from generative.core.seed_range import check_seed
+
+LIMITS = {
+    "num_images": 10_000_000,
+    "num_images_per_class": 10_000_000,
+    "num_samples": 10_000_000,
+    "frames": 10_000,
+    "batch_size": 1_000_000,
+    "image_size": 65_536,
+}
+"""Most of what may be asked for at once: more is a slip of the keyboard, and would fill the memory before anything is said."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -19,6 +30,23 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter,
             allow_abbrev=False,
         )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, with the arguments that several commands share checked.
+
+        Raises:
+            UserError: If a seed or a device cannot be used, or a count is beyond what memory or patience hold.
+        """
+        parsed, rest = super().parse_known_args(args, namespace)
+        given = vars(parsed)
+        if "seed" in given:
+            check_seed("--seed", given["seed"])
+        if str(given.get("device")).partition(":")[0] == "meta":
+            raise UserError(f"--device '{given['device']}' computes nothing, its tensors have no content; choose cpu or cuda")
+        for name, limit in LIMITS.items():
+            if isinstance(given.get(name), int) and given[name] > limit:
+                raise UserError(f"--{name.replace('_', '-')} must be at most {limit:,}, got {given[name]}")
+        return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         """Raise the message, with where to read more."""

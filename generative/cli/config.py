@@ -14,6 +14,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 import generative
 from generative.core.errors import UserError
+from generative.core.safe_yaml import UnsafeYAMLError, load_yaml
+from generative.core.seed_range import check_seed
 
 # Modules whose classes a configuration may name: importing a module runs its code.
 TRUSTED_MODULES = ("generative", "metrics", "pipelines", "torch", "torchvision", "diffusers")
@@ -103,6 +105,22 @@ def find_config(name: str) -> Path:
     raise UserError(f"configuration '{name}' does not exist; `generative list` shows {', '.join(known) or 'none'}")
 
 
+def read_config(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        UserError: If it cannot be read, or is far too large for a configuration.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(
+                f"configuration '{path}' has {path.stat().st_size:,} bytes, more than {MAX_CONFIG_BYTES:,}; is it one?"
+            )
+        return load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"configuration '{path}' cannot be read: {' '.join(str(error).split())}") from error
+
+
 def build_train_parser() -> OneSentenceParser:
     """The parser of a training configuration: the schema is the constructors' type hints."""
     from generative.core.evaluation import Evaluator
@@ -133,10 +151,7 @@ def parse_train_config(
     Raises:
         UserError: If a key is unknown, a value has the wrong type (both named with their path), or a class is not trusted.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"configuration '{path}' cannot be read: {' '.join(str(error).split())}") from error
+    content = read_config(path)
     if not isinstance(content, dict):
         raise UserError(f"configuration '{path}' must be a mapping of objective, data and trainer")
     if not trust_code:
@@ -145,6 +160,8 @@ def parse_train_config(
                 f"configuration '{path}' names '{name}', which is not of {', '.join(TRUSTED_MODULES)}; "
                 "pass --trust-code if you know what its code does"
             )
+    for override in overrides:
+        parse_override(override)
     # The parser passes over an unknown key that holds an empty mapping.
     for name in [str(key) for key in content if key not in SECTIONS]:
         raise UserError(f"configuration '{path}': {name} is not a known key; there are {', '.join(SECTIONS)}")
@@ -152,9 +169,11 @@ def parse_train_config(
         raise UserError(f"configuration '{path}': {name} is not a known key; a class has class_path and init_args")
     parser = build_train_parser()
     try:
-        return parser, parser.parse_args(["--config", str(path), *overrides])
+        config = parser.parse_args(["--config", str(path), *overrides])
     except UserError as error:
         raise UserError(f"configuration '{path}': {condense(str(error))}") from error
+    check_seed("seed", config.seed)
+    return parser, config
 
 
 def build_config(parser: OneSentenceParser, config: Namespace) -> Namespace:
@@ -215,7 +234,9 @@ def parse_override(argument: str) -> Any:
     """The value that a command-line argument carries."""
     text = argument.partition("=")[2] if argument.startswith("--") else argument
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
+    except UnsafeYAMLError as error:
+        raise UserError(f"'{text[:40]}...' cannot be read: {error}") from error
     except yaml.YAMLError:
         return text
 
@@ -246,7 +267,9 @@ def foreign_code(content: Any, folders: Sequence[Path]) -> Iterator[str]:
         for file in [folder / content for folder in folders]:
             if is_small_file(file):
                 try:
-                    inner = yaml.safe_load(file.read_text(encoding="utf-8"))
+                    inner = load_yaml(file.read_text(encoding="utf-8"))
+                except UnsafeYAMLError as error:
+                    raise UserError(f"configuration '{file}' cannot be read: {error}") from error
                 except (OSError, UnicodeDecodeError, yaml.YAMLError):
                     continue
                 if isinstance(inner, dict):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from jsonargparse import Namespace
 
 from generative.cli.config import (
@@ -18,6 +17,7 @@ from generative.cli.config import (
     find_config,
     foreign_code,
     parse_override,
+    read_config,
     stray_keys,
 )
 from generative.core.errors import UserError
@@ -119,10 +119,7 @@ def read_section(path: Path) -> Any:
     Raises:
         UserError: If the file cannot be read, or has no such section, or names no images.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"configuration '{path}' cannot be read: {' '.join(str(error).split())}") from error
+    content = read_config(path)
     section = content.get("data") if isinstance(content, dict) else None
     if section is None:
         raise UserError(f"configuration '{path}' has no data section; give --data CLASS --data.root ... instead")

@@ -95,6 +95,12 @@ def explain(error: Exception) -> int | None:
         return fail(
             f"no space left on the disk ({error.filename or 'a file of the run'}); free some space and repeat the command"
         )
+    if isinstance(error, OSError) and error.filename is not None:
+        return fail(f"{error.strerror or error}: '{str(error.filename)[:200]}'")
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return fail("a file name holds a zero byte, which none may; correct it in the configuration or on the command line")
+    if isinstance(error, RecursionError):
+        return fail("a JSON file that the command reads nests far too deeply; it is damaged, or not one of ours")
     if isinstance(error, RuntimeError):
         from generative.core.observer import DivergenceError
         from generative.core.processes import explain_lost_process

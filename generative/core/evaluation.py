@@ -16,6 +16,7 @@ from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.core.generation import balanced_requests, generate_images
+from generative.core.seed_range import check_seed
 from generative.core.seeding import keyed_generator
 from generative.data.base import ImageDataset
 from generative.data.class_matching import match_classes
@@ -80,6 +81,9 @@ class Evaluator:
     ) -> None:
         if num_samples < 2:
             raise UserError(f"evaluation num_samples must be at least 2, got {num_samples}")
+        if batch_size < 1:
+            raise UserError(f"evaluation batch_size must be at least 1, got {batch_size}")
+        check_seed("evaluation seed", seed)
         self.data = data
         self.extractor = extractor
         self.weights = weights
@@ -131,9 +135,29 @@ class Evaluator:
                     self.extractor, weights=self.weights, input_size=self.input_size, device=accelerator.device
                 )
                 self._suite = MetricSuite(self.metrics, extractor, resizer=self.resizer, progress=progress)
+                self._check_counts(self._suite)
             except (ValueError, FileNotFoundError) as error:
                 # The metrics package stands alone and has no error of its own for wrong input.
                 raise UserError(f"evaluation: {error}") from error
+
+    def _check_counts(self, suite: MetricSuite) -> None:
+        """Refuse fewer images than a metric needs, before anything is trained."""
+        real = len(self.data.indices_with_images())
+        for metric in suite.metrics:
+            for is_real, count, name in ((True, real, "images of the evaluation data"), (False, self.num_samples, "num_samples")):
+                least = metric.least_images(is_real)
+                if count < least:
+                    raise UserError(f"evaluation: metric {metric.name} needs at least {least} {name}, got {count}")
+
+    def _check_training(self, training: ImageDataset) -> None:
+        """Refuse fewer training images than a metric needs: as many of them as samples are scored beside those."""
+        assert self._suite is not None
+        count = min(self.num_samples, len(training.indices_with_images()))
+        for metric in self._suite.metrics:
+            if count < metric.least_images(False):
+                raise UserError(
+                    f"evaluation: metric {metric.name} needs at least {metric.least_images(False)} training images, got {count}"
+                )
 
     def prepare_or_skip(self, accelerator: Accelerator, training: ImageDataset) -> None:
         """As ``prepare``; but where the file of the extractor's weights is absent, say so on stderr and score nothing.
@@ -151,6 +175,7 @@ class Evaluator:
             is_absent = any(gather_local(is_absent))
         if not is_absent:
             self.prepare(accelerator)
+            self._check_training(training)
             return
         self.skipped = (
             f"evaluation is skipped, as the weights of its extractor {self.extractor} are not at {self.weights}: "

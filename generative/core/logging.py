@@ -19,6 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from generative.core.errors import UserError
+
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
 DATA_FILE = "data.json"
@@ -46,6 +48,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     A full disk leaves the old file, if there was one, and nothing half-written.
     """
+    if path.name in ("", ".."):
+        raise UserError(f"'{path}' is a folder; give the name of a file")
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
@@ -98,7 +102,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS_FILE
     if not path.is_file():
         return []
-    entries = (parse_entry(line) for line in path.read_text(errors="replace").splitlines())
+    entries = (parse_entry(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
     return [entry for entry in entries if entry is not None]
 
 

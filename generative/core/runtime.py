@@ -30,11 +30,18 @@ def build_accelerator(mixed_precision: Precision = "no", logging_dir: Path | Non
 
     Raises:
         UserError: If fp16 is asked for without CUDA (torch would silently run float32), or if the launcher's process count and
-            the accelerator's differ (two processes would write one folder).
+            the accelerator's differ (two processes would write one folder), or their precisions.
     """
     has_cuda = torch.cuda.is_available()
     if mixed_precision == "fp16" and not has_cuda:
         raise UserError("mixed_precision fp16 needs a CUDA device, on the CPU it silently runs in float32; use bf16 or no")
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    # The launcher says "no" whether it was asked to or not.
+    if asked not in ("no", mixed_precision):
+        raise UserError(
+            f"the launcher asks for mixed_precision {asked}, the command for {mixed_precision}; leave the launcher's out and set "
+            "the command's (trainer.mixed_precision, or --mixed-precision)"
+        )
     expected = launched_processes()
     # Accelerate keeps one precision per process for ever; a second run in this process may want another.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:

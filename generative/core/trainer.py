@@ -135,7 +135,7 @@ class Trainer:
         for name, factory in self.objective.optimizers.items():
             try:
                 optimizer = factory(self.objective.parameter_groups(name))
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise UserError(f"optimizer '{name}' cannot be built: {error}") from error
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]

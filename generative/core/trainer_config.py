@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from generative.core.errors import UserError
 from generative.core.runtime import Precision
 from generative.core.schedules import LRSchedule
+
+MAX_GRID_COLUMNS = 1000
 
 
 @dataclass(kw_only=True)
@@ -74,3 +77,12 @@ class TrainerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"trainer.{name} must be at least 1, got {value}")
+        if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
+            raise UserError(f"trainer.max_grad_norm must be above 0, or null for no clipping, got {self.max_grad_norm}")
+        if self.num_workers < 0:
+            raise UserError(f"trainer.num_workers must not be negative, got {self.num_workers}")
+        if self.grid_images_per_class > MAX_GRID_COLUMNS:
+            raise UserError(
+                f"trainer.grid_images_per_class must be at most {MAX_GRID_COLUMNS}, got {self.grid_images_per_class}: a grid is "
+                "sampled at once"
+            )

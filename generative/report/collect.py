@@ -16,6 +16,7 @@ import yaml
 
 from generative.core.errors import UserError
 from generative.core.logging import DATA_FILE, EVALUATION_FILE, METRICS_FILE, read_metrics
+from generative.core.safe_yaml import load_yaml
 
 CONFIG_FILE = "config.yaml"
 SAMPLES_FOLDER = "samples"
@@ -250,7 +251,7 @@ def read_config(path: Path, missing: list[str]) -> tuple[str | None, dict[str, A
         return None, {}
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        content = load_yaml(text)
     except (UnicodeDecodeError, yaml.YAMLError):
         missing.append(f"{CONFIG_FILE} cannot be read")
         return None, {}
@@ -259,13 +260,11 @@ def read_config(path: Path, missing: list[str]) -> tuple[str | None, dict[str, A
 
 def read_entries(run: Path, missing: list[str]) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl that have a step."""
-    try:
-        lines: list[Any] = list(read_metrics(run))
-    except UnicodeDecodeError:
+    entries = [entry for entry in read_metrics(run) if as_finite(entry["step"]) is not None]
+    log = run / METRICS_FILE
+    if not entries and log.is_file() and log.stat().st_size:
         missing.append(f"{METRICS_FILE} cannot be read")
-        return []
-    entries = [line for line in lines if isinstance(line, dict) and as_finite(line.get("step")) is not None]
-    if not any("images_per_second" in entry for entry in entries):
+    elif not any("images_per_second" in entry for entry in entries):
         missing.append("no training step logged yet")
     return entries
 

@@ -47,6 +47,10 @@ def latent_channels(autoencoder: ModelMixin) -> int:
     return int(autoencoder.config.latent_channels)
 
 
+IMAGE_CHANNELS = 3
+"""Red, green and blue, of every data set."""
+
+
 def check_latents(in_channels: int, autoencoder: ModelMixin | None) -> None:
     """Refuse an autoencoder whose latents are not those that a network works on.
 
@@ -55,9 +59,15 @@ def check_latents(in_channels: int, autoencoder: ModelMixin | None) -> None:
         autoencoder: None if pixels are the latents.
 
     Raises:
-        UserError: If it is no autoencoder with continuous latents, its channels differ, or its scaling is not understood.
+        UserError: If it is no autoencoder with continuous latents, its channels (or an image's) differ, or its scaling is not
+            understood.
     """
     if autoencoder is None:
+        if in_channels != IMAGE_CHANNELS:
+            raise UserError(
+                f"the network has in_channels={in_channels}, images have {IMAGE_CHANNELS}; set it to {IMAGE_CHANNELS}, or give "
+                " the autoencoder whose latents it works on"
+            )
         return
     if latent_channels(autoencoder) != in_channels:
         raise UserError(
