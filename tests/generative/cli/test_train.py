@@ -354,11 +354,11 @@ def test_a_full_disk(config: Path, capsys: pytest.CaptureFixture[str], monkeypat
 
     original_write, original_open = Path.write_text, Path.open
 
-    def write_text(self: Path, text: str, *arguments: Any) -> int:
+    def write_text(self: Path, text: str, *arguments: Any, **options: Any) -> int:
         if where in self.name:
             original_write(self, text[:5])
             raise full
-        return original_write(self, text, *arguments)
+        return original_write(self, text, *arguments, **options)
 
     def open_path(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
         if self.name == where and mode == "a":

@@ -140,3 +140,16 @@ def test_a_number_in_accelerates_config_file_is_refused_too(tmp_path: Path) -> N
 def test_two_cpu_processes_start(tmp_path: Path) -> None:
     result = launch(tmp_path, "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
     assert result.stdout.count("processes 2") == 2, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("asked", "given"), [("bf16", "no"), ("fp8", "bf16")])
+def test_a_launchers_precision_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, asked: str, given: runtime.Precision) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    with pytest.raises(UserError, match=f"the launcher asks for mixed_precision {asked}, the command for {given}"):
+        runtime.build_accelerator(given)
+
+
+@pytest.mark.parametrize("asked", ["no", "bf16"])
+def test_a_launchers_precision_that_agrees_or_says_nothing(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    assert runtime.build_accelerator("bf16").mixed_precision == "bf16"
