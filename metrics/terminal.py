@@ -20,7 +20,7 @@ def prepare() -> None:
     """Set the process up as a program; call it first, before torch is imported."""
     _escape_what_cannot_be_printed()
     _have_a_home()
-    _wait_without_spinning()
+    _spin_for_a_moment_only()
 
 
 def until_nobody_reads(run: Callable[[], int]) -> int:
@@ -92,11 +92,12 @@ def temporary_home() -> str:
     return os.path.join(tempfile.gettempdir(), f"home-{os.getuid() if hasattr(os, 'getuid') else 'user'}")
 
 
-def _wait_without_spinning() -> None:
-    """Let OpenMP's threads sleep while they wait for each other, unless the user decided otherwise.
+def _spin_for_a_moment_only() -> None:
+    """Let OpenMP's threads sleep soon while they wait for each other, unless the user decided otherwise.
 
-    A thread that spins in wait of another takes that one's core where processes are more than cores.
+    A thread that spins in wait of another takes that one's core where processes are more than cores: GNU's runtime, which
+    torch brings, spins for 300,000 turns, others for 200 ms. A short spin stays, for waits between small layers.
     """
-    chosen = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ)
-    if not chosen:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = "10000"
+        os.environ["KMP_BLOCKTIME"] = "1"  # ms; the runtime of LLVM and Intel

@@ -119,6 +119,8 @@ def train(
 
     keep_freed_memory()
     output_dir = Path(config.trainer.output_dir)
+    if config.trainer.num_threads is not None and config.trainer.num_threads > 0:
+        torch.set_num_threads(config.trainer.num_threads)
     accelerator = build_accelerator(config.trainer.mixed_precision, logging_dir=output_dir)
     if accelerator.is_main_process:
         # A run killed before its first checkpoint has nothing that --resume auto could lose.

@@ -28,6 +28,8 @@ class TrainerConfig:
         lr_schedule: Factor on the learning rates; null for constant.
         horizontal_flip: Flip images at random.
         num_workers: Processes that load data.
+        num_threads: Threads that torch computes with on a CPU; null for torch's default, one for each core. Beside other busy
+            processes fewer are faster: 1 never waits for another. Another number rounds sums otherwise.
         compile: Compile the networks with torch.compile.
         channels_last: Keep 4-D weights in channels-last memory (faster convolutions in bf16).
         log_interval_steps: Steps between entries of metrics.jsonl and TensorBoard.
@@ -50,6 +52,7 @@ class TrainerConfig:
     lr_schedule: LRSchedule | None = None
     horizontal_flip: bool = False
     num_workers: int = 0
+    num_threads: int | None = None
     compile: bool = False
     channels_last: bool = False
     log_interval_steps: int = 50
@@ -73,6 +76,7 @@ class TrainerConfig:
             "checkpoint_interval_steps",
             "keep_last_checkpoints",
             "grid_images_per_class",
+            "num_threads",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -17,9 +17,15 @@ _ROOT = Path(__file__).parents[2]
 _SCORE = ["-m", "metrics.cli"]
 _FAST = ["--extractor", "efficientnet-lite0", "--input-size", "32", "--device", "cpu", "--quiet"]
 
+_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
 
 def _environment(tmp_path: Path, **changes: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONIOENCODING", "OMP_WAIT_POLICY")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("PYTHONIOENCODING", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    }
     return {**kept, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "TRIPTYCH_CACHE": str(tmp_path / "cache"), **changes}
 
 
@@ -142,8 +148,9 @@ def test_reserved_space_is_there(tmp_path: Path) -> None:
 
 
 def test_threads_wait_asleep_unless_the_user_says_otherwise(tmp_path: Path) -> None:
-    code = "from metrics.terminal import prepare; prepare(); import os; print(os.environ.get('OMP_WAIT_POLICY'))"
-    for changes, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, "None")):
+    code = f"from metrics.terminal import prepare; prepare(); import os; print(*map(os.environ.get, {_WAITING}))"
+    cases = (({}, "10000 None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, "9 None"))
+    for changes, expected in cases:
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, env=_environment(tmp_path, **changes), check=True
         )

@@ -105,6 +105,15 @@ def test_a_run_and_what_it_leaves(config: Path, capsys: pytest.CaptureFixture[st
     assert same_weights(run, Path("again"))
 
 
+def test_the_number_of_threads(config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    assert train(config, "--trainer.num_threads", "1") == 0 and chosen == [1]
+    capsys.readouterr()
+    assert train(config, "--trainer.output_dir", "other", "--trainer.num_threads", "0") == 2
+    assert "trainer.num_threads must be at least 1, got 0" in failure(capsys) and not Path("other").exists()
+
+
 def test_an_old_run_is_not_touched(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(config) == 0
     before = tree(Path("run"))
