@@ -78,7 +78,7 @@ class _Parser(argparse.ArgumentParser):
 _MOST_IMAGES = 10_000_000
 _MOST_PARTS = 1_000_000
 _MOST_EPOCHS = 10_000
-_MOST_PIXELS = 4096
+_MOST_PIXELS = 2048
 _MOST_AT_ONCE = 65_536
 _MOST_THREADS = 1024
 _MOST_SEED = 2**64 - 1  # What torch's generators take.

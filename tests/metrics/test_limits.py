@@ -35,19 +35,19 @@ def refused(
 _LIMITS = {
     "--seed": "18,446,744,073,709,551,615",
     "--rng-seed": "4,294,967,295",
-    "--input-size": "4,096",
+    "--input-size": "2,048",
     "--isc-splits": "1,000,000",
     "--kid-subsets": "1,000,000",
     "--kid-subset-size": "1,000,000",
     "--nearest-k": "1,000,000",
     "--num-samples": "10,000,000",
     "--match-num": "10,000,000",
-    "--cas-size": "4,096",
+    "--cas-size": "2,048",
     "--cas-epochs": "10,000",
     "--train-epochs": "10,000",
     "--batch-size": "65,536",
     "--num-workers": "1,024",
-    "--dataset-res": "4,096",
+    "--dataset-res": "2,048",
 }
 
 
