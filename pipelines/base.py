@@ -5,11 +5,11 @@ from __future__ import annotations
 import abc
 import inspect
 import json
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from generative.core.class_names import find_label
+from generative.core.classes import find_class
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
@@ -116,12 +117,17 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """Load a pipeline folder; weights come from safetensors only and only known libraries are imported.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, torch_dtype: torch.dtype | None = None, **components: Any
+    ) -> Any:
+        """Load a pipeline folder: weights from safetensors only, classes of known libraries only.
+
+        Classes of ours are found by their names, wherever their files lie now.
 
         Args:
             pretrained_model_name_or_path: A folder written by ``save_pretrained`` (``runs/NAME/pipeline``).
-            **kwargs: Passed on to ``diffusers.DiffusionPipeline.from_pretrained``.
+            torch_dtype: Precision of the networks; None for that of their files.
+            **components: Take these instead of the folder's (``scheduler=...``).
 
         Raises:
             UserError: If the folder is missing, incomplete, of another pipeline class, or names a foreign library.
@@ -132,13 +138,19 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
         index = read_model_index(folder)
         if index["_class_name"] != cls.__name__:
             raise UserError(f"'{folder}' holds a {index['_class_name']}, not a {cls.__name__}; load it with that class")
-        kwargs.setdefault("use_safetensors", True)
+        parameters = inspect.signature(cls.__init__).parameters
+        for name in [name for name in components if name not in parameters]:
+            raise UserError(f"{cls.__name__} has no component '{name}'; it has {', '.join(list(parameters)[1:])}")
+        arguments = {
+            name: value for name, value in index.items() if name in parameters and not isinstance(value, list)
+        } | components
         try:
-            # diffusers looks components up among imported modules only.
-            for library in component_libraries(index).values():
-                if library.split(".")[0] in OWN_LIBRARIES:
-                    import_module(library)
-            pipeline = super().from_pretrained(str(folder), **kwargs)
+            for name, library in component_libraries(index).items():
+                if name not in components:
+                    arguments[name] = load_component(folder / name, library, index[name][1], torch_dtype)
+            pipeline = cls(**arguments)
+        except UserError:
+            raise
         except (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"pipeline '{folder}' cannot be loaded, a file of it is missing or damaged: {reason}") from error
@@ -146,6 +158,7 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
             pipeline.class_names = names
         for component in pipeline.components.values():
             if isinstance(component, nn.Module):
+                component.eval()
                 # Tensors read from a file lie at any address, and sums over unaligned memory round differently.
                 for tensor in [*component.parameters(), *component.buffers()]:
                     tensor.data = tensor.data.clone()
@@ -155,8 +168,8 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
 class ImageGenerationPipeline(ImagePipeline):
     """Class-conditional images from saved networks.
 
-    A family writes ``__call__`` with its own options and fills in ``prepare_state`` (where sampling starts), ``predict`` (one
-    network evaluation for K guidance branches) and ``decode`` (state to images); ``sample_loop`` of the core does the rest.
+    A family writes ``__call__`` with its own options and fills in ``prepare_state`` (where sampling starts) and ``decode`` (state
+    to images); ``sample_loop`` of the core, or a sampler of diffusion, does what is between.
     """
 
     @property
@@ -171,19 +184,6 @@ class ImageGenerationPipeline(ImagePipeline):
         Args:
             class_labels: (B,) int64.
             noise: One random stream per image.
-        """
-
-    @abc.abstractmethod
-    def predict(self, state: SampleState, timestep: Any, class_labels: Tensor) -> Tensor:
-        """Evaluate the network for K guidance branches.
-
-        Args:
-            state: Current state of B images.
-            timestep: The scheduler's timestep.
-            class_labels: (K, B) int64; ``num_classes`` is the null condition.
-
-        Returns:
-            (K, B, ...) predictions.
         """
 
     @abc.abstractmethod
@@ -277,7 +277,7 @@ def read_model_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def component_libraries(index: dict[str, Any]) -> dict[str, str]:
+def component_libraries(index: Mapping[str, Any]) -> dict[str, str]:
     """Library of each component that a model_index.json names; components left out (null) are not among them."""
     libraries = {}
     for name, entry in index.items():
@@ -300,3 +300,24 @@ def read_class_names(index: dict[str, Any]) -> list[str] | None:
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"{CLASS_NAMES_KEY} must be a list of texts")
     return names
+
+
+def load_component(folder: Path, library: str, class_name: str, torch_dtype: torch.dtype | None = None) -> Any:
+    """Load a component of a pipeline folder.
+
+    Args:
+        folder: Where it was saved.
+        library: Module that the index names: of ours a hint only, else ``diffusers``.
+        class_name: Its class.
+        torch_dtype: Precision of a network; None for its file's.
+
+    Raises:
+        UserError: If there is no such class.
+    """
+    if library.split(".")[0] in OWN_LIBRARIES:
+        component: Any = find_class(class_name, library)
+    elif (component := getattr(diffusers, class_name, None)) is None:
+        raise UserError(f"'{folder}' is of a class '{class_name}' that this version of diffusers does not have")
+    if issubclass(component, nn.Module):
+        return component.from_pretrained(folder, use_safetensors=True, torch_dtype=torch_dtype)
+    return component.from_pretrained(folder)
