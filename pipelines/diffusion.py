@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.sampling import Predict, SampleState, classifier_free_guidance, sample_loop, unguided
+from generative.core.guidance import GuidanceInterval
+from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
-from generative.diffusion.fit import fit_scheduler, missing_variance, noise_level_of, uses_learned_variance
-from generative.diffusion.guidance import timestep_guidance
-from generative.diffusion.schedule import DiffusersSampler
+from generative.diffusion.denoiser import Condition, Predict, evaluator
+from generative.diffusion.formulations.base import Formulation
+from generative.diffusion.guidance.extrapolation import Extrapolation
+from generative.diffusion.samplers.base import Sampler
+from generative.diffusion.samplers.choose import as_sampler, check_sampler
+from generative.diffusion.samplers.diffusers_scheduler import DiffusersSampler
+from generative.diffusion.samplers.fit import formulation_of
 from generative.tokenizers.latents import check_latents, decode_latents, latent_stride
 from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
 
@@ -27,22 +32,23 @@ IMAGE_CHANNELS = 3
 class DiffusionImagePipeline(ImageGenerationPipeline):
     """Images by denoising noise step by step.
 
-    Another scheduler of diffusers can take the place of the saved one, whether a diffusion or a flow was trained:
-    ``pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)``. It is adapted to what was trained (betas,
-    prediction type, flow), and refused if it cannot be: ``generative.diffusion.fit`` lists which can.
+    Another sampler can take the place of the saved one: one of ``generative.diffusion.samplers``, or a scheduler of diffusers,
+    ``pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)``. It is adapted to the formulation (betas,
+    prediction type, flow), and refused if it cannot be: ``generative.diffusion.samplers.fit`` lists which can.
 
     Args:
-        denoiser: Trained network, see ``generative.diffusion.objective``.
+        denoiser: Trained network, see ``generative.diffusion.objectives.denoising``.
         scheduler: Sampler.
         autoencoder: Decodes the denoiser's latents; None if it works on pixels.
         sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
-        training_scheduler: What the denoiser was trained with; None (pipelines saved before it was kept) takes ``scheduler``.
+        training_scheduler: Of pipelines saved before formulations: the scheduler of diffusers that was trained with.
+        formulation: What the denoiser was trained under; None takes what ``training_scheduler`` or else ``scheduler`` stands for.
 
     Raises:
         UserError: If the parts do not fit one another.
     """
 
-    _optional_components = ["autoencoder", "training_scheduler"]
+    _optional_components = ["autoencoder", "training_scheduler", "formulation"]
     model_cpu_offload_seq = "denoiser->autoencoder"
 
     def __init__(
@@ -52,41 +58,28 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         autoencoder: ModelMixin | None = None,
         sampling_defaults: dict[str, Any] | None = None,
         training_scheduler: SchedulerMixin | None = None,
+        formulation: Formulation | None = None,
     ) -> None:
         super().__init__()
         self.register_to_config(sampling_defaults=sampling_defaults)
         check_latents(denoiser.config.in_channels, autoencoder)
-        if training_scheduler is None:
-            training_scheduler = type(scheduler).from_config(scheduler.config)
+        if formulation is None:
+            formulation = formulation_of(training_scheduler or scheduler, bool(denoiser.config.get("learn_sigma")))
         self.register_modules(
-            denoiser=denoiser, training_scheduler=training_scheduler, scheduler=scheduler, autoencoder=autoencoder
+            denoiser=denoiser, formulation=formulation, scheduler=scheduler, autoencoder=autoencoder, training_scheduler=None
         )
 
     def register_modules(self, **modules: Any) -> None:
-        """Register components; a scheduler is fitted first, so that one that is refused leaves no trace."""
+        """Register components; a sampler is checked first, so that one that is refused leaves no trace."""
         if modules.get("scheduler") is not None:
-            trained = modules.get("training_scheduler") or self.training_scheduler
-            modules["scheduler"] = self.fit_scheduler(modules["scheduler"], trained, modules.get("denoiser") or self.denoiser)
+            modules["scheduler"] = check_sampler(modules["scheduler"], modules.get("formulation") or self.formulation)
         super().register_modules(**modules)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a scheduler is fitted to what was trained."""
+        """Set an attribute; a sampler must fit what was trained, and is adapted to it."""
         if name == "scheduler" and value is not None:
-            value = self.fit_scheduler(value, self.training_scheduler, self.denoiser)
+            value = check_sampler(value, self.formulation)
         super().__setattr__(name, value)
-
-    def fit_scheduler(
-        self, scheduler: SchedulerMixin, training_scheduler: SchedulerMixin, denoiser: ModelMixin
-    ) -> SchedulerMixin:
-        """The scheduler, adapted to what was trained; see ``generative.diffusion.fit.fit_scheduler``.
-
-        Raises:
-            UserError: If it cannot be, or wants a variance that the denoiser does not predict.
-        """
-        scheduler = fit_scheduler(scheduler, training_scheduler)
-        if uses_learned_variance(scheduler) and denoiser.config.get("learn_sigma") is False:
-            raise UserError(missing_variance(scheduler))
-        return scheduler
 
     @property
     def num_classes(self) -> int:
@@ -104,7 +97,7 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         class_labels: ClassLabels,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] | None = None,
+        guidance_interval: GuidanceInterval | None = None,
         guidance_channels: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: OutputType = "pil",
@@ -116,8 +109,8 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
             class_labels: Label, or (B,) labels, in [0, num_classes).
             num_inference_steps: Steps asked of the scheduler.
             guidance_scale: Classifier-free guidance s in u + s (c - u); 1 is none and costs half as much.
-            guidance_interval: ``(low, high)``: guide only where low <= noise level <= high, so (0, 1) is everywhere, 0 the clean
-                end and 1 pure noise: timestep / num_train_timesteps of a diffusion, sigma of a flow, however steps are spaced.
+            guidance_interval: ``(low, high)``: guide only where low < noise level <= high, 0 being clean data and 1 pure noise
+                (``Formulation.noise_level``: timestep / T of a diffusion, sigma of a flow), so that (0, 1) is everywhere.
             guidance_channels: Guide only the first so many channels; 3 is DiT's published sampler on its 4 latent channels. None
                 guides all (never the variance values).
             generator: One CPU generator per image, or one for all, or None.
@@ -130,78 +123,54 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         Raises:
             UserError: If an argument is out of range, or guidance is asked of a denoiser without a null condition.
         """
-        sampler = self.plan(num_inference_steps, guidance_scale, guidance_interval, guidance_channels)
+        sampler, guidance = self.plan(num_inference_steps, guidance_scale, guidance_interval, guidance_channels)
         labels = self.check_class_labels(class_labels)
         noise = self.image_noise(generator, len(labels))
-        state = self.prepare_state(labels, noise)
-        state.sample = state.sample * sampler.init_noise_sigma
-        predict = self.bind_guidance(labels, guidance_scale, guidance_interval, guidance_channels)
-        state = sample_loop(predict, sampler, state, num_inference_steps, noise, self.progress_bar)
+        predict, state = self.bind(guidance, labels), self.prepare_state(labels, noise)
+        state = sampler.sample(predict, state, num_inference_steps, noise, self.formulation, self.progress_bar)
         return self.postprocess(self.decode(state), output_type, return_dict)
 
     def plan(
         self,
         num_inference_steps: int,
         guidance_scale: float,
-        guidance_interval: tuple[float, float] | None,
+        guidance_interval: GuidanceInterval | None,
         guidance_channels: int | None,
-    ) -> DiffusersSampler:
-        """The sampler with its timesteps, once all options are checked; see ``ImagePipeline.plan``."""
+    ) -> tuple[Sampler | DiffusersSampler, Extrapolation]:
+        """The sampler and the guidance, once all options are checked; see ``ImagePipeline.plan``."""
         self.check_decodable()
-        self.guidance(guidance_scale, guidance_interval, guidance_channels)
-        sampler = DiffusersSampler(self.scheduler)
-        sampler.set_timesteps(num_inference_steps, self.device)
-        return sampler
+        guidance = self.guidance(guidance_scale, guidance_interval, guidance_channels)
+        if not isinstance(num_inference_steps, int):
+            raise UserError(f"num_inference_steps must be at least 1, got {num_inference_steps!r}")
+        sampler = as_sampler(self.scheduler)
+        sampler.check(self.formulation, num_inference_steps)
+        return sampler, guidance
 
     def guidance(
-        self, guidance_scale: float, interval: tuple[float, float] | None, channels: int | None
-    ) -> Callable[[Any], float]:
-        """Guidance scale at a timestep, see ``__call__``.
+        self, guidance_scale: float = 1.0, guidance_interval: GuidanceInterval | None = None, guidance_channels: int | None = None
+    ) -> Extrapolation:
+        """Classifier-free guidance; arguments as in a call.
 
         Raises:
-            UserError: If an argument is out of range, or the denoiser has no null condition to guide from.
+            UserError: If one is out of range, or the denoiser has no null condition.
         """
-        data_channels = self.denoiser.config.in_channels
-        if channels is not None and not 1 <= channels <= data_channels:
-            raise UserError(f"guidance_channels must be in 1..{data_channels}, the channels of this denoiser, got {channels}")
-        schedule = timestep_guidance(guidance_scale, interval, noise_level_of(self.scheduler))
-        if guidance_scale != 1 and not getattr(self.denoiser.config, "class_dropout_prob", 0):
+        channels, null_label = self.denoiser.config.in_channels, self.denoiser.null_label
+        if guidance_channels is not None and not 1 <= guidance_channels <= channels:
+            raise UserError(f"guidance_channels must be in 1..{channels}, the channels of this denoiser, got {guidance_channels}")
+        if guidance_scale != 1 and null_label is None:
             raise UserError(
                 f"guidance_scale {guidance_scale} needs a denoiser with a null condition, and this one has none; use 1"
             )
-        return schedule
+        return Extrapolation(scale=guidance_scale, null_label=null_label, interval=guidance_interval, channels=guidance_channels)
 
-    def bind_guidance(
-        self, class_labels: Tensor, guidance_scale: float, interval: tuple[float, float] | None, channels: int | None
-    ) -> Predict:
-        """Prediction for labels (B,) under classifier-free guidance, see ``__call__``."""
-        schedule = self.guidance(guidance_scale, interval, channels)
-        if guidance_scale == 1:
-            return unguided(self.predict, class_labels)
-        channels = channels or self.denoiser.config.in_channels
-        return classifier_free_guidance(self.predict, class_labels, self.num_classes, schedule, channels)
+    def bind(self, guidance: Extrapolation, class_labels: Tensor) -> Predict:
+        """The guided prediction for labels (B,): what samplers call."""
+        return guidance.bind(evaluator(self.denoiser, self.formulation), Condition(class_labels), self.formulation)
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Standard normal noise (B, C, h, w)."""
         config = self.denoiser.config
         return SampleState(noise.randn(config.in_channels, config.sample_size, config.sample_size))
-
-    def predict(self, state: SampleState, timestep: Any, class_labels: Tensor) -> Tensor:
-        """Evaluate the denoiser for K guidance branches in one forward pass.
-
-        Args:
-            state: (B, C, h, w) sample.
-            timestep: Scalar, or (B,) for timesteps of their own.
-            class_labels: (K, B) int64; ``num_classes`` is the null condition.
-
-        Returns:
-            (K, B, C', h, w) float32.
-        """
-        branches, batch_size = class_labels.shape
-        sample = state.sample.to(self.denoiser.dtype).repeat(branches, 1, 1, 1)  # (K B, C, h, w)
-        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(batch_size).repeat(branches)
-        prediction = self.denoiser(sample, timesteps, class_labels.flatten())  # (K B, C', h, w)
-        return prediction.float().unflatten(0, (branches, batch_size))
 
     def check_decodable(self) -> None:
         """Refuse, before anything is drawn, to make latents that nothing decodes.

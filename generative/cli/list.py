@@ -10,7 +10,19 @@ from types import ModuleType
 
 from generative.cli.arguments import CommandParser
 
-SECTIONS = ("models", "objectives", "pipelines", "configs", "sources", "datasets", "schedulers", "metrics", "extractors")
+SECTIONS = (
+    "models",
+    "objectives",
+    "formulations",
+    "samplers",
+    "schedulers",
+    "pipelines",
+    "configs",
+    "sources",
+    "datasets",
+    "metrics",
+    "extractors",
+)
 FAMILIES = ("gan", "diffusion", "autoregressive")
 
 
@@ -93,11 +105,27 @@ def list_datasets() -> list[tuple[str, str]]:
     return classes_of(generative.data, ImageDataset)
 
 
+def list_formulations() -> list[tuple[str, str]]:
+    """What a diffusion can be trained as."""
+    import generative.diffusion.formulations as package
+    from generative.diffusion.formulations.base import Formulation
+
+    return classes_of(package, Formulation)
+
+
+def list_samplers() -> list[tuple[str, str]]:
+    """Samplers of diffusion that are written here."""
+    import generative.diffusion.samplers as package
+    from generative.diffusion.samplers.base import Sampler
+
+    return classes_of(package, Sampler)
+
+
 def list_schedulers() -> list[tuple[str, str]]:
-    """Diffusion and flow schedulers of diffusers that are tested here."""
+    """Schedulers of diffusers that sample too, those that fit the formulation."""
     import diffusers
 
-    from generative.diffusion.fit import SCHEDULERS
+    from generative.diffusion.samplers.fit import SCHEDULERS
 
     return [(name, first_line(getattr(diffusers, name)) or "diffusers") for name in SCHEDULERS]
 

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from diffusers import DDPMScheduler, ModelMixin
+from diffusers import ModelMixin
 from torch import Tensor
 
 from generative.convert.base import OfficialSource, UnknownKeysError, show_names
 from generative.core.errors import UserError
-from generative.diffusion.dit import DiT
+from generative.diffusion.formulations.gaussian import GaussianDiffusion
+from generative.diffusion.networks.dit import DiT
+from generative.diffusion.samplers.ancestral import AncestralSampler
 
 if TYPE_CHECKING:
     from pipelines.diffusion import DiffusionImagePipeline
@@ -34,7 +36,7 @@ ARGUMENTS: MappingProxyType[str, tuple[str, Any, tuple[type, ...]]] = MappingPro
         "frequency_embedding_size": ("frequency_embedding_size", 256, (int,)),
     }
 )
-# Options of the official sampling and training scripts: they build no layer; ``noise_scheduler`` reads two of them.
+# Options of the official sampling and training scripts: they build no layer; ``formulation`` reads two of them.
 NOISE_SCHEDULES = ("linear", "squaredcos_cap_v2")
 SCRIPT_OPTIONS = ("cfg_scale", "noise_schedule", "diffusion_steps")
 # The official linear schedule for 1,000 steps; other lengths scale both ends by 1000 / steps (arXiv 2006.11239, section 4).
@@ -71,8 +73,8 @@ KEY_PATTERNS = (
 )
 
 
-def noise_scheduler(config: dict[str, Any]) -> DDPMScheduler:
-    """The official noise schedule and ancestral sampler: no clipping, learned variance where the network has one.
+def formulation(config: Mapping[str, Any]) -> GaussianDiffusion:
+    """The official noise schedule, with a learned variance where the network has one.
 
     Args:
         config: Official options; ``noise_schedule``, ``diffusion_steps`` and ``learn_sigma`` are read.
@@ -85,14 +87,12 @@ def noise_scheduler(config: dict[str, Any]) -> DDPMScheduler:
         raise UserError(f"noise_schedule of DiT must be one of {', '.join(NOISE_SCHEDULES)}, got {schedule!r}")
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
         raise UserError(f"diffusion_steps of DiT must be a positive integer, got {num_steps!r}")
-    return DDPMScheduler(
+    return GaussianDiffusion(
         num_train_timesteps=num_steps,
         beta_schedule=schedule,
         beta_start=LINEAR_BETA_START * LINEAR_STEPS / num_steps,
         beta_end=LINEAR_BETA_END * LINEAR_STEPS / num_steps,
-        variance_type="learned_range" if config.get("learn_sigma", True) else "fixed_large",
-        clip_sample=False,
-        timestep_spacing="linspace",
+        learned_variance=config.get("learn_sigma", True),
     )
 
 
@@ -118,7 +118,7 @@ class DiTSource(OfficialSource):
         unknown = [name for name in config if name not in ARGUMENTS and name not in SCRIPT_OPTIONS]
         if unknown:
             raise UserError(f"DiT has no option named {show_names(unknown)}; known: {', '.join((*ARGUMENTS, *SCRIPT_OPTIONS))}")
-        noise_scheduler(config)
+        formulation(config)
         cfg_scale = config.get("cfg_scale", 1.0)
         if isinstance(cfg_scale, bool) or not isinstance(cfg_scale, (int, float)):
             raise UserError(f"cfg_scale of DiT must be a number, got {cfg_scale!r}")
@@ -195,10 +195,11 @@ class DiTSource(OfficialSource):
         """
         from pipelines.diffusion import DiffusionImagePipeline
 
-        scheduler = noise_scheduler(dict(config))
-        defaults: dict[str, Any] = {"num_inference_steps": min(SAMPLING_STEPS, scheduler.config.num_train_timesteps)}
+        trained = formulation(config)
+        defaults: dict[str, Any] = {"num_inference_steps": min(SAMPLING_STEPS, trained.config.num_train_timesteps)}
         if config.get("class_dropout_prob", ARGUMENTS["class_dropout_prob"][1]) > 0:
             defaults["guidance_scale"] = config.get("cfg_scale", FID_GUIDANCE)
             if config.get("in_channels", LATENT_CHANNELS) == LATENT_CHANNELS:
                 defaults["guidance_channels"] = GUIDED_CHANNELS
-        return DiffusionImagePipeline(networks["model"], scheduler, sampling_defaults=defaults)
+        sampler = AncestralSampler(variance="learned" if trained.config.learned_variance else "large")
+        return DiffusionImagePipeline(networks["model"], sampler, sampling_defaults=defaults, formulation=trained)

@@ -38,7 +38,7 @@ def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pipeline folder of a tiny DiT of 3 classes."""
     from diffusers import DDPMScheduler
 
-    from generative.diffusion.dit import DiT
+    from generative.diffusion.networks.dit import DiT
     from pipelines import DiffusionImagePipeline
 
     torch.manual_seed(0)
@@ -325,7 +325,14 @@ def test_two_processes_sample_the_same_images(saved: Path) -> None:
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    for name in ("models:", "gan.sagan.SAGANGenerator", "diffusion.dit.DiT", "pipelines:", "GANImagePipeline", "digits/dit"):
+    for name in (
+        "models:",
+        "gan.sagan.SAGANGenerator",
+        "diffusion.networks.dit.DiT",
+        "pipelines:",
+        "GANImagePipeline",
+        "digits/dit",
+    ):
         assert name in out
     for name in ("objectives:", "gan.am_gan.objective.AMGANObjective", "sources:", "pretrained-biggan"):
         assert name in out

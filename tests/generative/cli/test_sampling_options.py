@@ -14,11 +14,11 @@ from metrics.cli import main as fid_score
     ("config", "option", "value", "reason"),
     [
         ("digits/dit", "num_inference_steps", "0", "num_inference_steps must be at least 1, got 0"),
-        ("digits/dit", "guidance_interval", "[0.8,0.2]", "guidance_interval must be (low, high)"),
-        ("digits/dit", "guidance_interval", "[0.2,1.2]", "guidance_interval must be (low, high)"),
+        ("digits/dit", "guidance_interval", "[0.8,0.2]", "guidance_interval must be two numbers"),
+        ("digits/dit", "guidance_interval", "[0.2,1.2]", "guidance_interval must be two numbers"),
         ("digits/dit", "label_dropout", "0", "label_dropout 0 never trains"),
-        ("digits/dit", "inference_scheduler", "diffusers.DDIMScheduler", "DDIMScheduler does not fit this denoiser"),
-        ("digits/dit", "scheduler", "diffusers.EDMEulerScheduler", "EDMEulerScheduler cannot train"),
+        ("digits/dit", "sampler", "diffusers.DDIMScheduler", "DDIMScheduler does not fit this denoiser"),
+        ("digits/dit", "sampler", "diffusers.EDMEulerScheduler", "EDMEulerScheduler does not fit this denoiser"),
         ("digits/maskgit", "num_inference_steps", "0", "num_inference_steps must be in 1..64"),
         ("digits/maskgit", "num_inference_steps", "2000", "2000"),
         ("digits/maskgit", "temperature", "0", "temperature must be a positive number"),
@@ -47,12 +47,13 @@ def test_training_with_options_that_cannot_sample_stops_at_the_start(
     ("options", "reason"),
     [
         (["num_inference_steps", "2000"], "DDPMScheduler cannot sample in 2000 steps"),
-        (["scheduler.init_args.variance_type", "learned_range"], "but the network predicts no variance"),
-        (["scheduler.init_args.rescale_betas_zero_snr", "true"], "use v_prediction or sample"),
+        (["sampler.init_args.variance_type", "learned_range"], "but the network predicts no variance"),
+        (["formulation.init_args.rescale_betas_zero_snr", "true"], "use v_prediction or sample"),
     ],
 )
 def test_options_that_contradict_the_formulation(options: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--objective.init_args.scheduler", "diffusers.DDPMScheduler"]
+    gaussian = "generative.diffusion.formulations.gaussian.GaussianDiffusion"
+    given = ["--objective.init_args.formulation", gaussian, "--objective.init_args.sampler", "diffusers.DDPMScheduler"]
     given += [f"--objective.init_args.{options[0]}", options[1], "--trainer.output_dir", "run"]
     assert main(["train", "digits/dit", *given]) == 2
     assert reason in capsys.readouterr().err and not Path("run").exists()
@@ -63,7 +64,7 @@ def saved() -> Path:
     """A pipeline whose sampling defaults it cannot fulfil, as one of before might have."""
     from diffusers import DDPMScheduler
 
-    from generative.diffusion.dit import DiT
+    from generative.diffusion.networks.dit import DiT
     from pipelines import DiffusionImagePipeline
 
     network = DiT(sample_size=8, patch_size=4, in_channels=3, hidden_size=16, depth=1, num_heads=2, num_classes=3).eval()

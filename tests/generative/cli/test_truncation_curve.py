@@ -234,7 +234,7 @@ def test_wrong_flags(saved: Path, capsys: pytest.CaptureFixture[str], flags: lis
 def test_what_has_no_truncation(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from diffusers import DDPMScheduler
 
-    from generative.diffusion.dit import DiT
+    from generative.diffusion.networks.dit import DiT
     from pipelines import DiffusionImagePipeline
 
     network = DiT(sample_size=8, patch_size=4, in_channels=3, hidden_size=16, depth=1, num_heads=2, num_classes=3).eval()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from generative.convert import get_source, load_official
-from generative.convert.dit import noise_scheduler
+from generative.convert.dit import formulation
 from generative.core.errors import UserError
 
 CONFIG = {"input_size": 4, "patch_size": 2, "in_channels": 3, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 5}
@@ -95,10 +95,10 @@ def test_official_defaults_are_those_of_the_largest_model() -> None:
 
 
 def test_shorter_chains_end_in_as_much_noise() -> None:
-    full, short = noise_scheduler({}), noise_scheduler({"diffusion_steps": 100, "learn_sigma": False})
-    assert full.config.variance_type == "learned_range" and short.config.variance_type == "fixed_large"
-    assert short.betas[0].item() == pytest.approx(10 * full.betas[0].item())
-    assert short.alphas_cumprod[-1] < 1e-4
+    full, short = formulation({}), formulation({"diffusion_steps": 100, "learn_sigma": False})
+    assert full.config.learned_variance and not short.config.learned_variance
+    assert short.process.betas[0].item() == pytest.approx(10 * full.process.betas[0].item())
+    assert short.process.alphas_cumprod[-1] < 1e-4
 
 
 def test_unknown_source_is_refused() -> None:
@@ -134,7 +134,7 @@ def test_options_are_read_off_a_checkpoint(config: dict[str, Any]) -> None:
 def official_names(depth: int) -> list[str]:
     """Official keys in the order of our state dict."""
     from generative.convert.dit import KEY_PATTERNS
-    from generative.diffusion.dit import DiT
+    from generative.diffusion.networks.dit import DiT
 
     with torch.device("meta"):
         network = DiT(sample_size=4, patch_size=2, in_channels=3, hidden_size=16, depth=depth, num_heads=2, num_classes=5)
@@ -170,7 +170,7 @@ def test_the_pipeline_samples_as_the_published_figure_was_sampled() -> None:
     source = get_source("dit")
     pixels = source.pipeline(source.build(CONFIG), CONFIG)
     assert pixels.sampling_defaults == {"num_inference_steps": 250, "guidance_scale": 1.5}
-    assert pixels.scheduler.config.variance_type == "learned_range" and pixels.autoencoder is None
+    assert pixels.scheduler.config.variance == "learned" and pixels.autoencoder is None
     latent = CONFIG | {"in_channels": 4, "cfg_scale": 4.0, "diffusion_steps": 100}
     assert source.pipeline(source.build(latent), latent).sampling_defaults == {
         "num_inference_steps": 100,

@@ -90,7 +90,10 @@ def write_run(
     draw = random.Random(seed)
     config = {
         "seed": seed,
-        "objective": {"class_path": "generative.diffusion.objective.DiffusionObjective", "init_args": {"guidance_scale": 1.5}},
+        "objective": {
+            "class_path": "generative.diffusion.objectives.denoising.DiffusionObjective",
+            "init_args": {"guidance_scale": 1.5},
+        },
         "trainer": {"output_dir": str(folder), "total_images": total_images or steps * BATCH_SIZE, "batch_size": BATCH_SIZE},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from unittest import mock
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from generative.convert.dit import noise_scheduler
-from generative.core.sampling import SampleState, classifier_free_guidance
-from generative.diffusion.objective import DiffusionObjective
-from generative.diffusion.schedule import respaced_timesteps
+from generative.convert.dit import formulation
+from generative.core.sampling import SampleState
+from generative.diffusion.denoiser import Branch, Condition, DenoiserOutput, evaluator
+from generative.diffusion.formulations.gaussian import GaussianDiffusion
+from generative.diffusion.guidance.extrapolation import Extrapolation
+from generative.diffusion.respacing import ShortenedChain
+from generative.diffusion.samplers.ancestral import reverse_mean
 from generative.layers.embeddings import timestep_embedding
 
 SOURCE = "dit"
@@ -27,43 +30,44 @@ def guided_forward(model: Module, x: Tensor, t: Tensor, y: Tensor, scale: float)
     Both halves share the guided channels; the others stay as each half's branch predicted them.
     """
     half = len(x) // 2
-    null_label = int(y[half])
-    branches: list[Tensor] = []
+    branches: list[DenoiserOutput] = []
+    evaluate = evaluator(model, GaussianDiffusion())
 
-    def predict(state: SampleState, timestep: Tensor, class_labels: Tensor) -> Tensor:
-        prediction = model(state.sample.repeat(2, 1, 1, 1), timestep, class_labels.flatten()).unflatten(0, (2, half))
-        branches.append(prediction)
-        return prediction
+    def recorded(state: SampleState, time: Tensor, wanted: Sequence[Branch]) -> list[DenoiserOutput]:
+        branches.extend(evaluate(state, time, wanted))
+        return branches
 
-    guided = classifier_free_guidance(predict, y[:half], null_label, scale, channels=GUIDED_CHANNELS)
-    conditional = guided(SampleState(x[:half]), t)
-    null_rest = branches[0][1][:, GUIDED_CHANNELS:]
-    return torch.cat([conditional, torch.cat([conditional[:, :GUIDED_CHANNELS], null_rest], dim=1)])
+    guidance = Extrapolation(scale=scale, null_label=int(y[half]), channels=GUIDED_CHANNELS)
+    guided = guidance.bind(recorded, Condition(y[:half]), GaussianDiffusion())(SampleState(x[:half]), t[:half])
+    conditional, null = as_official(guided), as_official(branches[1])
+    return torch.cat([conditional, torch.cat([conditional[:, :GUIDED_CHANNELS], null[:, GUIDED_CHANNELS:]], dim=1)])
+
+
+def as_official(output: DenoiserOutput) -> Tensor:
+    """Prediction and variances on one channel axis."""
+    return output.prediction if output.variance is None else torch.cat([output.prediction, output.variance], dim=1)
 
 
 def guided_step(model: Module, inputs: dict[str, Tensor], config: dict, num_steps: int) -> tuple[Tensor, Tensor]:
     """One ancestral step of the shortened chain for each row, at its own index and with the file's noise: (sample, x_0)."""
-    scheduler = noise_scheduler(config)
-    timesteps = torch.tensor(respaced_timesteps(scheduler.config.num_train_timesteps, num_steps))
-    scheduler.set_timesteps(timesteps=timesteps.flip(0).tolist())
-    seen = timesteps[inputs["t_sample"]]
-    output = guided_forward(model, inputs["x_cfg"], seen, inputs["y_cfg"], config["cfg_scale"])
-    samples, starts = [], []
-    for row, timestep in enumerate(seen):
-        rows = slice(row, row + 1)
-        with mock.patch("diffusers.schedulers.scheduling_ddpm.randn_tensor", return_value=inputs["step_noise"][rows]):
-            step = scheduler.step(output[rows], timestep, inputs["x_cfg"][rows])
-        samples.append(step.prev_sample)
-        starts.append(step.pred_original_sample)
-    return torch.cat(samples), torch.cat(starts)
+    chain = ShortenedChain(formulation(config).process, num_steps)
+    index = inputs["t_sample"]
+    seen = torch.tensor(chain.timesteps)[index]
+    values = guided_forward(model, inputs["x_cfg"], seen, inputs["y_cfg"], config["cfg_scale"])
+    learned = config.get("learn_sigma", True)
+    output = DenoiserOutput(*values.chunk(2, dim=1)) if learned else DenoiserOutput(values)
+    mean, log_variance = reverse_mean(chain.process, output, inputs["x_cfg"], index, "learned" if learned else "large")
+    is_noisy = (index > 0).reshape(-1, 1, 1, 1)
+    start = chain.process.predict_start(output.prediction, inputs["x_cfg"], index)
+    return mean + is_noisy * (0.5 * log_variance).exp() * inputs["step_noise"], start
 
 
 def losses(model: Module, inputs: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
-    """Loss of each image by the training objective, no label dropped."""
-    objective = DiffusionObjective(model, noise_scheduler(config), torch.optim.AdamW)
-    sample = objective.process.add_noise(inputs["x_start"], inputs["noise"], inputs["t"])
+    """Loss of each image by the formulation of training, no label dropped."""
+    trained = formulation(config)
+    sample = trained.add_noise(inputs["x_start"], inputs["noise"], inputs["t"])
     output = model(sample, inputs["t"], inputs["y"])
-    parts = objective.denoising_losses(output, inputs["x_start"], inputs["noise"], sample, inputs["t"])
+    parts = trained.losses(output, inputs["x_start"], inputs["noise"], sample, inputs["t"])
     named = {"loss_mse": parts["mse"], "loss_total": torch.stack(list(parts.values())).sum(0)}
     return named | ({"loss_vb": parts["variational_bound"]} if "variational_bound" in parts else {})
 
@@ -86,7 +90,7 @@ def compute(networks: dict[str, Module], inputs: dict[str, Tensor], config: dict
     """
     model = networks["model"].eval()
     simple = {
-        "forward": lambda: model(inputs["x"], inputs["t"], inputs["y"]),
+        "forward": lambda: as_official(model(inputs["x"], inputs["t"], inputs["y"])),
         "patch_tokens_plus_pos": lambda: model.embed_patches(inputs["x"]),
         "pos_embed_sincos": lambda: model.position_embedding[0],
         "t_embedder": lambda: model.timestep_embedder(inputs["t"]),

@@ -13,8 +13,17 @@ from torch import Tensor
 from generative.core.ema import ConstantEMA
 from generative.core.errors import UserError
 from generative.core.types import Batch
-from generative.diffusion.dit import DiT
-from generative.diffusion.objective import DiffusionObjective
+from generative.diffusion.denoiser import DenoiserOutput
+from generative.diffusion.formulations.base import Formulation
+from generative.diffusion.formulations.continuous import ContinuousDiffusion
+from generative.diffusion.formulations.edm import EDM
+from generative.diffusion.formulations.gaussian import GaussianDiffusion
+from generative.diffusion.formulations.interpolant import Interpolant
+from generative.diffusion.networks.dit import DiT
+from generative.diffusion.objectives.denoising import DiffusionObjective
+from generative.diffusion.samplers.ancestral import AncestralSampler
+from generative.diffusion.samplers.heun import HeunSampler
+from generative.diffusion.samplers.ode import ODESampler
 from generative.tokenizers.latents import decode_latents, encode_images, latent_stride
 
 OPTIMIZER = partial(torch.optim.AdamW, lr=3e-3)
@@ -27,9 +36,9 @@ def make_denoiser(**options: Any) -> DiT:
     return DiT(**(arguments | {"num_classes": 3} | options))
 
 
-def make_objective(scheduler: Any = None, denoiser: DiT | None = None, **options: Any) -> DiffusionObjective:
-    """An objective, by default DDPM on pixels."""
-    return DiffusionObjective(denoiser or make_denoiser(), scheduler or DDPMScheduler(), OPTIMIZER, **options)
+def make_objective(formulation: Formulation | None = None, denoiser: DiT | None = None, **options: Any) -> DiffusionObjective:
+    """An objective, by default a Gaussian chain on pixels."""
+    return DiffusionObjective(denoiser or make_denoiser(), formulation or GaussianDiffusion(), OPTIMIZER, **options)
 
 
 def make_autoencoder() -> AutoencoderKL:
@@ -59,13 +68,13 @@ def loss_of(objective: DiffusionObjective, batch: Batch, seed: int = 0, network:
 class Recorder(torch.nn.Module):
     """Stands in for a denoiser: remembers its inputs and predicts zero."""
 
-    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> DenoiserOutput:
         self.sample, self.timestep, self.class_labels = sample, timestep, class_labels
-        return torch.zeros_like(sample)
+        return DenoiserOutput(torch.zeros_like(sample))
 
 
 def test_loss_of_a_zero_prediction_is_the_mean_square_of_the_target() -> None:
-    objective, recorder = make_objective(FlowMatchEulerDiscreteScheduler()), Recorder()
+    objective, recorder = make_objective(Interpolant(time_scale=1000.0)), Recorder()
     batch = make_batch()
     loss = loss_of(objective, batch, network=recorder)["loss"]
     sigma = (recorder.timestep / 1000)[:, None, None, None]
@@ -74,18 +83,17 @@ def test_loss_of_a_zero_prediction_is_the_mean_square_of_the_target() -> None:
 
 
 def test_a_flow_loss_by_hand_on_two_pixels() -> None:
-    objective = make_objective(FlowMatchEulerDiscreteScheduler())
     data = torch.tensor([0.5, -0.5]).reshape(1, 1, 1, 2)
     noise = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 2)
-    output = torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2)
-    losses = objective.denoising_losses(output, data, noise, data, torch.tensor([300.0]))
+    output = DenoiserOutput(torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2))
+    losses = Interpolant(time_scale=1000.0).losses(output, data, noise, data, torch.tensor([300.0]))
     # Velocity is (0.5, 0.5): squared errors 0.25 and 0.25.
     assert losses["mse"].tolist() == [0.25]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_gaussian_prediction_types(prediction_type: str) -> None:
-    objective, recorder = make_objective(DDPMScheduler(prediction_type=prediction_type)), Recorder()
+    objective, recorder = make_objective(GaussianDiffusion(prediction_type=prediction_type)), Recorder()
     batch = make_batch()
     loss = loss_of(objective, batch, network=recorder)["loss"].item()
     abar = DDPMScheduler().alphas_cumprod[recorder.timestep][:, None, None, None]
@@ -99,20 +107,22 @@ def test_gaussian_prediction_types(prediction_type: str) -> None:
 
 
 def test_learned_variance_adds_the_bound() -> None:
-    objective = make_objective(denoiser=make_denoiser(learn_sigma=True))
+    objective = make_objective(GaussianDiffusion(learned_variance=True), make_denoiser(learn_sigma=True))
     losses = loss_of(objective, make_batch())
     assert set(losses) == {"loss", "mse", "variational_bound"}
     assert losses["loss"].item() == pytest.approx((losses["mse"] + losses["variational_bound"]).item())
 
 
 def test_min_snr_weight_lowers_the_loss() -> None:
-    plain, weighted = make_objective(), make_objective(min_snr_gamma=5.0)
+    plain, weighted = make_objective(), make_objective(GaussianDiffusion(min_snr_gamma=5.0))
     assert loss_of(weighted, make_batch())["loss"] < loss_of(plain, make_batch())["loss"]
 
 
-@pytest.mark.parametrize("scheduler", [DDPMScheduler(), FlowMatchEulerDiscreteScheduler()])
-def test_loss_falls_on_one_batch(scheduler: Any) -> None:
-    objective = make_objective(scheduler)
+@pytest.mark.parametrize(
+    "formulation", [GaussianDiffusion(), Interpolant(), EDM(), ContinuousDiffusion()], ids=lambda value: type(value).__name__
+)
+def test_loss_falls_on_one_batch(formulation: Formulation) -> None:
+    objective = make_objective(formulation)
     optimizer = objective.optimizers["denoiser"](objective.parameter_groups("denoiser"))
     batch, losses = make_batch(), []
     for _ in range(60):
@@ -163,7 +173,7 @@ def test_latents_are_scaled_and_decoded_back() -> None:
 
 
 def test_cached_latents_take_the_place_of_images() -> None:
-    objective, recorder = make_objective(FlowMatchEulerDiscreteScheduler()), Recorder()
+    objective, recorder = make_objective(Interpolant(time_scale=1000.0)), Recorder()
     latents = torch.randn(2, 3, 4, 4)
     loss_of(objective, {"latents": latents, "class_labels": torch.tensor([0, 1])}, network=recorder)
     assert recorder.sample.shape == latents.shape
@@ -177,27 +187,22 @@ def test_sizes_phases_average_and_defaults() -> None:
     defaults = {"guidance_scale": 2.0, "guidance_interval": None, "num_inference_steps": 50}
     assert objective.sampling_defaults() == defaults
     pipeline = objective.pipeline(objective.networks)
-    assert pipeline.image_size == 8 and pipeline.scheduler is not objective.scheduler
+    assert pipeline.image_size == 8 and pipeline.scheduler is not objective.sampler
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_objective(min_snr_gamma=-1.0), "min_snr_gamma must be positive"),
-        (lambda: make_objective(FlowMatchEulerDiscreteScheduler(), min_snr_gamma=5.0), "needs a Gaussian schedule"),
-        (lambda: make_objective(timestep_density="logit_normal"), "timestep_density 'logit_normal' is for flow"),
-        (
-            lambda: make_objective(inference_scheduler=FlowMatchEulerDiscreteScheduler()),
-            "FlowMatchEulerDiscreteScheduler does not",
-        ),
-        (lambda: make_objective(DDPMScheduler(rescale_betas_zero_snr=True)), "zero terminal signal .* prediction_type epsilon"),
+        (lambda: make_objective(sampler=FlowMatchEulerDiscreteScheduler()), "FlowMatchEulerDiscreteScheduler does not"),
+        (lambda: make_objective(Interpolant(), sampler=AncestralSampler()), "was trained as Interpolant"),
+        (lambda: make_objective(sampler=AncestralSampler("learned")), "trained with learned_variance"),
         (lambda: make_objective(guidance_interval=(0.8, 0.2)), "guidance_interval must be"),
         (lambda: make_objective(label_dropout=1.0), r"label_dropout must be in \[0, 1\), got 1.0"),
         (lambda: make_objective(denoiser=make_denoiser(class_dropout_prob=0.0), guidance_scale=2.0), "guidance_scale 2.0 needs"),
         (lambda: make_objective(denoiser=make_denoiser(class_dropout_prob=0.0), label_dropout=0.1), "label_dropout 0.1 needs"),
         (
-            lambda: loss_of(make_objective(FlowMatchEulerDiscreteScheduler(), make_denoiser(learn_sigma=True)), make_batch()),
-            "predicts 6 channels for data of 3",
+            lambda: loss_of(make_objective(denoiser=make_denoiser(learn_sigma=True)), make_batch()),
+            "predicts a variance but the formulation has learned_variance=False",
         ),
     ],
 )
@@ -209,21 +214,44 @@ def test_options_that_contradict_are_refused(make: Any, message: str) -> None:
 def test_identity_is_what_training_depends_on() -> None:
     """A checkpoint records it: what is predicted and of which noise, but not how samples are drawn."""
     plain = make_objective().identity()
-    assert make_objective(DDPMScheduler(clip_sample=False, variance_type="fixed_large")).identity() == plain
+    assert make_objective(sampler=DDIMScheduler(clip_sample=False)).identity() == plain
+    assert make_objective(GaussianDiffusion(min_snr_gamma=5.0)).identity() == plain
     assert make_objective(guidance_scale=1.0, num_inference_steps=7).identity() == plain
-    for scheduler in (
-        DDPMScheduler(prediction_type="v_prediction"),
-        DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
-        DDPMScheduler(num_train_timesteps=500),
-        FlowMatchEulerDiscreteScheduler(),
+    for formulation in (
+        GaussianDiffusion(prediction_type="v_prediction"),
+        GaussianDiffusion(beta_schedule="squaredcos_cap_v2"),
+        GaussianDiffusion(500),
+        Interpolant(),
     ):
-        assert make_objective(scheduler).identity() != plain
+        assert make_objective(formulation).identity() != plain
+    flow = make_objective(Interpolant()).identity()
+    assert make_objective(Interpolant(density="logit_normal")).identity() == flow
+    assert make_objective(Interpolant(shift=3.0)).identity() != flow
 
 
-def test_the_inference_scheduler_samples_what_is_trained() -> None:
-    training = DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", num_train_timesteps=100)
-    objective = make_objective(training, inference_scheduler=DDIMScheduler())
+def test_a_scheduler_of_diffusers_samples_what_is_trained() -> None:
+    formulation = GaussianDiffusion(100, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    objective = make_objective(formulation, sampler=DDIMScheduler())
     pipeline = objective.pipeline(objective.networks)
-    assert isinstance(pipeline.scheduler, DDIMScheduler) and isinstance(pipeline.training_scheduler, DDPMScheduler)
+    assert isinstance(pipeline.scheduler, DDIMScheduler) and isinstance(pipeline.formulation, GaussianDiffusion)
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
-    assert torch.equal(pipeline.scheduler.betas, training.betas)
+    assert torch.equal(pipeline.scheduler.betas.double(), formulation.process.betas)
+
+
+@pytest.mark.parametrize(
+    ("formulation", "sampler"),
+    [
+        (GaussianDiffusion(), AncestralSampler),
+        (Interpolant(), ODESampler),
+        (EDM(), HeunSampler),
+        (ContinuousDiffusion(), ODESampler),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_formulation_has_a_sampler(formulation: Formulation, sampler: type) -> None:
+    objective = make_objective(formulation)
+    pipeline = objective.pipeline(objective.networks)
+    pipeline.set_progress_bar_config(disable=True)
+    assert type(pipeline.scheduler) is sampler
+    images = pipeline([0, 1], num_inference_steps=3, guidance_scale=2.0, output_type="pt").images
+    assert images.shape == (2, 3, 4, 4) and bool(torch.isfinite(images).all())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -10,22 +12,31 @@ import torch
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.sampling import Predict, SampleState, sample_loop
+from generative.core.guidance import is_inside
+from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
-from generative.diffusion.fit import (
+from generative.diffusion.denoiser import DenoiserOutput
+from generative.diffusion.formulations.base import Formulation
+from generative.diffusion.formulations.edm import EDM
+from generative.diffusion.formulations.gaussian import GaussianDiffusion
+from generative.diffusion.formulations.interpolant import Interpolant
+from generative.diffusion.samplers.diffusers_scheduler import DiffusersSampler
+from generative.diffusion.samplers.fit import (
     EDM_SCHEDULERS,
     FLOW_SCHEDULERS,
     FLOW_SOLVERS,
     GAUSSIAN_SCHEDULERS,
     class_name,
     fit_scheduler,
+    formulation_of,
     knows_pure_noise,
-    noise_level_of,
     takes,
+    training_scheduler_of,
 )
-from generative.diffusion.schedule import DiffusersSampler
 
-MEAN, STD = 0.3, 0.5
+sys.path.append(str(Path(__file__).parents[1]))
+from exact import MEAN, STD, exact_predict  # noqa: E402
+
 BETAS: dict[str, dict[str, Any]] = {
     "linear": {},
     "scaled": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
@@ -47,57 +58,18 @@ def gaussian_betas(prediction: str, betas: str) -> Any:
     return make("DDPMScheduler", prediction_type=prediction, **BETAS[betas])
 
 
-def expected_start(sample: Tensor, signal: Tensor | float, noise: Tensor | float) -> Tensor:
-    """E[x_0 | x] of x = signal x_0 + noise n, for x_0 of the Gaussian."""
-    gain = signal * STD**2 / (signal**2 * STD**2 + noise**2)
-    return MEAN + gain * (sample - signal * MEAN)
-
-
-def exact(training: Any) -> Predict:
-    """The best prediction there is for data of the Gaussian."""
-
-    def flow(state: SampleState, timestep: Any) -> Tensor:
-        sigma = float(timestep) / training.config.num_train_timesteps
-        start = expected_start(state.sample, 1 - sigma, sigma)
-        return (state.sample - start) / sigma if sigma else -start
-
-    def gaussian(state: SampleState, timestep: Any) -> Tensor:
-        abar, position = training.alphas_cumprod.double(), float(timestep)
-        below = int(position)
-        log_sigmas = 0.5 * ((1 - abar) / abar).clamp(max=1e14).log()  # between timesteps, as solvers interpolate
-        above = min(below + 1, len(abar) - 1)
-        sigma = (log_sigmas[below] + (position - below) * (log_sigmas[above] - log_sigmas[below])).exp()
-        signal = (1 + sigma**2).rsqrt()
-        start = expected_start(state.sample.double(), signal, signal * sigma)
-        noise = (state.sample.double() - signal * start) / (signal * sigma)
-        kinds = {"epsilon": noise, "sample": start, "v_prediction": signal * noise - signal * sigma * start}
-        return kinds[training.config.prediction_type].float()
-
-    def edm(state: SampleState, timestep: Any) -> Tensor:
-        sigma, data = (4 * torch.as_tensor(timestep)).exp(), training.config.sigma_data
-        sample = state.sample * (sigma**2 + data**2).sqrt()  # the network sees it scaled (arXiv 2206.00364, table 1)
-        start = expected_start(sample, 1.0, sigma)
-        skip = data**2 / (sigma**2 + data**2)
-        return (start - skip * sample) / (sigma * data / (sigma**2 + data**2).sqrt())
-
-    if class_name(training) in EDM_SCHEDULERS:
-        return edm
-    return flow if class_name(training).startswith("FlowMatch") else gaussian
-
-
-def moments(scheduler: Any, predict: Predict, steps: int = 50) -> tuple[float, float]:
-    """Mean and deviation of what the loop makes of noise."""
-    sampler = DiffusersSampler(scheduler)
+def moments(scheduler: Any, formulation: Formulation, steps: int = 50) -> tuple[float, float]:
+    """Mean and deviation of what a scheduler makes of noise with the best prediction there is."""
     noise = ImageNoise([torch.Generator().manual_seed(seed) for seed in range(16)])
-    sampler.set_timesteps(steps, torch.device("cpu"))
-    state = SampleState(noise.randn(3, 12, 12) * sampler.init_noise_sigma)
-    sample = sample_loop(predict, sampler, state, steps, noise).sample
+    state = SampleState(noise.randn(3, 12, 12))
+    sample = DiffusersSampler(scheduler).sample(exact_predict(formulation), state, steps, noise, formulation).sample
     return float(sample.mean()), float(sample.std())
 
 
 def check(scheduler: Any, training: Any) -> None:
     """The scheduler, fitted, returns the Gaussian."""
-    mean, std = moments(fit_scheduler(scheduler, training), exact(training))
+    formulation = formulation_of(training)
+    mean, std = moments(fit_scheduler(scheduler, formulation), formulation)
     assert abs(mean - MEAN) < TOLERANCE / 2 and abs(std - STD) < TOLERANCE
 
 
@@ -130,7 +102,7 @@ def test_what_is_not_said_to_fit_is_refused() -> None:
     assert len(fitting) == 7 and len(GAUSSIAN_SCHEDULERS) == 16
     for name in set(GAUSSIAN_SCHEDULERS) - set(fitting):
         with pytest.raises(UserError, match=f"{name} does not fit .*; use {', '.join(fitting)}"):
-            fit_scheduler(make(name), training)
+            fit_scheduler(make(name), formulation_of(training))
 
 
 @pytest.mark.parametrize("name", FLOW_SCHEDULERS)
@@ -138,7 +110,7 @@ def test_what_is_not_said_to_fit_is_refused() -> None:
 def test_a_default_scheduler_is_made_to_return_the_gaussian_of_a_flow(name: str, shift: float) -> None:
     training = make("FlowMatchEulerDiscreteScheduler", shift=shift)
     check(make(name), training)
-    fitted = fit_scheduler(getattr(diffusers, name).from_config(training.config), training)
+    fitted = fit_scheduler(getattr(diffusers, name).from_config(training.config), formulation_of(training))
     assert fitted.config.get("flow_shift", fitted.config.get("shift")) == shift
     check(fitted, training)
 
@@ -177,11 +149,6 @@ def test_a_default_scheduler_is_made_to_return_the_gaussian_of_edm(name: str, tr
         (make("PNDMScheduler"), gaussian_betas("sample", "linear"), "PNDMScheduler does not fit .* prediction_type sample; use"),
         (make("FlowMatchLCMScheduler"), make("FlowMatchEulerDiscreteScheduler"), "FlowMatchLCMScheduler does not fit"),
         (
-            make("UniPCMultistepScheduler"),
-            make("FlowMatchEulerDiscreteScheduler", num_train_timesteps=1),
-            "use FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler$",
-        ),
-        (
             make("DDIMScheduler"),
             make("DDPMScheduler", rescale_betas_zero_snr=True),
             "zero terminal signal .* use v_prediction or sample",
@@ -192,24 +159,25 @@ def test_a_default_scheduler_is_made_to_return_the_gaussian_of_edm(name: str, tr
 )
 def test_what_cannot_fit_is_refused_and_what_can_is_named(scheduler: Any, training: Any, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        fit_scheduler(scheduler, training)
+        fit_scheduler(scheduler, formulation_of(training))
 
 
 def test_a_scheduler_that_fits_is_left_as_it_is() -> None:
     training = make("DDPMScheduler")
     for scheduler in (training, make("DDIMScheduler"), make("EulerDiscreteScheduler", use_karras_sigmas=True)):
-        assert fit_scheduler(scheduler, training) is scheduler
-    flow = make("FlowMatchEulerDiscreteScheduler")
+        assert fit_scheduler(scheduler, formulation_of(training)) is scheduler
+    flow = Interpolant()
     scheduler = make("FlowMatchEulerDiscreteScheduler", shift=3.0, use_karras_sigmas=True)
     assert fit_scheduler(scheduler, flow) is scheduler
 
 
 def guided(scheduler: Any, training: Any, interval: tuple[float, float], steps: int = 8) -> tuple[int, int]:
-    """Steps whose noise level lies within an interval: as ``noise_level_of`` says, and by the scheduler's own sigmas."""
-    fitted = fit_scheduler(scheduler, training)
-    level, sampler = noise_level_of(fitted), DiffusersSampler(fitted)
+    """Steps whose noise level lies within an interval: as the formulation says, and by the scheduler's own sigmas."""
+    formulation = formulation_of(training)
+    fitted = fit_scheduler(scheduler, formulation)
+    said = [is_inside(interval, level) for level in levels_of(fitted, formulation, steps)]
+    sampler = DiffusersSampler(fitted)
     timesteps = sampler.set_timesteps(steps, torch.device("cpu"))
-    said = [interval[0] <= level(timestep) <= interval[1] for timestep in timesteps]
     sigmas: Any = getattr(sampler.scheduler, "sigmas", None)
     true = [float(timestep) / 1000 for timestep in timesteps]
     if class_name(training).startswith("FlowMatch"):
@@ -219,7 +187,20 @@ def guided(scheduler: Any, training: Any, interval: tuple[float, float], steps: 
         table = ((1 - abar) / abar).sqrt().log()
         true = [float((table - float(sigma)).abs().argmin()) / 1000 for sigma in sigmas[: len(timesteps)].log()]
     assert not all(said)
-    return sum(said), sum(interval[0] <= place <= interval[1] for place in true)
+    return sum(said), sum(is_inside(interval, place) for place in true)
+
+
+def levels_of(fitted: Any, formulation: Formulation, steps: int) -> list[float]:
+    """Noise level of each call of the denoiser."""
+    levels: list[float] = []
+
+    def predict(state: SampleState, time: Tensor) -> DenoiserOutput:
+        levels.append(float(formulation.noise_level(time)))
+        return exact_predict(formulation)(state, time)
+
+    noise = ImageNoise([torch.Generator().manual_seed(0)])
+    DiffusersSampler(fitted).sample(predict, SampleState(noise.randn(1, 2, 2)), steps, noise, formulation)
+    return levels
 
 
 OPTIONS: tuple[dict[str, Any], ...] = (
@@ -248,17 +229,44 @@ def test_a_flow_is_guided_by_its_sigmas(name: str, shift: float) -> None:
 
 @pytest.mark.parametrize("name", EDM_SCHEDULERS)
 @pytest.mark.parametrize("law", ["karras", "exponential"])
-def test_edm_is_guided_by_the_place_in_its_table(name: str, law: str) -> None:
-    scheduler = make(name, sigma_schedule=law)
-    sampler, level = DiffusersSampler(scheduler), noise_level_of(scheduler)
-    levels = [level(timestep) for timestep in sampler.set_timesteps(8, torch.device("cpu"))]
-    assert levels == pytest.approx([1 - step / 7 for step in range(8)], abs=0.01)
-    assert sum(0.2 <= value <= 0.8 for value in levels) == 4
+def test_edm_is_guided_by_its_noise(name: str, law: str) -> None:
+    scheduler, formulation = make(name, sigma_schedule=law), EDM()
+    sigmas = DiffusersSampler(scheduler).set_timesteps(8, torch.device("cpu")).mul(4).exp()
+    levels = levels_of(fit_scheduler(scheduler, formulation), formulation, 8)
+    assert levels == pytest.approx((sigmas / (1 + sigmas)).tolist(), rel=1e-4)
+    assert sum(is_inside((0.2, 0.8), level) for level in levels) in (1, 2)
 
 
 @pytest.mark.parametrize("name", ["KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"])
 def test_steps_in_two_halves_have_levels_too(name: str) -> None:
-    scheduler = make(name)
-    level, sampler = noise_level_of(scheduler), DiffusersSampler(scheduler)
-    levels = [level(timestep) for timestep in sampler.set_timesteps(8, torch.device("cpu"))]
-    assert levels[0] == pytest.approx(0.999) and sum(0.2 <= value <= 0.8 for value in levels) in range(7, 11)
+    formulation = GaussianDiffusion()
+    levels = levels_of(fit_scheduler(make(name), formulation), formulation, 8)
+    assert levels[0] == pytest.approx(0.999) and sum(is_inside((0.2, 0.8), level) for level in levels) in range(7, 11)
+
+
+@pytest.mark.parametrize("data_time", [0, 1])
+@pytest.mark.parametrize("prediction_type", ["velocity", "sample"])
+def test_any_linear_interpolant_is_sampled_by_flow_schedulers(prediction_type: str, data_time: int) -> None:
+    formulation = Interpolant("linear", prediction_type, data_time=data_time, time_scale=1.0)  # type: ignore[arg-type]
+    mean, std = moments(fit_scheduler(make("FlowMatchEulerDiscreteScheduler"), formulation), formulation)
+    assert abs(mean - MEAN) < TOLERANCE / 2 and abs(std - STD) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", FLOW_SCHEDULERS)
+def test_a_flow_of_any_time_scale_is_sampled(name: str) -> None:
+    check(make(name), make("FlowMatchEulerDiscreteScheduler", num_train_timesteps=1))
+
+
+def test_paths_that_diffusers_does_not_know_are_sampled_by_ours() -> None:
+    with pytest.raises(UserError, match="trained as Interpolant, and no scheduler of diffusers does; use one of"):
+        fit_scheduler(make("FlowMatchEulerDiscreteScheduler"), Interpolant("gvp"))
+    with pytest.raises(UserError, match="no scheduler of diffusers does"):
+        fit_scheduler(make("FlowMatchEulerDiscreteScheduler"), Interpolant(prediction_type="epsilon"))
+
+
+@pytest.mark.parametrize("betas", list(BETAS))
+def test_a_chain_is_found_in_its_scheduler_to_the_bit(betas: str) -> None:
+    training = gaussian_betas("v_prediction", betas)
+    formulation = formulation_of(training)
+    assert isinstance(formulation, GaussianDiffusion) and torch.equal(formulation.process.betas, training.betas.double())
+    assert torch.equal(training_scheduler_of(formulation).betas, training.betas)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from generative.core.errors import UserError
-from generative.diffusion.dit import DIT_SIZES, DiT
+from generative.diffusion.networks.dit import DIT_SIZES, DiT
 
 
 def make_dit(**options: Any) -> DiT:
@@ -27,12 +27,13 @@ def make_dit(**options: Any) -> DiT:
 def test_output_shape(sample_size: int, patch_size: int, channels: int, learn_sigma: bool) -> None:
     model = make_dit(sample_size=sample_size, patch_size=patch_size, in_channels=channels, learn_sigma=learn_sigma)
     output = model(torch.randn(2, channels, sample_size, sample_size), torch.tensor([0, 999]), torch.tensor([1, 4]))
-    assert output.shape == (2, channels * (2 if learn_sigma else 1), sample_size, sample_size)
+    assert output.prediction.shape == (2, channels, sample_size, sample_size)
+    assert (output.variance is not None) == learn_sigma and (output.variance is None or output.variance.shape[1] == channels)
 
 
 def test_fresh_network_predicts_zero_and_blocks_are_identity() -> None:
     model = DiT(sample_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=4)
-    assert not model(torch.randn(1, 4, 8, 8), torch.tensor(3), torch.tensor([0])).any()
+    assert not model(torch.randn(1, 4, 8, 8), torch.tensor(3), torch.tensor([0])).prediction.any()
     tokens = torch.randn(1, 16, 16)
     assert torch.equal(model.blocks[0](tokens, torch.randn(1, 16)), tokens)
 
@@ -40,18 +41,19 @@ def test_fresh_network_predicts_zero_and_blocks_are_identity() -> None:
 def test_each_image_depends_on_its_own_inputs_only() -> None:
     model = make_dit()
     sample, timesteps, labels = torch.randn(3, 3, 8, 8), torch.tensor([1.5, 20.0, 700.0]), torch.tensor([0, 1, 4])
-    together = model(sample, timesteps, labels)
+    together = model(sample, timesteps, labels).prediction
     for row in range(3):
-        alone = model(sample[row : row + 1], timesteps[row], labels[row : row + 1])
+        alone = model(sample[row : row + 1], timesteps[row], labels[row : row + 1]).prediction
         torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(together, model(sample, timesteps + 5, labels))
-    assert not torch.allclose(together, model(sample, timesteps, labels.flip(0)))
+    assert not torch.allclose(together, model(sample, timesteps + 5, labels).prediction)
+    assert not torch.allclose(together, model(sample, timesteps, labels.flip(0)).prediction)
 
 
 def test_no_labels_is_the_null_label() -> None:
     model = make_dit()
     sample, timestep = torch.randn(2, 3, 8, 8), torch.tensor(5)
-    assert torch.equal(model(sample, timestep), model(sample, timestep, torch.tensor([4, 4])))
+    labelled = model(sample, timestep, torch.tensor([4, 4]))
+    assert torch.equal(model(sample, timestep).prediction, labelled.prediction)
 
 
 def test_network_without_label_dropout_has_no_null_condition() -> None:
@@ -76,7 +78,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         model.zero_grad()
         if checkpointing:
             model.enable_gradient_checkpointing()
-        model(sample, torch.tensor(5), torch.tensor([0, 1])).square().sum().backward()
+        model(sample, torch.tensor(5), torch.tensor([0, 1])).prediction.square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed)
@@ -95,7 +97,7 @@ def test_save_and_load_is_bit_equal(tmp_path: Path) -> None:
 def test_bfloat16_forward_runs() -> None:
     model = make_dit().to(torch.bfloat16)
     output = model(torch.randn(1, 3, 8, 8, dtype=torch.bfloat16), torch.tensor([5]), torch.tensor([0]))
-    assert output.dtype == torch.bfloat16
+    assert output.prediction.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

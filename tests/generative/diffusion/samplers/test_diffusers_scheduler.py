@@ -12,11 +12,12 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.sampling import SampleState, sample_loop
+from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
-from generative.diffusion.flow import FlowProcess
-from generative.diffusion.gaussian import GaussianProcess
-from generative.diffusion.schedule import DiffusersSampler, respaced_timesteps, training_process
+from generative.diffusion.denoiser import DenoiserOutput, Predict
+from generative.diffusion.respacing import respaced_timesteps
+from generative.diffusion.samplers.diffusers_scheduler import DiffusersSampler
+from generative.diffusion.samplers.fit import formulation_of
 
 SHAPE = (2, 4, 4)
 GAUSSIAN = [
@@ -51,25 +52,18 @@ def noise_of(seeds: list[int]) -> ImageNoise:
     return ImageNoise([torch.Generator().manual_seed(seed) for seed in seeds])
 
 
-def sample(scheduler: Any, predict: Any, seeds: list[int], num_inference_steps: int = 20) -> Tensor:
-    """Run the loop from noise."""
-    sampler, noise = DiffusersSampler(scheduler), noise_of(seeds)
-    sampler.set_timesteps(num_inference_steps, torch.device("cpu"))
-    state = SampleState(noise.randn(*SHAPE) * sampler.init_noise_sigma)
-    return sample_loop(predict, sampler, state, num_inference_steps, noise).sample
+def sample(scheduler: Any, predict: Predict, seeds: list[int], num_inference_steps: int = 20) -> Tensor:
+    """Run a scheduler from noise."""
+    noise = noise_of(seeds)
+    state = SampleState(noise.randn(*SHAPE))
+    formulation = formulation_of(scheduler)
+    return DiffusersSampler(scheduler).sample(predict, state, num_inference_steps, noise, formulation).sample
 
 
-def exact_prediction(scheduler: Any, data: Tensor) -> Any:
+def exact_prediction(scheduler: Any, data: Tensor) -> Predict:
     """The prediction of a network that knows the data."""
-    process = training_process(scheduler)
-
-    def predict(state: SampleState, timestep: Tensor) -> Tensor:
-        if isinstance(process, FlowProcess):
-            return (state.sample - data) / (timestep / process.num_train_timesteps)
-        abar = process.alphas_cumprod[int(timestep)].float()
-        return (state.sample - abar.sqrt() * data) / (1 - abar).sqrt()
-
-    return predict
+    formulation = formulation_of(scheduler)
+    return lambda state, time: formulation.output_of(data, state.sample, time)
 
 
 @pytest.mark.parametrize("entry", GAUSSIAN + FLOW, ids=str)
@@ -85,8 +79,8 @@ def test_a_batch_is_its_images_one_by_one(entry: tuple[str, dict[str, Any]]) -> 
     scheduler = make(entry)
     state = torch.get_rng_state()
 
-    def predict(state: SampleState, timestep: Tensor) -> Tensor:
-        return 0.3 * state.sample.tanh()
+    def predict(state: SampleState, time: Tensor) -> DenoiserOutput:
+        return DenoiserOutput(0.3 * state.sample.tanh())
 
     together = sample(scheduler, predict, [5, 6, 7], 6)
     alone = torch.cat([sample(scheduler, predict, [seed], 6) for seed in (5, 6, 7)])
@@ -98,7 +92,7 @@ def test_a_batch_is_its_images_one_by_one(entry: tuple[str, dict[str, Any]]) -> 
 def test_the_scheduler_itself_is_left_alone() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler()
     timesteps = scheduler.timesteps.clone()
-    sample(scheduler, lambda state, timestep: state.sample, [1], 3)
+    sample(scheduler, lambda state, time: DenoiserOutput(state.sample), [1], 3)
     assert torch.equal(scheduler.timesteps, timesteps)
 
 
@@ -108,13 +102,14 @@ def test_noise_that_no_seed_controls_is_refused() -> None:
             return (sample + torch.randn_like(sample),)
 
     with pytest.raises(UserError, match="Careless draws noise that no seed controls"):
-        sample(Careless(), lambda state, timestep: state.sample, [1], 2)
+        sample(Careless(), lambda state, time: DenoiserOutput(state.sample), [1], 2)
 
 
 def test_learned_variance_is_used_by_ddpm_and_dropped_by_the_others() -> None:
-    def predict_with(values: float, channels: int = 2) -> Any:
-        def predict(state: SampleState, timestep: Tensor) -> Tensor:
-            return torch.cat([0.1 * state.sample, torch.full_like(state.sample, values)][:channels], dim=1)
+    def predict_with(values: float | None) -> Predict:
+        def predict(state: SampleState, time: Tensor) -> DenoiserOutput:
+            variance = None if values is None else torch.full_like(state.sample, values)
+            return DenoiserOutput(0.1 * state.sample, variance)
 
         return predict
 
@@ -124,26 +119,30 @@ def test_learned_variance_is_used_by_ddpm_and_dropped_by_the_others() -> None:
     solver = DPMSolverMultistepScheduler.from_config(learned.config)
     ddim = DDIMScheduler.from_config(learned.config)
     for scheduler in (fixed, solver, ddim):
-        plain = sample(scheduler, predict_with(0, channels=1), [1], 5)
+        plain = sample(scheduler, predict_with(None), [1], 5)
         assert torch.equal(sample(scheduler, predict_with(1), [1], 5), plain)
     # At -1 the learned variance is the posterior's, which is what fixed_small says.
-    torch.testing.assert_close(sample(learned, predict_with(-1), [1], 5), sample(fixed, predict_with(0, 1), [1], 5))
+    torch.testing.assert_close(sample(learned, predict_with(-1), [1], 5), sample(fixed, predict_with(None), [1], 5))
     with pytest.raises(UserError, match="variance_type 'learned_range' but the network predicts no variance"):
-        sample(learned, predict_with(0, channels=1), [1], 5)
+        sample(learned, predict_with(None), [1], 5)
 
 
 def test_learned_variance_over_four_channels_reaches_a_solver_whole() -> None:
     solver = DPMSolverMultistepScheduler(variance_type="learned_range")
-    sampler, noise = DiffusersSampler(solver), noise_of([1])
+    noise = noise_of([1])
     state = SampleState(noise.randn(4, 2, 2))
-    result = sample_loop(lambda state, timestep: torch.cat([state.sample] * 2, dim=1), sampler, state, 3, noise)
+
+    def predict(state: SampleState, time: Tensor) -> DenoiserOutput:
+        return DenoiserOutput(state.sample, state.sample)
+
+    result = DiffusersSampler(solver).sample(predict, state, 3, noise, formulation_of(solver))
     assert result.sample.shape == (1, 4, 2, 2)
 
 
 @pytest.mark.parametrize("count", [0, 1001])
 def test_impossible_number_of_steps_is_refused(count: int) -> None:
     with pytest.raises(UserError, match=f"{count}"):
-        sample(DDPMScheduler(), lambda state, timestep: state.sample, [1], count)
+        sample(DDPMScheduler(), lambda state, time: DenoiserOutput(state.sample), [1], count)
 
 
 def test_respacing_250_is_linspace_and_its_official_ends() -> None:
@@ -157,12 +156,3 @@ def test_respacing_250_is_linspace_and_its_official_ends() -> None:
     assert respaced_timesteps(1000, 1000) == list(range(1000))
     with pytest.raises(UserError, match="num_inference_steps must be in 1..1000, got 1001"):
         respaced_timesteps(1000, 1001)
-
-
-def test_training_process_follows_the_scheduler() -> None:
-    assert isinstance(training_process(DDPMScheduler()), GaussianProcess)
-    assert isinstance(training_process(FlowMatchEulerDiscreteScheduler(), "logit_normal"), FlowProcess)
-    with pytest.raises(UserError, match="logit_normal"):
-        training_process(DDPMScheduler(), "logit_normal")
-    with pytest.raises(UserError, match="EDMEulerScheduler cannot train"):
-        training_process(diffusers.EDMEulerScheduler())

@@ -1,4 +1,4 @@
-"""Which schedulers of diffusers fit what a denoiser was trained on, how they are adapted, and how noisy their timesteps are.
+"""Which schedulers of diffusers fit what a denoiser was trained on, and how they are adapted.
 
 A denoiser knows one noising process, which its training scheduler stands for: a table of betas (Gaussian diffusion), straight
 paths (flow matching), or EDM's scaling by ``sigma_data``. Sampling under another one gives images that look almost right.
@@ -7,15 +7,18 @@ paths (flow matching), or EDM's scaling by ``sigma_data``. Sampling under anothe
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any, Literal
 
 import diffusers
-import numpy as np
 import torch
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from generative.core.errors import UserError
+from generative.diffusion.formulations.base import Formulation
+from generative.diffusion.formulations.edm import EDM
+from generative.diffusion.formulations.gaussian import GaussianDiffusion
+from generative.diffusion.formulations.interpolant import Interpolant
 
 Kind = Literal["gaussian", "flow", "edm"]
 KIND_NAMES: dict[Kind, str] = {"gaussian": "Gaussian diffusion (betas)", "flow": "flow matching", "edm": "EDM"}
@@ -57,7 +60,8 @@ SCHEDULERS = tuple(sorted({*GAUSSIAN_SCHEDULERS, *FLOW_SCHEDULERS, *EDM_SCHEDULE
 DIVIDE_BY_NO_SIGNAL = ("DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler")
 BETA_OPTIONS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 LEARNED_VARIANCE = ("learned", "learned_range")
-SMALLEST_FLOW_TIMESTEPS = 100
+# Of flow schedulers; networks are told the formulation's own time.
+FLOW_TIMESTEPS = 1000
 
 
 def class_name(scheduler: Any) -> str:
@@ -94,7 +98,49 @@ def ends_in_pure_noise(betas: Tensor) -> bool:
     return bool((betas >= 1).any())
 
 
-def fit_scheduler(scheduler: Any, training_scheduler: Any) -> Any:
+def formulation_of(scheduler: Any, learned_variance: bool = False) -> Formulation:
+    """The formulation that a diffusers scheduler stands for: of pipelines that were saved without one.
+
+    Args:
+        scheduler: What a denoiser was trained with.
+        learned_variance: Whether the denoiser predicts a variance.
+
+    Raises:
+        UserError: If it stands for none.
+    """
+    kind, config = kind_of(scheduler), scheduler.config
+    if kind == "flow":
+        return Interpolant(time_scale=float(config.num_train_timesteps))
+    if kind == "edm":
+        return EDM(sigma_data=config.sigma_data, sigma_min=config.sigma_min, sigma_max=config.sigma_max, rho=config.rho)
+    prediction = config.get("prediction_type", "epsilon")
+    named = {option: config[option] for option in BETA_OPTIONS if config.get(option) is not None}
+    options = {"num_train_timesteps": len(scheduler.betas), "prediction_type": prediction, "learned_variance": learned_variance}
+    try:
+        formulation = GaussianDiffusion(**named, **options)
+        if same_betas(formulation.process.betas, scheduler.betas):
+            return formulation
+    except UserError:
+        pass
+    return GaussianDiffusion(trained_betas=scheduler.betas.tolist(), **options)
+
+
+def training_scheduler_of(formulation: Formulation) -> Any | None:
+    """The diffusers scheduler that stands for a formulation; None where diffusers has none of the kind."""
+    config = formulation.config
+    if isinstance(formulation, GaussianDiffusion):
+        options = {option: config[option] for option in BETA_OPTIONS}
+        options["trained_betas"] = None if config.trained_betas is None else list(config.trained_betas)
+        return DDPMScheduler(config.num_train_timesteps, prediction_type=config.prediction_type, **options)
+    # Noise and score say nothing of the data at pure noise, where flow schedulers start.
+    if isinstance(formulation, Interpolant) and config.path == "linear" and config.prediction_type in ("velocity", "sample"):
+        return FlowMatchEulerDiscreteScheduler(FLOW_TIMESTEPS, shift=config.shift)
+    if isinstance(formulation, EDM):
+        return EDMEulerScheduler(config.sigma_min, config.sigma_max, config.sigma_data, rho=config.rho)
+    return None
+
+
+def fit_scheduler(scheduler: Any, formulation: Formulation) -> Any:
     """Make a scheduler sample from what was trained.
 
     Betas, number of timesteps and prediction type become the trained ones; solvers that know flows are told of one. How steps are
@@ -102,7 +148,7 @@ def fit_scheduler(scheduler: Any, training_scheduler: Any) -> Any:
 
     Args:
         scheduler: Any scheduler of diffusers.
-        training_scheduler: What the denoiser was trained with.
+        formulation: What the denoiser was trained under.
 
     Returns:
         The scheduler itself if it fits, or one of its class that does.
@@ -110,14 +156,19 @@ def fit_scheduler(scheduler: Any, training_scheduler: Any) -> Any:
     Raises:
         UserError: If it cannot, naming those that can.
     """
+    training_scheduler = training_scheduler_of(formulation)
+    if training_scheduler is None:
+        raise UserError(
+            f"{type(scheduler).__name__} does not fit this denoiser, which was trained as {type(formulation).__name__}, and no "
+            "scheduler of diffusers does; use one of generative.diffusion.samplers (ODESampler, HeunSampler, SDESampler)"
+        )
     kind = kind_of(training_scheduler)
     name, prediction = class_name(scheduler), training_scheduler.config.get("prediction_type", "epsilon")
     if kind == "gaussian":
         fitting = [known for known, predictions in GAUSSIAN_SCHEDULERS.items() if prediction in predictions]
         changes = gaussian_changes(scheduler, training_scheduler, prediction) if name in fitting else None
     elif kind == "flow":
-        few = training_scheduler.config.num_train_timesteps < SMALLEST_FLOW_TIMESTEPS
-        fitting = [known for known in FLOW_SCHEDULERS if not (few and known in FLOW_SOLVERS)]
+        fitting = list(FLOW_SCHEDULERS)
         changes = flow_changes(scheduler, training_scheduler, name in FLOW_SOLVERS) if name in fitting else None
     else:
         fitting = list(EDM_SCHEDULERS)
@@ -174,8 +225,8 @@ def flow_changes(scheduler: Any, training_scheduler: Any, is_solver: bool) -> di
         # The other tables of sigmas are those of betas, and would be taken in place of the flow's.
         others = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
         wanted |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True} | dict.fromkeys(others, False)
-        shift = training_scheduler.config.get("shift")
-        if shift is not None and "flow_shift" in scheduler.config.get("_use_default_values", ()):
+        shift = scheduler.config.get("shift", training_scheduler.config.shift)  # of the flow scheduler that it is made from
+        if "flow_shift" in scheduler.config.get("_use_default_values", ()):
             wanted["flow_shift"] = shift
     return differences(scheduler, wanted)
 
@@ -224,26 +275,3 @@ def missing_variance(scheduler: Any) -> str:
         f"{type(scheduler).__name__} has variance_type '{scheduler.variance_type}' but the network predicts no variance; "
         "set variance_type to fixed_small, or train a network with learn_sigma"
     )
-
-
-def noise_level_of(scheduler: Any) -> Callable[[Any], float]:
-    """How noisy a scheduler's timesteps are, in [0, 1]: their place among the noise levels of training, 1 being the noisiest.
-
-    For Gaussian diffusion that is timestep / T, for flows sigma, however the steps are spaced. EDM's timesteps are logarithms of
-    noise levels; their place is that in the scheduler's own table of T.
-
-    Args:
-        scheduler: A scheduler that fits its denoiser.
-
-    Returns:
-        Function of one of the scheduler's timesteps.
-
-    Raises:
-        UserError: If it cannot be told.
-    """
-    if kind_of(scheduler) == "edm":
-        table = type(scheduler).from_config(scheduler.config).timesteps.double().flip(0).numpy()  # ascending
-        places = np.linspace(0, 1, len(table))
-        return lambda timestep: float(np.interp(float(timestep), table, places))
-    count = scheduler.config.num_train_timesteps
-    return lambda timestep: float(timestep) / count

@@ -15,6 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
+from generative.diffusion.denoiser import DenoiserOutput
 from generative.layers.attention import MLP, SelfAttention
 from generative.layers.embeddings import sincos_positions_2d, timestep_embedding
 
@@ -213,16 +214,16 @@ class DiT(ModelMixin, ConfigMixin):
         patches = patches.reshape(-1, grid, grid, patch, patch, self.out_channels)  # (B, row, column, p, q, C)
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.out_channels, grid * patch, grid * patch)  # (B, C, H, W)
 
-    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Predict what the training objective asks for (noise, velocity, ...).
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> DenoiserOutput:
+        """Predict what the formulation of training asks for (noise, velocity, ...).
 
         Args:
             sample: (B, C, H, W) float, noised samples.
-            timestep: (B,) or scalar, int or float, on the scale of the noise scheduler (0 to its number of training steps).
+            timestep: (B,) or scalar, int or float: the formulation's ``network_time``.
             class_labels: (B,) int64 in [0, num_classes]; ``num_classes`` or None is the null condition.
 
         Returns:
-            (B, C, H, W), or (B, 2C, H, W) with ``learn_sigma``.
+            Predictions (B, C, H, W), with variances of the same shape if ``learn_sigma``.
         """
         batch_size = sample.shape[0]
         tokens = self.embed_patches(sample)  # (B, L, D)
@@ -233,4 +234,8 @@ class DiT(ModelMixin, ConfigMixin):
                 tokens = self._gradient_checkpointing_func(block, tokens, condition)
             else:
                 tokens = block(tokens, condition)
-        return self.assemble_patches(self.final_layer(tokens, condition))  # (B, C', H, W)
+        values = self.assemble_patches(self.final_layer(tokens, condition))  # (B, C or 2C, H, W)
+        if not self.config.learn_sigma:
+            return DenoiserOutput(values)
+        prediction, variance = values.chunk(2, dim=1)
+        return DenoiserOutput(prediction, variance)

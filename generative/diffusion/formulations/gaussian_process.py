@@ -89,6 +89,8 @@ class GaussianProcess:
         self.posterior_variance = self.betas * (1 - previous) / (1 - self.alphas_cumprod)
         # Entry 0 is zero, its logarithm is not finite: the official implementations repeat entry 1.
         self.posterior_log_variance = torch.cat([self.posterior_variance[1:2], self.posterior_variance[1:]]).log()
+        # ADM's "fixed large" variance: beta, but at step 0, where it would blur the image.
+        self.large_log_variance = torch.cat([self.posterior_variance[1:2], self.betas[1:]]).log()
         self.posterior_start_coefficient = self.betas * previous.sqrt() / (1 - self.alphas_cumprod)
         self.posterior_sample_coefficient = (1 - previous) * alphas.sqrt() / (1 - self.alphas_cumprod)
 
@@ -105,7 +107,7 @@ class GaussianProcess:
     def at(self, table: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
         """Entries of a (T,) table at timesteps (B,), as float32 that broadcasts against ``like`` (B, ...)."""
         values = table.to(timesteps.device)[timesteps].float()
-        return values.reshape(-1, *[1] * (like.dim() - 1))
+        return values.to(like.device).reshape(-1, *[1] * (like.dim() - 1))
 
     def draw_timesteps(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Draw timesteps (B,) int64, uniform in [0, T)."""

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.diffusion.gaussian import (
+from generative.diffusion.formulations.gaussian_process import (
     GaussianProcess,
     discretized_gaussian_log_likelihood,
     gaussian_kl,

@@ -1,0 +1,63 @@
+"""What every sampler of diffusion shares: from noise to data by calls of a (guided) denoiser."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from diffusers import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from generative.core.errors import UserError
+from generative.core.sampling import SampleState
+from generative.core.seeding import ImageNoise
+from generative.diffusion.denoiser import Predict
+from generative.diffusion.formulations.base import Formulation
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+"""Wraps the steps of a sampler, for a progress bar."""
+
+
+class Sampler(SchedulerMixin, ConfigMixin, abc.ABC):
+    """A way from noise to data; saved with the pipeline as its ``scheduler``.
+
+    Every image is made from its own stream of noise and its own numbers alone, so it is the same whatever the batch.
+    """
+
+    @abc.abstractmethod
+    def sample(
+        self,
+        predict: Predict,
+        state: SampleState,
+        num_inference_steps: int,
+        noise: ImageNoise,
+        formulation: Formulation,
+        progress: Progress = iter,
+    ) -> SampleState:
+        """Bring noise to the data.
+
+        Args:
+            predict: The denoiser, conditions bound and guided.
+            state: (B, C, h, w) standard normal noise; what a network carries from step to step is in its memory.
+            num_inference_steps: Steps; how often the denoiser is called in one depends on the sampler.
+            noise: One stream per image, read by stochastic samplers.
+            formulation: What the denoiser's output means.
+            progress: Wraps the steps.
+
+        Returns:
+            The state at the end, float32.
+        """
+
+    def check_formulation(self, formulation: Formulation) -> None:  # noqa: B027 - most samplers take all
+        """Refuse a formulation that the sampler is not for, with a ``UserError``."""
+
+    def check(self, formulation: Formulation, num_inference_steps: int) -> None:
+        """Refuse, before any network runs, what cannot be sampled.
+
+        Raises:
+            UserError: If the sampler is not one for the formulation, or the number of steps is out of range.
+        """
+        self.check_formulation(formulation)
+        if num_inference_steps < 1:
+            raise UserError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
