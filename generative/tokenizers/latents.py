@@ -59,15 +59,9 @@ def check_latents(in_channels: int, autoencoder: ModelMixin | None) -> None:
         autoencoder: None if pixels are the latents.
 
     Raises:
-        UserError: If it is no autoencoder with continuous latents, its channels (or an image's) differ, or its scaling is not
-            understood.
+        UserError: If it is no autoencoder with continuous latents, its channels differ, or its scaling is not understood.
     """
     if autoencoder is None:
-        if in_channels != IMAGE_CHANNELS:
-            raise UserError(
-                f"the network has in_channels={in_channels}, images have {IMAGE_CHANNELS}; set it to {IMAGE_CHANNELS}, or give "
-                " the autoencoder whose latents it works on"
-            )
         return
     if latent_channels(autoencoder) != in_channels:
         raise UserError(
@@ -75,6 +69,26 @@ def check_latents(in_channels: int, autoencoder: ModelMixin | None) -> None:
             "channels; make them equal"
         )
     latent_scaling(autoencoder)
+
+
+def check_trainable(in_channels: int, autoencoder: ModelMixin | None) -> None:
+    """Refuse, before training, a network that can take neither images nor an autoencoder's latents.
+
+    A pipeline may wait for its autoencoder (no official DiT checkpoint holds one); a run may not.
+
+    Args:
+        in_channels: Channels that the network takes.
+        autoencoder: None if pixels are the latents.
+
+    Raises:
+        UserError: As ``check_latents``, or if there is no autoencoder and the channels are not those of images.
+    """
+    if autoencoder is None and in_channels != IMAGE_CHANNELS:
+        raise UserError(
+            f"the network has in_channels={in_channels}, images have {IMAGE_CHANNELS}; set it to {IMAGE_CHANNELS}, or give the "
+            "autoencoder whose latents it works on"
+        )
+    check_latents(in_channels, autoencoder)
 
 
 @torch.no_grad()
