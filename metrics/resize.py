@@ -26,7 +26,8 @@ _BICUBIC_A = -0.5  # Keys' cubic convolution parameter in Pillow's BICUBIC (torc
 _BICUBIC_SUPPORT = 2.0  # Pixels either side that the cubic filter reaches at scale 1.
 _MAX_CACHED_SIZES = 64
 _BAND_ROWS = 24  # Rows of the filter matrix per product: of 16, 24, 32, 48 the fastest for 256 -> 299 px on one core.
-_BLOCK_PIXELS = 1 << 22  # Pixels in floating point at once: twelve megapixels would take 144 MB on every core.
+_LARGE_PIXELS = 1 << 22  # Larger images are resized in parts: twelve megapixels in floating point take 144 MB on every core.
+_BLOCK_PIXELS = 1 << 20  # Pixels of such an image in floating point at once.
 _CHUNK_PIXELS = 256 * 256  # Pixels resized at once on a CPU: more do not fit its cache (3x slower for 8 images of 256 px).
 
 
@@ -171,7 +172,8 @@ class CleanResizer(Resizer):
         num_at_once = max(1, _CHUNK_PIXELS // (height * width))
         for source, target in zip(images.split(num_at_once), result.split(num_at_once), strict=True):
             wide = torch.empty(len(source), 3, height, size)
-            rows_at_once = -(-height // -(-height * width // _BLOCK_PIXELS))  # Even blocks: products of few rows round otherwise.
+            num_blocks = 1 if height * width <= _LARGE_PIXELS else -(-height * width // _BLOCK_PIXELS)
+            rows_at_once = -(-height // num_blocks)  # Even blocks: products of few rows round otherwise.
             for block, wide_block in zip(source.split(rows_at_once, 2), wide.split(rows_at_once, 2), strict=True):
                 pixels = block.float()
                 for band in bicubic_bands(width, size):
@@ -183,7 +185,7 @@ class CleanResizer(Resizer):
 
 def _by_channel(images: Tensor, resize: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a function of (B, 3, H, W) that treats channels alike; to one of large images at a time, which takes less memory."""
-    if images.device.type != "cpu" or images.shape[2] * images.shape[3] <= _BLOCK_PIXELS:
+    if images.device.type != "cpu" or images.shape[2] * images.shape[3] <= _LARGE_PIXELS:
         return resize(images)
     return torch.cat([resize(plane) for plane in images.split(1, 1)], 1)
 
