@@ -113,8 +113,9 @@ class ContinuousTokenPipeline(ImageGenerationPipeline):
         """
         if self.autoencoder is None and self.network.config.in_channels != IMAGE_CHANNELS:
             raise UserError(
-                f"the network makes latents of {self.network.config.in_channels} channels and the pipeline has no autoencoder; "
-                "convert with --autoencoder DIR, or build the pipeline with autoencoder=..."
+                f"the network makes latents of {self.network.config.in_channels} channels (in_channels; images have "
+                f"{IMAGE_CHANNELS}) and the pipeline has no autoencoder; convert with --autoencoder DIR, or build the "
+                "pipeline with autoencoder=..."
             )
 
     def decode(self, state: SampleState) -> Tensor:

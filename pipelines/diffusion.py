@@ -181,8 +181,8 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         channels = self.denoiser.config.in_channels
         if self.autoencoder is None and channels != IMAGE_CHANNELS:
             raise UserError(
-                f"the denoiser makes latents of {channels} channels and the pipeline has no autoencoder; "
-                "convert with --autoencoder DIR, or build the pipeline with autoencoder=..."
+                f"the denoiser makes latents of {channels} channels (in_channels; images have {IMAGE_CHANNELS}) and the pipeline "
+                "has no autoencoder; convert with --autoencoder DIR, or build the pipeline with autoencoder=..."
             )
 
     def decode(self, state: SampleState) -> Tensor:

@@ -28,7 +28,7 @@ from generative.core.labels import drop_labels
 from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks
 from generative.tokenizers.base import fingerprint
-from generative.tokenizers.latents import check_trainable, encode_images, latent_stride
+from generative.tokenizers.latents import check_latents, encode_images, latent_stride
 
 if TYPE_CHECKING:
     from pipelines.emigm import EMIGMPipeline
@@ -70,7 +70,7 @@ class ContinuousTokenObjective(Objective):
             raise UserError(f"label_dropout must be in [0, 1), got {label_dropout}")
         if diffusion_batch_mul < 1:
             raise UserError(f"diffusion_batch_mul must be at least 1, got {diffusion_batch_mul}")
-        check_trainable(network.config.in_channels, autoencoder)
+        check_latents(network.config.in_channels, autoencoder)
         self.process = head_process()
         self.masking = masking
         self.label_dropout = label_dropout

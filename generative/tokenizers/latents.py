@@ -47,10 +47,6 @@ def latent_channels(autoencoder: ModelMixin) -> int:
     return int(autoencoder.config.latent_channels)
 
 
-IMAGE_CHANNELS = 3
-"""Red, green and blue, of every data set."""
-
-
 def check_latents(in_channels: int, autoencoder: ModelMixin | None) -> None:
     """Refuse an autoencoder whose latents are not those that a network works on.
 
@@ -69,26 +65,6 @@ def check_latents(in_channels: int, autoencoder: ModelMixin | None) -> None:
             "channels; make them equal"
         )
     latent_scaling(autoencoder)
-
-
-def check_trainable(in_channels: int, autoencoder: ModelMixin | None) -> None:
-    """Refuse, before training, a network that can take neither images nor an autoencoder's latents.
-
-    A pipeline may wait for its autoencoder (no official DiT checkpoint holds one); a run may not.
-
-    Args:
-        in_channels: Channels that the network takes.
-        autoencoder: None if pixels are the latents.
-
-    Raises:
-        UserError: As ``check_latents``, or if there is no autoencoder and the channels are not those of images.
-    """
-    if autoencoder is None and in_channels != IMAGE_CHANNELS:
-        raise UserError(
-            f"the network has in_channels={in_channels}, images have {IMAGE_CHANNELS}; set it to {IMAGE_CHANNELS}, or give the "
-            "autoencoder whose latents it works on"
-        )
-    check_latents(in_channels, autoencoder)
 
 
 @torch.no_grad()

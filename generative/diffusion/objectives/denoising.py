@@ -20,7 +20,7 @@ from generative.core.types import Batch, Losses, Networks
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.samplers.choose import check_sampler, default_sampler
 from generative.tokenizers.base import fingerprint
-from generative.tokenizers.latents import check_trainable, encode_images, latent_stride
+from generative.tokenizers.latents import check_latents, encode_images, latent_stride
 
 if TYPE_CHECKING:
     from pipelines.diffusion import DiffusionImagePipeline
@@ -70,7 +70,7 @@ class DiffusionObjective(Objective):
         if not null_probability and (label_dropout or guidance_scale != 1):
             option = f"label_dropout {label_dropout}" if label_dropout else f"guidance_scale {guidance_scale}"
             raise UserError(f"{option} needs a denoiser with a null condition; give it a class_dropout_prob above 0")
-        check_trainable(denoiser.config.in_channels, autoencoder)
+        check_latents(denoiser.config.in_channels, autoencoder)
         check_guidance(guidance_scale, interval=guidance_interval)
         self.formulation = formulation
         self.sampler = check_sampler(default_sampler(formulation) if sampler is None else sampler, formulation)

@@ -196,7 +196,7 @@ def test_a_network_for_other_channels_than_images_have(capsys: pytest.CaptureFix
     path = str(tmp_path / "run")
     override = ["--objective.init_args.denoiser.init_args.in_channels", "4", "--trainer.output_dir", path]
     assert main(["train", "digits/dit", *override]) == 2
-    assert "the network has in_channels=4, images have 3" in failure(capsys)
+    assert "makes latents of 4 channels (in_channels; images have 3) and the pipeline has no autoencoder" in failure(capsys)
 
 
 def test_foreign_lines_of_the_log_are_left_out(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
