@@ -10,7 +10,7 @@ from typing import TypeVar
 
 #: What images that are decoded or being decoded ahead may take. Twelve megapixels take 36 MB, and 108 MB while Pillow's
 #: own copy is there: one is decoded beside the next in line. Below a megapixel each, a batch never comes near it.
-AHEAD_BYTES = 144 << 20
+AHEAD_BYTES = 112 << 20
 #: What items may hold before they are worked on (encoded images read from a stream).
 _HELD_BYTES = 64 << 20
 

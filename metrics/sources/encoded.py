@@ -26,8 +26,8 @@ SEARCH_SECONDS = 20.0
 _MAX_NAMED = 10
 #: Images decoded ahead beyond one batch, per thread: no thread waits while a batch is handed over.
 _AHEAD_PER_WORKER = 2
-#: Decoded images in one batch: one of large images is smaller than was asked for. 64 images of 512 x 512, 2 of 4000 x 3000.
-_BATCH_BYTES = 48 << 20
+#: Decoded images in one batch: one of large images is smaller than was asked for. 43 images of 512 x 512, one of 4000 x 3000.
+_BATCH_BYTES = 32 << 20
 #: Memory that decoding takes, for a byte of the result: Pillow's copy has four bytes a pixel, its planes go one by one.
 _DECODING_FACTOR = 3
 #: Stands for the bytes of a file that can't be read.
