@@ -12,8 +12,8 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from generative.autoregressive.decoding import GuidanceSchedule, RasterScheduler, position_guidance
-from generative.autoregressive.transformer import ImageTransformer
+from generative.autoregressive.next_token.transformer import ImageTransformer
+from generative.autoregressive.token_sampling import GuidanceSchedule, RasterScheduler, position_guidance
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
@@ -81,7 +81,7 @@ class AutoregressiveImagePipeline(TokenPipeline):
             top_k: Draw from so many of the most probable tokens; None for all.
             top_p: Draw from the most probable tokens that make up this share of the probability.
             guidance_schedule: ``constant``, or ``linear`` or ``cosine`` from 1 at the first token to ``guidance_scale`` at the
-                last; see ``generative.autoregressive.decoding.guidance_schedule``.
+                last; see ``generative.autoregressive.token_sampling.guidance_schedule``.
             guidance_interval: ``(start, stop)``: guide only this part of the sequence, as shares of its length; None for all.
                 LlamaGen's ``cfg_interval`` i is ``(0, (i + 2) / L)``.
             guidance_exponent: Power of the cosine schedule.

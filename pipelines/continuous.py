@@ -8,9 +8,9 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.autoregressive.diffusion_head import HeadSampler, TokenNoise, draw_tokens
-from generative.autoregressive.masked_autoencoder import MaskedAutoencoder
-from generative.autoregressive.masked_schedulers import DrawTokens, MaskedScheduler
+from generative.autoregressive.continuous.diffusion_head import HeadSampler, TokenNoise, draw_tokens
+from generative.autoregressive.continuous.masked_autoencoder import MaskedAutoencoder
+from generative.autoregressive.continuous.schedulers import DrawTokens, MaskedScheduler
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, sample_loop
 from generative.core.seeding import ImageNoise

@@ -11,9 +11,9 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from generative.autoregressive.diffusion_head import AncestralSampler, HeadSampler
-from generative.autoregressive.dpm_solver import DPMSolverSampler
-from generative.autoregressive.masked_schedulers import IndependentScheduler
+from generative.autoregressive.continuous.diffusion_head import AncestralSampler, HeadSampler
+from generative.autoregressive.continuous.dpm_solver import DPMSolverSampler
+from generative.autoregressive.continuous.schedulers import IndependentScheduler
 from generative.autoregressive.masking import GuidanceShape, mask_schedule
 from generative.core.errors import UserError
 from pipelines.base import ClassLabels, OutputType

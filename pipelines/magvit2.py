@@ -10,9 +10,9 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from generative.autoregressive.decoding import GuidanceSchedule
-from generative.autoregressive.magvit2 import MAGVIT2Transformer
-from generative.autoregressive.sub_tokens import SubTokenScheduler, sub_token_guidance
+from generative.autoregressive.sub_token.magvit2 import MAGVIT2Transformer
+from generative.autoregressive.sub_token.scheduler import SubTokenScheduler, sub_token_guidance
+from generative.autoregressive.token_sampling import GuidanceSchedule
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.layers.linear import cast_weights

@@ -10,8 +10,8 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from generative.autoregressive.diffusion_head import AncestralSampler
-from generative.autoregressive.masked_schedulers import RandomOrderScheduler
+from generative.autoregressive.continuous.diffusion_head import AncestralSampler
+from generative.autoregressive.continuous.schedulers import RandomOrderScheduler
 from generative.autoregressive.masking import GuidanceShape
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise

@@ -10,9 +10,9 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from generative.autoregressive.decoding import GuidanceSchedule, position_guidance
-from generative.autoregressive.maskgit import MaskGITTransformer
-from generative.autoregressive.parallel_decoding import ParallelScheduler
+from generative.autoregressive.masked.maskgit import MaskGITTransformer
+from generative.autoregressive.masked.parallel_decoding import ParallelScheduler
+from generative.autoregressive.token_sampling import GuidanceSchedule, position_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.tokenizers.base import ImageTokenizer
@@ -57,7 +57,7 @@ class MaskGITPipeline(TokenPipeline):
             choice_temperature: Randomness of which tokens an iteration keeps, falling to 0 at the last; 0 keeps the surest.
             guidance_scale: Classifier-free guidance on the logits, u + s (c - u); 1 is none and costs half.
             guidance_schedule: ``constant``, or ``linear`` or ``cosine`` from 1 at the first iteration to ``guidance_scale`` at
-                the last; see ``generative.autoregressive.decoding.guidance_schedule``.
+                the last; see ``generative.autoregressive.token_sampling.guidance_schedule``.
             guidance_interval: ``(start, stop)``: guide only this part of the iterations, as shares of them; None for all.
             guidance_exponent: Power of the cosine schedule.
             temperature: Divides the logits; below 1 gives more typical, less diverse tokens.

@@ -12,9 +12,9 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from generative.autoregressive.decoding import GuidanceSchedule, position_guidance
-from generative.autoregressive.next_scale import KnownTokens, NextScaleScheduler, check_pyramid
-from generative.autoregressive.var import VAR, Modulations
+from generative.autoregressive.next_scale.scheduler import KnownTokens, NextScaleScheduler, check_pyramid
+from generative.autoregressive.next_scale.var import VAR, Modulations
+from generative.autoregressive.token_sampling import GuidanceSchedule, position_guidance
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop, unguided
 from generative.core.seeding import ImageNoise

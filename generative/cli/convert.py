@@ -15,8 +15,8 @@ from generative.core.errors import UserError
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-    from generative.convert.read import NetworkPart
-    from generative.convert.recognise import Recognised
+    from generative.convert.files.read import NetworkPart
+    from generative.convert.files.recognise import Recognised
     from pipelines.base import ImagePipeline
 
 RECORD = "conversion.json"
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> int:
 
 def list_keys(paths: Sequence[Path]) -> int:
     """Print every tensor of a checkpoint."""
-    from generative.convert.read import read_checkpoints
+    from generative.convert.files.read import read_checkpoints
 
     checkpoint = read_checkpoints(paths)
     for part in checkpoint.parts:
@@ -90,8 +90,8 @@ def convert(chosen: argparse.Namespace) -> int:
     """Convert a checkpoint and write its pipeline; returns the exit code."""
     output = check_output(chosen.output, chosen.overwrite)
     options = read_options(chosen.config)
-    from generative.convert.read import read_checkpoints
-    from generative.convert.recognise import choose_parts, recognise
+    from generative.convert.files.read import read_checkpoints
+    from generative.convert.files.recognise import choose_parts, recognise
 
     checkpoint = read_checkpoints(chosen.checkpoints)
     parts, left_out = choose_parts(checkpoint.parts, chosen.network)

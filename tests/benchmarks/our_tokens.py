@@ -64,16 +64,16 @@ def build_objective(task: TokenTask) -> tuple[Objective, dict[str, Any]]:
     load_official(source, networks, flat(task.state()))
     optimizer = partial(torch.optim.AdamW, **OPTIMIZER, fused=True)
     if task.model == "var":
-        from generative.autoregressive.var_objective import VARObjective
+        from generative.autoregressive.next_scale.objective import VARObjective
 
         return VARObjective(networks["var"], networks["vae"], optimizer), {"guidance_scale": GUIDANCE}
     if task.model == "llamagen":
-        from generative.autoregressive.objective import AutoregressiveObjective
+        from generative.autoregressive.next_token.objective import AutoregressiveObjective
 
         gpt = task.config["gpt"]
         tokenizer = BareTokens(gpt["vocab_size"], int(gpt["block_size"] ** 0.5))
         return AutoregressiveObjective(networks["gpt"], tokenizer, optimizer), {"guidance_scale": GUIDANCE}
-    from generative.autoregressive.continuous_objective import MARObjective
+    from generative.autoregressive.continuous.objective import MARObjective
 
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     autoencoder = AutoencoderKL(

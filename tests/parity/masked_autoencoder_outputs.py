@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from generative.autoregressive.diffusion_head import HeadSampler, draw_tokens
-from generative.autoregressive.masked_schedulers import DrawTokens, MaskedScheduler
+from generative.autoregressive.continuous.diffusion_head import HeadSampler, draw_tokens
+from generative.autoregressive.continuous.schedulers import DrawTokens, MaskedScheduler
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 

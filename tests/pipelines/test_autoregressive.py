@@ -12,8 +12,8 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from generative.autoregressive.decoding import RasterScheduler, position_guidance
-from generative.autoregressive.transformer import ImageTransformer
+from generative.autoregressive.next_token.transformer import ImageTransformer
+from generative.autoregressive.token_sampling import RasterScheduler, position_guidance
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise, sample_generators

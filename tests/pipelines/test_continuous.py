@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from generative.autoregressive.emigm import EMIGM
-from generative.autoregressive.mar import MAR
+from generative.autoregressive.continuous.emigm import EMIGM
+from generative.autoregressive.continuous.mar import MAR
 from generative.core.errors import UserError
 from generative.core.seeding import sample_generators
 from pipelines import load_pipeline

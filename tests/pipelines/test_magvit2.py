@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from generative.autoregressive.magvit2 import MAGVIT2Transformer
-from generative.autoregressive.sub_tokens import SubTokenScheduler, sub_token_guidance
+from generative.autoregressive.sub_token.magvit2 import MAGVIT2Transformer
+from generative.autoregressive.sub_token.scheduler import SubTokenScheduler, sub_token_guidance
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import sample_generators

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from generative.autoregressive.maskgit import MaskGITTransformer
+from generative.autoregressive.masked.maskgit import MaskGITTransformer
 from generative.core.errors import UserError
 from generative.core.seeding import sample_generators
 from generative.tokenizers.pixel import PixelTokenizer

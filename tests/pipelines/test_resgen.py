@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from generative.autoregressive.resgen import ResGenTransformer
+from generative.autoregressive.masked.resgen import ResGenTransformer
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
 from generative.core.seeding import sample_generators

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from generative.autoregressive.decoding import position_guidance
-from generative.autoregressive.next_scale import NextScaleScheduler
-from generative.autoregressive.var import VAR
+from generative.autoregressive.next_scale.scheduler import NextScaleScheduler
+from generative.autoregressive.next_scale.var import VAR
+from generative.autoregressive.token_sampling import position_guidance
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import sample_generators

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from generative.autoregressive.decoding import keep_top_k, keep_top_p
 from generative.autoregressive.likeliest import keep_likeliest, sort_values
+from generative.autoregressive.token_sampling import keep_top_k, keep_top_p
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 5, 40, 41])

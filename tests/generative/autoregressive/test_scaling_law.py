@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from generative.autoregressive.next_scale.var import VAR
 from generative.autoregressive.scaling_law import PowerLaw, count_weights, fit_power_law
-from generative.autoregressive.var import VAR
 from generative.core.errors import UserError
 
 

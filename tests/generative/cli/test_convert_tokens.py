@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from generative.cli.main import main
 from generative.convert import get_source, load_official
-from generative.convert.mar_vae import rename
+from generative.convert.tokenizers.mar_vae import rename
 from pipelines import load_any_pipeline, load_pipeline
 
 VECTORS = Path(__file__).parents[2] / "parity" / "vectors"

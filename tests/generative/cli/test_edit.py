@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from generative.autoregressive.var import VAR
+from generative.autoregressive.next_scale.var import VAR
 from generative.cli.edit import box_mask
 from generative.cli.main import main
 from generative.core.errors import UserError
@@ -88,7 +88,7 @@ def test_mistakes_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_another_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from generative.autoregressive.transformer import ImageTransformer
+    from generative.autoregressive.next_token.transformer import ImageTransformer
     from generative.tokenizers.pixel import PixelTokenizer
     from pipelines.autoregressive import AutoregressiveImagePipeline
 

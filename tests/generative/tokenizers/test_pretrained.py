@@ -13,7 +13,7 @@ import yaml
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from generative.autoregressive.transformer import ImageTransformer
+from generative.autoregressive.next_token.transformer import ImageTransformer
 from generative.cli.config import build_config, dump_config, parse_train_config
 from generative.core.errors import UserError
 from generative.tokenizers.base import fingerprint
@@ -139,10 +139,10 @@ def test_configurations_name_the_functions(folders: Path, tmp_path: Path) -> Non
 
 CONFIG = """
 objective:
-  class_path: generative.autoregressive.objective.AutoregressiveObjective
+  class_path: generative.autoregressive.next_token.objective.AutoregressiveObjective
   init_args:
     transformer:
-      class_path: generative.autoregressive.transformer.ImageTransformer
+      class_path: generative.autoregressive.next_token.transformer.ImageTransformer
       init_args: {num_codes: 5, grid_size: [8, 8], num_classes: 10, hidden_size: 16, depth: 1, num_heads: 2}
     tokenizer: {class_path: generative.tokenizers.pretrained.load_tokenizer, init_args: {folder: FOLDER}}
     optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.001}}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from generative.convert.dit import formulation
+from generative.convert.diffusion.dit import formulation
 from generative.core.sampling import SampleState
 from generative.diffusion.denoiser import Branch, Condition, DenoiserOutput, evaluator
 from generative.diffusion.formulations.gaussian import GaussianDiffusion

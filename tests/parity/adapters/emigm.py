@@ -11,12 +11,12 @@ from masked_autoencoder_outputs import FileNoise, Recorder, features, file_drawi
 from torch import Tensor
 from torch.nn import Module
 
-from generative.autoregressive.continuous_objective import EMIGMObjective
-from generative.autoregressive.diffusion_head import HeadSampler, draw_tokens
-from generative.autoregressive.dpm_solver import DPMSolverSampler
-from generative.autoregressive.masked_schedulers import IndependentScheduler
+from generative.autoregressive.continuous.diffusion_head import HeadSampler, draw_tokens
+from generative.autoregressive.continuous.dpm_solver import DPMSolverSampler
+from generative.autoregressive.continuous.objective import EMIGMObjective
+from generative.autoregressive.continuous.schedulers import IndependentScheduler
 from generative.autoregressive.masking import ScheduledMasking, mask_schedule, masking_time
-from generative.convert.mar import chain_timesteps
+from generative.convert.autoregressive.mar import chain_timesteps
 from generative.core.sampling import SampleState, sample_loop
 from pipelines.emigm import EMIGMPipeline, head_sampler
 

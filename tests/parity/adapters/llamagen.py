@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from generative.autoregressive.decoding import RasterScheduler, position_guidance
-from generative.autoregressive.objective import AutoregressiveObjective
-from generative.convert.llamagen_vq import official_losses
+from generative.autoregressive.next_token.objective import AutoregressiveObjective
+from generative.autoregressive.token_sampling import RasterScheduler, position_guidance
+from generative.convert.tokenizers.llamagen_vq import official_losses
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from pipelines.autoregressive import AutoregressiveImagePipeline

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from generative.autoregressive.magvit2_objective import MAGVIT2Objective
-from generative.autoregressive.sub_tokens import SubTokenScheduler, sub_token_guidance
+from generative.autoregressive.sub_token.objective import MAGVIT2Objective
+from generative.autoregressive.sub_token.scheduler import SubTokenScheduler, sub_token_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.tokenizers.lfq import LFQTokenizer

@@ -9,10 +9,10 @@ from masked_autoencoder_outputs import FileNoise, Recorder, features, file_drawi
 from torch import Tensor
 from torch.nn import Module
 
-from generative.autoregressive.continuous_objective import MARObjective
-from generative.autoregressive.diffusion_head import AncestralSampler, guide, head_losses
-from generative.autoregressive.masked_schedulers import RandomOrderScheduler
-from generative.convert.mar import chain_timesteps
+from generative.autoregressive.continuous.diffusion_head import AncestralSampler, guide, head_losses
+from generative.autoregressive.continuous.objective import MARObjective
+from generative.autoregressive.continuous.schedulers import RandomOrderScheduler
+from generative.convert.autoregressive.mar import chain_timesteps
 from pipelines.mar import MARPipeline
 
 SOURCE = "mar"

@@ -8,7 +8,7 @@ from biggan_outputs import compute as compute_outputs
 from torch import Tensor
 from torch.nn import Module
 
-from generative.convert.biggan_pytorch import our_key
+from generative.convert.gan.biggan_pytorch import our_key
 
 SOURCE = "sagan"
 

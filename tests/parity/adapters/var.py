@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from generative.autoregressive.decoding import position_guidance
-from generative.autoregressive.next_scale import NextScaleScheduler
+from generative.autoregressive.next_scale.scheduler import NextScaleScheduler
+from generative.autoregressive.token_sampling import position_guidance
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 from pipelines.var import VARPipeline

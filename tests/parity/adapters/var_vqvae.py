@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from generative.convert.var_vqvae import official_loss
+from generative.convert.tokenizers.var_vqvae import official_loss
 
 SOURCE = "var-vqvae"
 GRADIENTS = ("vq_loss_grad_f", "vq_loss_grad_embedding", "vq_loss_grad_phi0_weight")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from generative.convert.studiogan import our_key
+from generative.convert.gan.studiogan import our_key
 from generative.gan.dcgan import DCGANGenerator
 from generative.gan.losses import ADVERSARIAL_LOSSES
 from generative.gan.penalties import interpolated_gradient_penalty

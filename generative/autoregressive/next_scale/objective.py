@@ -1,0 +1,148 @@
+"""Next-scale prediction: cross-entropy of all tokens of all scales (arXiv 2404.02905, eq. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generative.autoregressive.next_scale.scheduler import check_pyramid
+from generative.autoregressive.next_scale.var import VAR
+from generative.autoregressive.token_sampling import GuidanceSchedule, check_sampling_options, position_guidance
+from generative.core.ema import EMAProfile, EMASpec
+from generative.core.errors import UserError
+from generative.core.labels import drop_labels
+from generative.core.objective import Objective, OptimizerFactory, Phase
+from generative.core.types import Batch, Losses, Networks
+from generative.layers.cross_entropy import token_cross_entropy
+from generative.tokenizers.base import ImageTokenizer
+
+if TYPE_CHECKING:
+    from pipelines.var import VARPipeline
+
+# Parameters with more than one dimension that the official script keeps from weight decay (its nowd_keys); the class embedding
+# is decayed.
+UNDECAYED = ("start_embedding", "position_embedding", "level_embedding", "log_scale", "modulation_table")
+
+
+class VARObjective(Objective):
+    """Cross-entropy of every token given the class and all smaller scales; one network, one phase.
+
+    Args:
+        transformer: Predicts the tokens; codes, scales and channels must be the tokenizer's.
+        tokenizer: A ``MultiScaleVQTokenizer``, frozen; encodes images on the fly unless the batch brings ``tokens``, and makes
+            what the transformer reads.
+        optimizer: Makes the optimizer; weight decay is kept from 1-D parameters, positions, levels and the shared modulations'
+            tables, as officially.
+        label_dropout: Share of labels replaced by the null condition.
+        label_smoothing: Share of each target spread evenly over all codes.
+        ema: Decay law of the average that samples; None samples from the weights themselves, as the paper does.
+        guidance_scale: Used for the grids and scores made during training and kept with the run; the official ``cfg`` plus 1.
+        guidance_schedule: Likewise; ``linear`` is the paper's.
+        temperature: Likewise.
+        top_k: Likewise.
+        top_p: Likewise.
+        more_smooth: Likewise; for looking at only.
+    """
+
+    label_dropout: float
+
+    def __init__(
+        self,
+        transformer: VAR,
+        tokenizer: ImageTokenizer,
+        optimizer: OptimizerFactory,
+        label_dropout: float = 0.1,
+        label_smoothing: float = 0.0,
+        ema: EMAProfile | None = None,
+        guidance_scale: float = 1.0,
+        guidance_schedule: GuidanceSchedule = "linear",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        more_smooth: bool = False,
+    ) -> None:
+        for name, value in (("label_dropout", label_dropout), ("label_smoothing", label_smoothing)):
+            if not 0 <= value < 1:
+                raise UserError(f"{name} must be in [0, 1), got {value}")
+        pyramid = check_pyramid(transformer, tokenizer)
+        check_sampling_options(temperature, top_k, top_p)
+        position_guidance(guidance_scale, len(pyramid.patch_nums), guidance_schedule)
+        self.networks = {"transformer": transformer}
+        self.tokenizer = pyramid.requires_grad_(False).eval()
+        self.frozen = {"tokenizer": self.tokenizer}
+        self.optimizers = {"transformer": optimizer}
+        self.ema = {} if ema is None else {"transformer": EMASpec("transformer", ema)}
+        self.num_classes = transformer.config.num_classes
+        self.image_size = tokenizer.image_size
+        self.label_dropout = label_dropout
+        self.label_smoothing = label_smoothing
+        self.sampling = {
+            "guidance_scale": guidance_scale,
+            "guidance_schedule": guidance_schedule,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "more_smooth": more_smooth,
+        }
+
+    def phases(self) -> list[Phase]:
+        """One phase: the transformer."""
+        return [Phase(name="transformer", networks=("transformer",), loss_fn=self.loss, optimizer="transformer")]
+
+    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+        """Mean cross-entropy over the tokens of all scales, in nats.
+
+        Args:
+            networks: ``transformer`` is used.
+            batch: ``images`` or ``tokens``, and ``class_labels``.
+            generator: Source of label dropout.
+            cache: Not used.
+
+        Returns:
+            ``loss`` (the paper's L_m; with label smoothing) and ``last_scale_loss`` (its L_t; without), in nats; ``accuracy`` and
+            ``last_scale_accuracy``, the shares of tokens that are the most probable one.
+        """
+        with torch.no_grad():
+            tokens = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(batch["images"])  # (B, L)
+            inputs = self.tokenizer.teacher_inputs(tokens)  # (B, L - n_0, C)
+        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, generator)
+        logits = networks["transformer"](inputs, labels)  # (B, L, V)
+        last = self.last_scale(logits, tokens)  # first: the logits are overwritten
+        loss, accuracy = token_cross_entropy(logits, tokens, self.label_smoothing)
+        return {"loss": loss, "accuracy": accuracy} | last
+
+    @torch.no_grad()
+    def last_scale(self, logits: Tensor, tokens: Tensor) -> Losses:
+        """Cross-entropy without label smoothing and accuracy of the last scale, of logits (B, L, V) and tokens (B, L)."""
+        count = self.tokenizer.patch_nums[-1] ** 2
+        logits, targets = logits[:, -count:].flatten(0, 1).float(), tokens[:, -count:].flatten()  # (N, V), (N,)
+        # The maximum costs less than its index.
+        is_best = logits.gather(1, targets[:, None])[:, 0] >= logits.amax(dim=1)  # (N,)
+        return {"last_scale_loss": F.cross_entropy(logits, targets), "last_scale_accuracy": is_best.float().mean()}
+
+    def parameter_groups(self, optimizer: str) -> list[dict[str, Any]]:
+        """Matrices and the class embedding with the optimizer's weight decay; all else without."""
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in self.networks["transformer"].named_parameters():
+            is_kept = parameter.ndim < 2 or any(part in UNDECAYED for part in name.split("."))
+            (others if is_kept else decayed).append(parameter)
+        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+
+    def encoder_fingerprint(self) -> str:
+        """Fingerprint of the tokenizer: a cache of another one's tokens is refused."""
+        return self.tokenizer.fingerprint
+
+    def pipeline(self, networks: Networks) -> VARPipeline:
+        """Pipeline of this transformer and the frozen tokenizer."""
+        from pipelines.var import VARPipeline
+
+        return VARPipeline(cast(VAR, networks["transformer"]), self.tokenizer, dict(self.sampling_defaults()))
+
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """Guidance, temperature, top-k, top-p and smoothness of the constructor."""
+        return dict(self.sampling)

@@ -1,0 +1,182 @@
+"""Next-token prediction over the tokens of an image."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+
+from generative.autoregressive.next_token.transformer import ImageTransformer
+from generative.autoregressive.token_sampling import GuidanceSchedule, check_guidance, check_sampling_options
+from generative.core.ema import EMAProfile, EMASpec
+from generative.core.errors import UserError
+from generative.core.labels import drop_labels
+from generative.core.objective import Objective, OptimizerFactory, Phase
+from generative.core.types import Batch, Losses, Networks
+from generative.layers.cross_entropy import token_cross_entropy
+from generative.tokenizers.base import ImageTokenizer, check_match
+
+if TYPE_CHECKING:
+    from pipelines.autoregressive import AutoregressiveImagePipeline
+
+
+class NextTokenObjective(Objective):
+    """What objectives of next-token prediction share: a transformer, a frozen tokenizer, label dropout, one phase.
+
+    Args:
+        transformer: Predicts the tokens; its number of codes and grid must be the tokenizer's.
+        tokenizer: Frozen; encodes images on the fly unless the batch brings ``tokens``.
+        optimizer: Makes the optimizer.
+        label_dropout: Share of labels replaced by the null condition.
+        ema: Decay law of the average that samples; None samples from the weights themselves.
+        decay_embeddings: Whether weight decay reaches embeddings; 1-D parameters are always spared.
+        sampling: Options of the pipeline's call used for grids and scores made during training, and kept with the run.
+    """
+
+    label_dropout: float
+
+    def __init__(
+        self,
+        transformer: ModelMixin,
+        tokenizer: ImageTokenizer,
+        optimizer: OptimizerFactory,
+        label_dropout: float,
+        ema: EMAProfile | None,
+        decay_embeddings: bool,
+        sampling: dict[str, Any],
+    ) -> None:
+        if not 0 <= label_dropout < 1:
+            raise UserError(f"label_dropout must be in [0, 1), got {label_dropout}")
+        check_match(transformer, tokenizer)
+        self.networks = {"transformer": transformer}
+        self.tokenizer = tokenizer.requires_grad_(False).eval()
+        self.frozen = {"tokenizer": self.tokenizer}
+        self.optimizers = {"transformer": optimizer}
+        self.ema = {} if ema is None else {"transformer": EMASpec("transformer", ema)}
+        self.num_classes = transformer.config.num_classes
+        self.image_size = tokenizer.image_size
+        self.label_dropout = label_dropout
+        self.decay_embeddings = decay_embeddings
+        self.sampling = sampling
+
+    def phases(self) -> list[Phase]:
+        """One phase: the transformer."""
+        return [Phase(name="transformer", networks=("transformer",), loss_fn=self.loss, optimizer="transformer")]
+
+    @abc.abstractmethod
+    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+        """Loss of a micro-batch, see ``LossFn``."""
+
+    def inputs(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L) of a batch, cached or encoded now, and its class labels (B,), some of them dropped."""
+        with torch.no_grad():
+            tokens = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(batch["images"])
+        return tokens, drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, generator)
+
+    def parameter_groups(self, optimizer: str) -> list[dict[str, Any]]:
+        """Matrices with the optimizer's weight decay, norms without; embeddings as ``decay_embeddings`` says."""
+        network = self.networks["transformer"]
+        embeddings = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
+        spared = set() if self.decay_embeddings else embeddings
+        decayed = [p for p in network.parameters() if p.ndim >= 2 and id(p) not in spared]
+        others = [p for p in network.parameters() if p.ndim < 2 or id(p) in spared]
+        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+
+    def encoder_fingerprint(self) -> str:
+        """The tokenizer's."""
+        return self.tokenizer.fingerprint
+
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """Sampling options of the constructor."""
+        return dict(self.sampling)
+
+
+class AutoregressiveObjective(NextTokenObjective):
+    """Cross-entropy of every token given the class and the tokens before it; one network, one phase.
+
+    Args:
+        transformer: Predicts the tokens; its number of codes and grid must be the tokenizer's.
+        tokenizer: Frozen; encodes images on the fly unless the batch brings ``tokens``.
+        optimizer: Makes the optimizer; weight decay is kept from 1-D parameters.
+        label_dropout: Share of labels replaced by the null condition.
+        label_smoothing: Share of each target spread evenly over all codes.
+        ema: Decay law of the average that samples; None samples from the weights themselves.
+        guidance_scale: Used for the grids and scores made during training and kept with the run.
+        temperature: Likewise.
+        top_k: Likewise.
+        top_p: Likewise.
+        decay_embeddings: Whether weight decay reaches embeddings too (LlamaGen).
+        guidance_schedule: As ``guidance_scale``.
+        guidance_interval: Likewise.
+        guidance_exponent: Likewise.
+        output_size: Likewise.
+    """
+
+    def __init__(
+        self,
+        transformer: ImageTransformer,
+        tokenizer: ImageTokenizer,
+        optimizer: OptimizerFactory,
+        label_dropout: float = 0.1,
+        label_smoothing: float = 0.0,
+        ema: EMAProfile | None = None,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        decay_embeddings: bool = False,
+        guidance_schedule: GuidanceSchedule = "constant",
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_exponent: float = 1.0,
+        output_size: int | None = None,
+    ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        check_sampling_options(temperature, top_k, top_p)
+        check_guidance(guidance_scale, guidance_schedule, guidance_interval, guidance_exponent)
+        sampling: dict[str, Any] = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        others = {
+            "guidance_schedule": (guidance_schedule, "constant"),
+            "guidance_interval": (guidance_interval, None),
+            "guidance_exponent": (guidance_exponent, 1.0),
+            "output_size": (output_size, None),
+        }
+        sampling |= {name: value for name, (value, default) in others.items() if value != default}
+        if not transformer.config.null_class and (label_dropout > 0 or guidance_scale != 1):
+            raise UserError("the transformer has null_class=False: label_dropout must be 0 and guidance_scale 1")
+        super().__init__(transformer, tokenizer, optimizer, label_dropout, ema, decay_embeddings, sampling)
+        self.label_smoothing = label_smoothing
+
+    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+        """Mean cross-entropy over all tokens, in nats.
+
+        Args:
+            networks: ``transformer`` is used.
+            batch: ``images`` or ``tokens``, and ``class_labels``.
+            generator: Source of label dropout.
+            cache: Not used.
+
+        Returns:
+            ``loss`` (with label smoothing), and without smoothing ``bits_per_token`` and ``accuracy``, the share of tokens that
+            are the most probable one.
+        """
+        tokens, labels = self.inputs(batch, generator)  # (B, L), (B,)
+        logits = networks["transformer"](tokens, labels)  # (B, L, V)
+        with torch.no_grad():
+            nats = None if self.label_smoothing == 0 else token_cross_entropy(logits, tokens)[0]
+        loss, accuracy = token_cross_entropy(logits, tokens, self.label_smoothing)
+        nats = loss if nats is None else nats
+        return {"loss": loss, "bits_per_token": nats.detach() / math.log(2), "accuracy": accuracy}
+
+    def pipeline(self, networks: Networks) -> AutoregressiveImagePipeline:
+        """Pipeline of this transformer and the frozen tokenizer."""
+        from pipelines.autoregressive import AutoregressiveImagePipeline
+
+        return AutoregressiveImagePipeline(
+            cast(ImageTransformer, networks["transformer"]), self.tokenizer, dict(self.sampling_defaults())
+        )

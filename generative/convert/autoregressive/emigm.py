@@ -1,0 +1,153 @@
+"""Checkpoints of eMIGM's authors' code (ML-GSAI/eMIGM)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from diffusers import ModelMixin
+from torch import Tensor
+
+from generative.autoregressive.continuous.emigm import EMIGM
+from generative.autoregressive.masking import ScheduledMasking
+from generative.convert.autoregressive.mar import MAROptions, MaskedAutoencoderSource, chain_timesteps, rename_keys
+from generative.core.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.emigm import EMIGMPipeline
+
+# What the published models were trained with, which no tensor tells (bash/train).
+PUBLISHED = MappingProxyType({"use_unsup_cfg": True, "mask_strategy": "exp", "clamp_t_min": 0.2})
+# What the published figures of 16 iterations were sampled with (bash/evaluate): evaluations of the head, guidance, and its times
+# at 256 pixels by width (H has its own) and at 512.
+ITERATIONS, SOLVER_STEPS, GUIDANCE = 16, 8, 4.0
+INTERVALS_256 = MappingProxyType({1280: (0.2, 0.4)})
+INTERVAL_256, INTERVAL_512 = (0.1, 0.3), (0.15, 0.35)
+LATENT_CHANNELS_512 = 32
+
+
+class EMIGMOptions(MAROptions):
+    """Arguments of the official ``eMIGM``."""
+
+    repository = "ML-GSAI/eMIGM"
+
+
+def check_sampler(solver: Any, steps: Any) -> int | list[int]:
+    """Steps of the head's sampler.
+
+    Args:
+        solver: Official ``sampling_algo``.
+        steps: Official ``num_sampling_steps``.
+
+    Raises:
+        UserError: If they are unknown or out of range.
+    """
+    from pipelines.emigm import head_sampler
+
+    chosen = chain_timesteps(steps)
+    head_sampler(solver, chosen, 1.0)
+    return chosen
+
+
+class EMIGMSource(MaskedAutoencoderSource):
+    """eMIGM as ``models/emigm.py`` of ML-GSAI/eMIGM builds it.
+
+    Checkpoints with a mask token of their own (``use_unsup_cfg`` off, as no published one) have MAR's very keys: they are told
+    from MAR's by ``--source emigm`` with all options in ``--config``.
+    """
+
+    name = "emigm"
+    repository = EMIGMOptions.repository
+
+    def build(self, config: dict[str, Any]) -> dict[str, ModelMixin]:
+        """Build our eMIGM from official arguments.
+
+        Args:
+            config: Arguments of the official ``eMIGM`` (with ``norm_eps`` for its ``norm_layer``); those that only train or
+                sample are checked.
+
+        Returns:
+            ``{"model": EMIGM}``.
+
+        Raises:
+            UserError: If an option is unknown, of the wrong type or out of range.
+        """
+        options = EMIGMOptions("eMIGM", config)
+        arguments = options.network_arguments()
+        options.check_training()
+        arguments["drop_masked"] = options.take("use_mae", True, bool)
+        arguments["tie_mask_embedding"] = options.take("use_unsup_cfg", False, bool)
+        arguments["mask_strategy"] = options.take("mask_strategy", "cosine", str)
+        is_weighted = options.take("use_weighted_loss", False, bool)
+        ScheduledMasking(arguments["mask_strategy"], options.take("clamp_t_min", 0, float, int), is_weighted)
+        low, high = options.take("cfg_t_min", 0.0, float, int), options.take("cfg_t_max", 1.0, float, int)
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"cfg_t_min and cfg_t_max of {self.repository} must be 0 <= min <= max <= 1, got {low} and {high}")
+        solver = options.choose("sampling_algo", "ddpm", ("ddpm", "dpm-solver"))
+        check_sampler(solver, options.take("num_sampling_steps", "100", str, int))
+        use_checkpointing = options.take("grad_checkpointing", False, bool)
+        options.finish()
+        network = EMIGM(**arguments)
+        if use_checkpointing:
+            network.enable_gradient_checkpointing()
+        return {"model": network}
+
+    def convert_state(self, module: str, state: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:
+        """Rename an official state dict.
+
+        A tied mask token is stored under both names. In ``model_ema`` they differ: only ``fake_latent`` was averaged, and the
+        official loader, which reads both into one parameter, ends with ``mask_token``. So does this one.
+
+        Args:
+            module: ``model``.
+            state: Official tensors.
+            network: Our eMIGM.
+
+        Raises:
+            UnknownKeysError: If a key is unknown.
+        """
+        if not network.config.tie_mask_embedding:
+            return rename_keys("eMIGM", state)
+        rest = dict(state)
+        mask_token = rest.pop("mask_token", None)
+        if mask_token is not None and "fake_latent" in rest:
+            rest["fake_latent"] = mask_token
+        return rename_keys("eMIGM", rest)
+
+    def is_own(self, state: Mapping[str, Tensor]) -> bool:
+        """A tied mask token has the two axes of the null embedding."""
+        return state["mask_token"].ndim == 2
+
+    def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """As MAR's, with what the published models were trained with."""
+        found = super().recognise(state)
+        return None if found is None else found | dict(PUBLISHED)
+
+    def pipeline(self, networks: Mapping[str, ModelMixin], config: Mapping[str, Any]) -> EMIGMPipeline:
+        """Pipeline with the options' sampling, or where they tell none the published one of 16 iterations.
+
+        The autoencoder, which no checkpoint holds, is the caller's to add.
+
+        Args:
+            networks: From ``build``, loaded.
+            config: What they were built from.
+        """
+        from pipelines.emigm import EMIGMPipeline
+
+        network = networks["model"]
+        published = INTERVALS_256.get(network.config.encoder_hidden_size, INTERVAL_256)
+        if network.config.in_channels == LATENT_CHANNELS_512:
+            published = INTERVAL_512
+        solver, steps = "dpm-solver", SOLVER_STEPS
+        if "num_sampling_steps" in config or "sampling_algo" in config:
+            solver, steps = config.get("sampling_algo", "ddpm"), config.get("num_sampling_steps", "100")
+        defaults = {
+            "num_inference_steps": ITERATIONS,
+            "num_diffusion_steps": check_sampler(solver, steps),
+            "solver": solver,
+            "guidance_scale": GUIDANCE,
+            "guidance_schedule": "constant",
+            "guidance_interval": [config.get("cfg_t_min", published[0]), config.get("cfg_t_max", published[1])],
+        }
+        return EMIGMPipeline(network, sampling_defaults=defaults)
