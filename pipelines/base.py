@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from generative.core.class_names import find_label
 from generative.core.classes import find_class
 from generative.core.errors import UserError
+from generative.core.images import images_to_uint8, images_to_unit_range
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 
@@ -98,15 +99,13 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
                 ``uint8`` (B, 3, H, W) uint8 as metrics take it.
             return_dict: Wrap in ``ImagePipelineOutput``, else a tuple of one.
         """
-        from generative.data.transforms import images_to_uint8
-
         if not bool(torch.isfinite(images).all()):
             raise UserError("the pipeline made NaN or infinite pixels; its weights have diverged or overflow in this precision")
         result: Any
         if output_type == "pt":
-            result = (images / 2 + 0.5).clamp(0, 1)
+            result = images_to_unit_range(images)
         elif output_type == "np":
-            result = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+            result = images_to_unit_range(images).permute(0, 2, 3, 1).cpu().numpy()
         elif output_type == "uint8":
             result = images_to_uint8(images)
         elif output_type == "pil":

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.data.transforms import images_to_float, images_to_uint8
+from generative.core.images import images_to_float, images_to_uint8
 from generative.tokenizers.base import ImageTokenizer
 from generative.tokenizers.latents import decode_latents, scale_latents
 from pipelines.base import ImagePipeline, OutputType

@@ -11,11 +11,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from generative.core.errors import UserError
+from generative.core.images import images_to_uint8
 from generative.core.logging import progress_interval
 from generative.core.reconstruction import MAX_PSNR
 from generative.data.base import ImageDataset
 from generative.data.cache_statistics import code_statistics
-from generative.data.transforms import images_to_uint8
 from generative.tokenizers.base import ImageTokenizer
 from metrics.notes import notes_of_warnings
 from metrics.psnr import psnr

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from generative.cli.arguments import CommandParser
-from generative.cli.sample import OPTIONS, check_options, move_pipeline, parse_class_labels
+from generative.cli.sampling import OPTIONS, check_options, move_pipeline, parse_class_labels
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,11 +81,11 @@ def edit(
     check_arguments(mode, class_labels, num_images, output)
     import torch
 
+    from generative.core.images import images_to_float
     from generative.core.logging import save_grid
     from generative.core.runtime import build_accelerator
     from generative.core.seeding import sample_generators
     from generative.data.image_files import ImageFilesDataset
-    from generative.data.transforms import images_to_float
 
     pipeline = load_var(folder)
     check_options(pipeline, options)

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generative.cli.sample import check_counts, check_options, move_pipeline, parse_class_labels
+from generative.cli.sampling import check_counts, check_options, move_pipeline, parse_class_labels
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:

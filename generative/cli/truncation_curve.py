@@ -86,7 +86,7 @@ def curve(
     standing = check_numbers(num_samples, seed, batch_size, standing_statistics, standing_batch_size)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output '{output}' is a file; give a folder")
-    from generative.cli.sample import move_pipeline
+    from generative.cli.sampling import move_pipeline
     from generative.core.checkpoint import fingerprint_folder
     from generative.core.runtime import build_accelerator
     from generative.report.truncation import CURVE_FILE, format_curve, write_files

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from generative.core import checkpoint as ckpt
 from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.generation import SampleRequest
+from generative.core.images import images_to_float
 from generative.core.lock import check_folder
 from generative.core.logging import EVALUATION_FILE, RunLog, log_image, save_grid, write_json
 from generative.core.objective import Objective
@@ -214,7 +215,7 @@ class RunObserver:
         classes = [int(label) for label, count in zip(*labels.unique(return_counts=True), strict=True) if count > 1]
         picked = [(labels == label).nonzero().flatten()[:DIAGNOSIS_IMAGES_PER_CLASS] for label in classes[:DIAGNOSIS_CLASSES]]
         indices = torch.cat(picked) if picked else torch.arange(min(len(labels), DIAGNOSIS_IMAGES_PER_CLASS))
-        images = self.dataset.images(indices).float() / 127.5 - 1  # (N, 3, H, W)
+        images = images_to_float(self.dataset.images(indices))  # (N, 3, H, W)
         device = self.accelerator.device
         return {"images": images.to(device), "class_labels": labels[indices].to(device)}
 

@@ -6,6 +6,7 @@ order, the flips and the split over processes, all of them functions of (seed, p
 
 from __future__ import annotations
 
+from generative.core.images import images_to_float, images_to_uint8
 from generative.data.base import BadImage, ImageDataset, check_images
 from generative.data.cifar10 import CIFAR10Dataset
 from generative.data.digits import DigitsDataset
@@ -20,7 +21,6 @@ from generative.data.sampler import (
     epoch_permutation,
     flip_mask,
 )
-from generative.data.transforms import images_to_float, images_to_uint8
 
 __all__ = [
     "BadImage",

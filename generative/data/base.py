@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from generative.core.errors import UserError
+from generative.core.images import images_to_float
 from generative.core.types import Batch
-from generative.data.transforms import horizontal_flip, images_to_float
+from generative.data.transforms import horizontal_flip
 
 VERIFY_BELOW_IMAGES = 20_000
 """Sets smaller than this are checked image by image at start unless ``verify`` says otherwise (a minute or so at most)."""

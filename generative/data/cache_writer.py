@@ -17,6 +17,7 @@ from torch import Tensor
 
 from generative.core.checkpoint import flush_to_disk
 from generative.core.errors import UserError
+from generative.core.images import images_to_float
 from generative.core.lock import hold_folder
 from generative.core.logging import whole_file, write_json
 from generative.data.base import ImageDataset
@@ -32,7 +33,6 @@ from generative.data.cache_files import (
 )
 from generative.data.cache_statistics import cache_statistics, preview_indices
 from generative.data.token_cache import check_ids
-from generative.data.transforms import images_to_float
 from generative.tokenizers.base import ImageTokenizer
 from generative.tokenizers.latents import latent_scaling, scale_latents
 

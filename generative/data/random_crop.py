@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from generative.core.errors import UserError
+from generative.core.images import images_to_float
 from generative.core.types import Batch
 from generative.data.base import ImageDataset, hash_parts
 from generative.data.decode import decode_image, image_to_tensor
 from generative.data.image_folder import ImageFolderDataset
 from generative.data.parquet import ParquetDataset
-from generative.data.transforms import horizontal_flip, images_to_float, random_crop
+from generative.data.transforms import horizontal_flip, random_crop
 
 FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,

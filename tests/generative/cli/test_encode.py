@@ -18,12 +18,12 @@ from PIL import Image
 
 from generative.cli.data_section import split_data_arguments
 from generative.cli.main import main
+from generative.core.images import images_to_float
 from generative.data import cache_writer
 from generative.data.cache_files import shard_name
 from generative.data.digits import DigitsDataset
 from generative.data.image_folder import ImageFolderDataset
 from generative.data.token_cache import TokenCacheDataset
-from generative.data.transforms import images_to_float
 from generative.tokenizers.pixel import PixelTokenizer
 from generative.tokenizers.vq import VQTokenizer
 

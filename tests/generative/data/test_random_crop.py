@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from generative.core.errors import UserError
+from generative.core.images import images_to_uint8
 from generative.data.digits import DigitsDataset
 from generative.data.image_folder import ImageFolderDataset
 from generative.data.parquet import ParquetDataset
 from generative.data.random_crop import RandomCropDataset, resize_short_side
 from generative.data.sampler import PositionDataset, build_loader, position_words
-from generative.data.transforms import images_to_uint8, random_crop
+from generative.data.transforms import random_crop
 
 WIDTH, HEIGHT = 40, 24
 

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, ModelMixin
 from safetensors.numpy import load_file, save_file
 
 from generative.core.errors import UserError
+from generative.core.images import images_to_float
 from generative.core.trainer import check_fit
 from generative.data import cache_writer
 from generative.data.base import ImageDataset
@@ -25,7 +26,6 @@ from generative.data.cache_writer import CacheEncoder, check_output, finish_cach
 from generative.data.digits import DigitsDataset
 from generative.data.sampler import PositionDataset, build_loader, position_words
 from generative.data.token_cache import TokenCacheDataset, position_noise
-from generative.data.transforms import images_to_float
 from generative.tokenizers.base import fingerprint
 from generative.tokenizers.latents import encode_images
 from generative.tokenizers.pixel import PixelTokenizer
