@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from generative.autoregressive.next_token.transformer import ImageTransformer
-from generative.autoregressive.token_sampling import GuidanceSchedule, RasterScheduler, position_guidance
+from generative.autoregressive.token_sampling import RasterScheduler
 from generative.core.errors import UserError
+from generative.core.guidance import GuidanceInterval, GuidanceSchedule, step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.layers.linear import cast_weights
@@ -65,7 +66,7 @@ class AutoregressiveImagePipeline(TokenPipeline):
         top_k: int | None = None,
         top_p: float = 1.0,
         guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: tuple[float, float] | None = None,
+        guidance_interval: GuidanceInterval | None = None,
         guidance_exponent: float = 1.0,
         output_size: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -80,11 +81,11 @@ class AutoregressiveImagePipeline(TokenPipeline):
             temperature: Divides the logits; below 1 gives more typical, less diverse images.
             top_k: Draw from so many of the most probable tokens; None for all.
             top_p: Draw from the most probable tokens that make up this share of the probability.
-            guidance_schedule: ``constant``, or ``linear`` or ``cosine`` from 1 at the first token to ``guidance_scale`` at the
-                last; see ``generative.autoregressive.token_sampling.guidance_schedule``.
-            guidance_interval: ``(start, stop)``: guide only this part of the sequence, as shares of its length; None for all.
-                LlamaGen's ``cfg_interval`` i is ``(0, (i + 2) / L)``.
-            guidance_exponent: Power of the cosine schedule.
+            guidance_schedule: How guidance grows from the first of the tokens to the last; see ``GuidanceSchedule``.
+            guidance_interval: ``(low, high)``: guide only where low < noise level <= high, the level being the share of the
+                tokens that is still to come (1 at the first); None for all.
+                LlamaGen's ``cfg_interval`` i is ``(1 - (i + 2) / L, 1)``.
+            guidance_exponent: Power of ``power_cosine``.
             output_size: Side to which the images are brought by bicubic interpolation, in pixels (LlamaGen makes 384 and is
                 scored at 256); None for the tokenizer's.
             generator: A list with one generator per image, one generator, or None; see ``image_noise``.
@@ -122,13 +123,13 @@ class AutoregressiveImagePipeline(TokenPipeline):
         top_k: int | None,
         top_p: float,
         guidance_schedule: GuidanceSchedule,
-        guidance_interval: tuple[float, float] | None,
+        guidance_interval: GuidanceInterval | None,
         guidance_exponent: float,
         output_size: int | None,
     ) -> tuple[RasterScheduler, float | Callable[[int], float]]:
         """Scheduler and guidance scale, checked; see ``ImagePipeline.plan``."""
         length = self.tokenizer.sequence_length
-        scale = position_guidance(guidance_scale, length, guidance_schedule, guidance_interval, guidance_exponent)
+        scale = step_guidance(guidance_scale, length, guidance_schedule, guidance_interval, guidance_exponent)
         if scale != 1 and not self.transformer.config.null_class:
             raise UserError(
                 f"guidance_scale must be 1, got {guidance_scale}; this transformer was trained without a null class (null_class)"

@@ -14,8 +14,9 @@ from torch import Tensor
 from generative.autoregressive.continuous.diffusion_head import AncestralSampler, HeadSampler
 from generative.autoregressive.continuous.dpm_solver import DPMSolverSampler
 from generative.autoregressive.continuous.schedulers import IndependentScheduler
-from generative.autoregressive.masking import GuidanceShape, mask_schedule
+from generative.autoregressive.masking import mask_schedule
 from generative.core.errors import UserError
+from generative.core.guidance import GuidanceInterval, GuidanceSchedule
 from pipelines.base import ClassLabels, OutputType
 from pipelines.continuous import ContinuousTokenPipeline
 
@@ -55,8 +56,8 @@ class EMIGMPipeline(ContinuousTokenPipeline):
         num_diffusion_steps: int | Sequence[int] = 8,
         solver: SolverName = "dpm-solver",
         guidance_scale: float = 1.0,
-        guidance_schedule: GuidanceShape = "constant",
-        guidance_interval: tuple[float, float] | None = None,
+        guidance_schedule: GuidanceSchedule = "constant",
+        guidance_interval: GuidanceInterval | None = None,
         temperature: float = 1.0,
         mask_strategy: str | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -71,9 +72,10 @@ class EMIGMPipeline(ContinuousTokenPipeline):
             num_diffusion_steps: Evaluations of the diffusion head for a token; with ``ddpm`` also the timesteps, ascending.
             solver: ``dpm-solver`` (DPM-Solver++, singlestep, order 3) or ``ddpm``, ancestral with learned variance.
             guidance_scale: Classifier-free guidance s in u + s (c - u) on the head's noise (official ``cfg``); 1 is none.
-            guidance_schedule: Growth of the guidance with the share of known tokens; published: ``constant``.
-            guidance_interval: ``(low, high)`` times, 1 where all is masked: iterations that end outside are not guided and cost
-                half as much. None guides all.
+            guidance_schedule: Growth of the guidance with the share of known tokens, see ``GuidanceSchedule``; published:
+                ``constant``.
+            guidance_interval: ``(low, high)``: guide only where low < noise level <= high, the level being the time in [0, 1]
+                that an iteration ends at (1 where all is masked); others cost half as much. None guides all.
             temperature: Factor on the noise of ddpm's steps.
             mask_strategy: Schedule of the masks; None for the one it was trained with.
             generator: One CPU generator per image, or one for all, or None.
@@ -109,8 +111,8 @@ class EMIGMPipeline(ContinuousTokenPipeline):
         num_diffusion_steps: int | Sequence[int],
         solver: SolverName,
         guidance_scale: float,
-        guidance_schedule: GuidanceShape,
-        guidance_interval: tuple[float, float] | None,
+        guidance_schedule: GuidanceSchedule,
+        guidance_interval: GuidanceInterval | None,
         temperature: float,
         mask_strategy: str | None,
     ) -> IndependentScheduler:
@@ -118,7 +120,6 @@ class EMIGMPipeline(ContinuousTokenPipeline):
         self.check_decodable()
         draw = self.head_drawing(head_sampler(solver, num_diffusion_steps, temperature))
         schedule = mask_schedule(self.network.config.mask_strategy if mask_strategy is None else mask_strategy)
-        interval = (0.0, 1.0) if guidance_interval is None else guidance_interval
-        scheduler = IndependentScheduler(draw, schedule, guidance_scale, guidance_schedule, interval)
+        scheduler = IndependentScheduler(draw, schedule, guidance_scale, guidance_schedule, guidance_interval)
         scheduler.set_timesteps(num_inference_steps, self.device)
         return scheduler

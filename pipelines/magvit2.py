@@ -12,7 +12,7 @@ from torch import Tensor
 
 from generative.autoregressive.sub_token.magvit2 import MAGVIT2Transformer
 from generative.autoregressive.sub_token.scheduler import SubTokenScheduler, sub_token_guidance
-from generative.autoregressive.token_sampling import GuidanceSchedule
+from generative.core.guidance import GuidanceInterval, GuidanceSchedule
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.layers.linear import cast_weights
@@ -43,7 +43,7 @@ class MAGVIT2Pipeline(TokenPipeline):
         top_k: int | Sequence[int | None] | None = None,
         top_p: float | Sequence[float] = 1.0,
         guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: tuple[float, float] | None = None,
+        guidance_interval: GuidanceInterval | None = None,
         guidance_exponent: float = 1.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: OutputType = "pil",
@@ -57,10 +57,10 @@ class MAGVIT2Pipeline(TokenPipeline):
             temperature: Divides the logits; one number or one for each sub-token, as the next two.
             top_k: Draw from so many of the most probable sub-tokens; None for all.
             top_p: Draw from the most probable sub-tokens that make up this share of the probability.
-            guidance_schedule: ``constant``, or ``linear`` or ``cosine`` from 1 at the first position to ``guidance_scale`` at the
-                last.
-            guidance_interval: ``(start, stop)``: guide only this part of the positions, as shares of their number; None for all.
-            guidance_exponent: Power of the cosine schedule.
+            guidance_schedule: How guidance grows from the first of the positions to the last; see ``GuidanceSchedule``.
+            guidance_interval: ``(low, high)``: guide only where low < noise level <= high, the level being the share of the
+                positions that is still to come (1 at the first); None for all.
+            guidance_exponent: Power of ``power_cosine``.
             generator: A list with one generator per image, one generator, or None; see ``image_noise``.
             output_type: ``pil``, ``np``, ``pt`` or ``uint8``; see ``postprocess``.
             return_dict: Return an ``ImagePipelineOutput`` rather than a tuple.
@@ -89,7 +89,7 @@ class MAGVIT2Pipeline(TokenPipeline):
         top_k: int | Sequence[int | None] | None,
         top_p: float | Sequence[float],
         guidance_schedule: GuidanceSchedule,
-        guidance_interval: tuple[float, float] | None,
+        guidance_interval: GuidanceInterval | None,
         guidance_exponent: float,
     ) -> tuple[SubTokenScheduler, Callable[[int], float]]:
         """Scheduler and guidance scale, checked; see ``ImagePipeline.plan``."""

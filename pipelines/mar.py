@@ -12,7 +12,7 @@ from torch import Tensor
 
 from generative.autoregressive.continuous.diffusion_head import AncestralSampler
 from generative.autoregressive.continuous.schedulers import RandomOrderScheduler
-from generative.autoregressive.masking import GuidanceShape
+from generative.core.guidance import GuidanceSchedule
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 from pipelines.base import ClassLabels, OutputType
@@ -29,7 +29,7 @@ class MARPipeline(ContinuousTokenPipeline):
         num_inference_steps: int = 64,
         num_diffusion_steps: int | Sequence[int] = 100,
         guidance_scale: float = 1.0,
-        guidance_schedule: GuidanceShape = "linear",
+        guidance_schedule: GuidanceSchedule = "linear",
         temperature: float = 1.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: OutputType = "pil",
@@ -43,7 +43,8 @@ class MARPipeline(ContinuousTokenPipeline):
             num_diffusion_steps: Steps of the diffusion head, spread evenly over its 1,000; or the timesteps, ascending.
             guidance_scale: Classifier-free guidance s in u + s (c - u) on the head's noise (official ``cfg``); 1 is none and
                 costs half as much.
-            guidance_schedule: ``linear`` grows from 1 to s with the share of known tokens (published), ``constant`` does not.
+            guidance_schedule: Growth of the guidance with the share of known tokens, see ``GuidanceSchedule``; published:
+                ``linear``.
             temperature: Factor on the noise of the head's steps; published: 1 with guidance, 0.95 without.
             generator: One CPU generator per image, or one for all, or None.
             output_type: ``pil``, ``np``, ``pt`` or ``uint8``.
@@ -66,7 +67,7 @@ class MARPipeline(ContinuousTokenPipeline):
         num_inference_steps: int,
         num_diffusion_steps: int | Sequence[int],
         guidance_scale: float,
-        guidance_schedule: GuidanceShape,
+        guidance_schedule: GuidanceSchedule,
         temperature: float,
     ) -> RandomOrderScheduler:
         """The scheduler, checked; see ``ImagePipeline.plan``."""

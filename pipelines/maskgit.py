@@ -12,7 +12,7 @@ from torch import Tensor
 
 from generative.autoregressive.masked.maskgit import MaskGITTransformer
 from generative.autoregressive.masked.parallel_decoding import ParallelScheduler
-from generative.autoregressive.token_sampling import GuidanceSchedule, position_guidance
+from generative.core.guidance import GuidanceInterval, GuidanceSchedule, step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.tokenizers.base import ImageTokenizer
@@ -40,7 +40,7 @@ class MaskGITPipeline(TokenPipeline):
         choice_temperature: float = 4.5,
         guidance_scale: float = 1.0,
         guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: tuple[float, float] | None = None,
+        guidance_interval: GuidanceInterval | None = None,
         guidance_exponent: float = 1.0,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -56,10 +56,10 @@ class MaskGITPipeline(TokenPipeline):
             num_inference_steps: Iterations, 1 to the number of tokens; the paper's 8 (256 pixels) or 12 (512).
             choice_temperature: Randomness of which tokens an iteration keeps, falling to 0 at the last; 0 keeps the surest.
             guidance_scale: Classifier-free guidance on the logits, u + s (c - u); 1 is none and costs half.
-            guidance_schedule: ``constant``, or ``linear`` or ``cosine`` from 1 at the first iteration to ``guidance_scale`` at
-                the last; see ``generative.autoregressive.token_sampling.guidance_schedule``.
-            guidance_interval: ``(start, stop)``: guide only this part of the iterations, as shares of them; None for all.
-            guidance_exponent: Power of the cosine schedule.
+            guidance_schedule: How guidance grows from the first of the iterations to the last; see ``GuidanceSchedule``.
+            guidance_interval: ``(low, high)``: guide only where low < noise level <= high, the level being the share of the
+                iterations that is still to come (1 at the first); None for all.
+            guidance_exponent: Power of ``power_cosine``.
             temperature: Divides the logits; below 1 gives more typical, less diverse tokens.
             top_k: Draw from so many of the most probable tokens; None for all.
             top_p: Draw from the most probable tokens that make up this share of the probability.
@@ -97,7 +97,7 @@ class MaskGITPipeline(TokenPipeline):
         choice_temperature: float,
         guidance_scale: float,
         guidance_schedule: GuidanceSchedule,
-        guidance_interval: tuple[float, float] | None,
+        guidance_interval: GuidanceInterval | None,
         guidance_exponent: float,
         temperature: float,
         top_k: int | None,
@@ -108,7 +108,7 @@ class MaskGITPipeline(TokenPipeline):
             self.tokenizer.sequence_length, self.transformer.mask_token, choice_temperature, temperature, top_k, top_p
         )
         scheduler.set_timesteps(num_inference_steps, self.device)
-        scale = position_guidance(guidance_scale, num_inference_steps, guidance_schedule, guidance_interval, guidance_exponent)
+        scale = step_guidance(guidance_scale, num_inference_steps, guidance_schedule, guidance_interval, guidance_exponent)
         return scheduler, scale
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:

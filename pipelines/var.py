@@ -14,8 +14,8 @@ from torch import Tensor
 
 from generative.autoregressive.next_scale.scheduler import KnownTokens, NextScaleScheduler, check_pyramid
 from generative.autoregressive.next_scale.var import VAR, Modulations
-from generative.autoregressive.token_sampling import GuidanceSchedule, position_guidance
 from generative.core.errors import UserError
+from generative.core.guidance import GuidanceInterval, GuidanceSchedule, step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop, unguided
 from generative.core.seeding import ImageNoise
 from generative.layers.kv_cache import KVCache
@@ -49,7 +49,7 @@ class VARPipeline(TokenPipeline):
         top_k: int | None = None,
         top_p: float = 1.0,
         guidance_schedule: GuidanceSchedule = "linear",
-        guidance_interval: tuple[float, float] | None = None,
+        guidance_interval: GuidanceInterval | None = None,
         more_smooth: bool = False,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: OutputType = "pil",
@@ -64,9 +64,9 @@ class VARPipeline(TokenPipeline):
             temperature: Divides the logits; below 1 gives more typical, less diverse images.
             top_k: Draw from so many of the most probable tokens; None for all (the paper's scores: 900 of 4,096).
             top_p: Draw from the most probable tokens that make up this share of the probability (the paper's scores: 0.96).
-            guidance_schedule: ``linear`` (the paper's) or ``cosine``, both from 1 at the first scale to ``guidance_scale`` at the
-                last; or ``constant``.
-            guidance_interval: ``(start, stop)``: guide only these scales, as shares of their number; None for all.
+            guidance_schedule: How guidance grows over the scales, see ``GuidanceSchedule``; in the paper ``linear``.
+            guidance_interval: ``(low, high)``: guide only where low < noise level <= high, the level being the share of the
+                scales that is still to come (1 at the first); None for all.
             more_smooth: Mix codes by a relaxed draw: smoother images, for looking at only.
             generator: A list with one generator per image, one generator, or None; see ``image_noise``.
             output_type: ``pil``, ``np``, ``pt`` or ``uint8``; see ``postprocess``.
@@ -91,12 +91,12 @@ class VARPipeline(TokenPipeline):
         top_k: int | None,
         top_p: float,
         guidance_schedule: GuidanceSchedule,
-        guidance_interval: tuple[float, float] | None,
+        guidance_interval: GuidanceInterval | None,
         more_smooth: bool,
     ) -> tuple[NextScaleScheduler, float | Callable[[int], float]]:
         """Scheduler and guidance scale, checked; see ``ImagePipeline.plan``."""
         scheduler = NextScaleScheduler(self.tokenizer, temperature, top_k, top_p, more_smooth)
-        return scheduler, position_guidance(guidance_scale, scheduler.num_scales, guidance_schedule, guidance_interval)
+        return scheduler, step_guidance(guidance_scale, scheduler.num_scales, guidance_schedule, guidance_interval)
 
     @torch.no_grad()
     def edit(
@@ -109,7 +109,7 @@ class VARPipeline(TokenPipeline):
         top_k: int | None = None,
         top_p: float = 1.0,
         guidance_schedule: GuidanceSchedule = "linear",
-        guidance_interval: tuple[float, float] | None = None,
+        guidance_interval: GuidanceInterval | None = None,
         more_smooth: bool = False,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: OutputType = "pil",
@@ -144,7 +144,7 @@ class VARPipeline(TokenPipeline):
         if len(labels) != batch_size:
             raise UserError(f"there are {len(labels)} class labels for {batch_size} images; give one for each, or one for all")
         scheduler = NextScaleScheduler(self.tokenizer, temperature, top_k, top_p, more_smooth, known)
-        scale = position_guidance(guidance_scale, scheduler.num_scales, guidance_schedule, guidance_interval)
+        scale = step_guidance(guidance_scale, scheduler.num_scales, guidance_schedule, guidance_interval)
         noise = self.image_noise(generator, batch_size)
         state = self.sample(labels, scheduler, 1.0 if class_labels is None else scale, noise)
         return self.postprocess(self.decode(state), output_type, return_dict)
@@ -177,7 +177,7 @@ class VARPipeline(TokenPipeline):
         Args:
             class_labels: (B,) int64.
             scheduler: Draws the tokens.
-            scale: From ``position_guidance``.
+            scale: From ``step_guidance``.
             noise: One random stream per image.
         """
         state = self.prepare_state(class_labels, noise)

@@ -6,7 +6,6 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,29 +20,6 @@ SHARPNESS = 5.0
 """lambda of eMIGM's exponential and logarithmic schedules (section 3.2)."""
 MIN_MASKED = 2
 """eMIGM's official masks hold at least so many tokens."""
-
-GuidanceShape = Literal["constant", "linear", "power", "cubic", "exp", "cosine"]
-# Share of the guidance by the share of tokens that are known: MAR has the first two, eMIGM's official sampler all.
-GUIDANCE_SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
-    "constant": torch.ones_like,
-    "linear": lambda known: known,
-    "power": torch.square,
-    "cubic": lambda known: known**3,
-    "exp": lambda known: 1 - (-SHARPNESS * known).exp(),
-    "cosine": lambda known: (math.pi / 2 * (1 - known)).cos(),
-}
-
-
-def check_guidance(guidance_scale: float, shape: str) -> None:
-    """Refuse a guidance that cannot be.
-
-    Raises:
-        UserError: If the scale is negative or not finite, or the shape unknown.
-    """
-    if not (guidance_scale >= 0 and math.isfinite(guidance_scale)):
-        raise UserError(f"guidance_scale must be 0 or more, got {guidance_scale}; 1 is no guidance")
-    if shape not in GUIDANCE_SHAPES:
-        raise UserError(f"guidance_schedule must be one of {', '.join(GUIDANCE_SHAPES)}, got {shape!r}")
 
 
 @dataclass(frozen=True)

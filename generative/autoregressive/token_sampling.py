@@ -1,21 +1,18 @@
-"""From logits to tokens: temperature, top-k, top-p, draws from per-image noise, guidance schedules, and the scheduler of raster
-order. What is decoded by confidence (MaskGIT) is in ``generative.autoregressive.masked.parallel_decoding``."""
+"""From logits to tokens: temperature, top-k, top-p, draws from per-image noise, and the scheduler of raster order.
+
+What is decoded by confidence (MaskGIT) is in ``generative.autoregressive.masked.parallel_decoding``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.sampling import SampleState, is_interval
+from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
-
-GuidanceSchedule = Literal["constant", "linear", "cosine"]
-GUIDANCE_SCHEDULES: tuple[GuidanceSchedule, ...] = ("constant", "linear", "cosine")
 
 
 def check_sampling_options(temperature: float, top_k: int | None, top_p: float) -> None:
@@ -159,99 +156,6 @@ def gumbel_softmax(logits: Tensor, uniform: Tensor, tau: float) -> Tensor:
     if not (tau > 0 and math.isfinite(tau)):
         raise UserError(f"tau of the relaxed draw must be a positive number, got {tau}")
     return ((logits + gumbel_noise(uniform)) / tau).softmax(dim=-1)
-
-
-def check_guidance(
-    guidance_scale: float,
-    kind: GuidanceSchedule = "constant",
-    interval: tuple[float, float] | None = None,
-    exponent: float = 1.0,
-) -> None:
-    """Refuse guidance options outside their range.
-
-    Raises:
-        UserError: If the scale is negative or not finite, the kind is not known, the interval is not within
-            0 <= start < stop <= 1, or the exponent is not positive.
-    """
-    if not (guidance_scale >= 0 and math.isfinite(guidance_scale)):
-        raise UserError(f"guidance_scale must be 0 or more, got {guidance_scale}; 1 is no guidance")
-    if kind not in GUIDANCE_SCHEDULES:
-        raise UserError(f"guidance_schedule must be constant, linear or cosine, got {kind!r}")
-    if interval is not None and (not is_interval(interval) or interval[0] == interval[1]):
-        raise UserError(f"guidance_interval must be two numbers with 0 <= start < stop <= 1, got {interval!r}")
-    if not (exponent > 0 and math.isfinite(exponent)):
-        raise UserError(f"guidance_exponent must be a positive number, got {exponent}")
-
-
-def guidance_schedule(
-    kind: GuidanceSchedule,
-    scale: float,
-    progress: float,
-    exponent: float = 1.0,
-    interval: tuple[float, float] | None = None,
-) -> float:
-    """Guidance scale at one moment of sampling, in the convention u + s (c - u).
-
-    ``constant`` is s. The ramps start without guidance, where little is decided yet and guidance costs most diversity:
-    ``linear`` is 1 + (s - 1) p (Muse, arXiv 2301.00704; MAR, 2406.11838; VAR over its scales, 2404.02905, whose t gives
-    s = 1 + t), ``cosine`` is 1 + (s - 1) (1 - cos(pi p^a)) / 2, the power-cosine ramp of MDTv2 (arXiv 2303.14389).
-
-    Args:
-        kind: ``constant``, ``linear`` or ``cosine``.
-        scale: s at the end; 1 is no guidance.
-        progress: p in [0, 1], the share of the sequence or of the steps that is done.
-        exponent: a of ``cosine``; above 1 guidance comes later.
-        interval: ``(start, stop)``: no guidance (1) unless start <= p < stop, or p = stop = 1 (arXiv 2404.07724). None for all.
-
-    Raises:
-        UserError: If an argument is out of range, see ``check_guidance``.
-    """
-    check_guidance(scale, kind, interval, exponent)
-    if not 0 <= progress <= 1:
-        raise UserError(f"progress must be in [0, 1], got {progress}")
-    start, stop = interval or (0.0, 1.0)
-    if not (start <= progress < stop or progress == stop == 1):
-        return 1.0
-    if kind == "constant":
-        return float(scale)
-    share = progress if kind == "linear" else (1 - math.cos(math.pi * progress**exponent)) / 2
-    return 1 + (scale - 1) * share
-
-
-def position_guidance(
-    guidance_scale: float,
-    num_tokens: int,
-    kind: GuidanceSchedule = "constant",
-    interval: tuple[float, float] | None = None,
-    exponent: float = 1.0,
-) -> float | Callable[[int], float]:
-    """Guidance scale at each position or step, as ``classifier_free_guidance`` takes it.
-
-    Args:
-        guidance_scale: s; 1 is no guidance.
-        num_tokens: L, or the number of steps.
-        kind: See ``guidance_schedule``; the ramps go from 1 at the first position to s at the last.
-        interval: ``(start, stop)``: guide only positions i with ``start <= i / L < stop`` (arXiv 2404.07724 for diffusion;
-            LlamaGen's cfg_interval). None guides all.
-        exponent: See ``guidance_schedule``.
-
-    Returns:
-        A number if it is the same everywhere, else a function of the position.
-
-    Raises:
-        UserError: If an argument is out of range, see ``check_guidance``.
-    """
-    check_guidance(guidance_scale, kind, interval, exponent)
-    start, stop = interval or (0.0, 1.0)
-    if guidance_scale == 1 or (kind == "constant" and (start, stop) == (0.0, 1.0)):
-        return float(guidance_scale)
-
-    def scale_at(position: int) -> float:
-        if not start <= position / num_tokens < stop:
-            return 1.0
-        return guidance_schedule(kind, guidance_scale, position / max(num_tokens - 1, 1), exponent)
-
-    return scale_at
 
 
 class RasterScheduler:

@@ -29,14 +29,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "guidance_interval": {
         "type": interval,
         "metavar": "LOW,HIGH",
-        "help": "guide within this part of the noise range (diffusion) or of the tokens (transformer) only, in [0, 1]",
+        "help": "guide at these noise levels in [0, 1] only; in token models the share of tokens, scales or steps still to come",
     },
     "guidance_channels": {"type": int, "help": "guide only the first so many channels (DiT's published sampler: 3)"},
     "guidance_schedule": {
-        "choices": ("constant", "linear", "cosine", "power", "cubic", "exp"),
+        "choices": ("constant", "linear", "power", "cubic", "exp", "cosine", "power_cosine"),
         "help": "how guidance grows over a token model's sequence, scales or steps",
     },
-    "guidance_exponent": {"type": float, "help": "power of the cosine schedule; above 1 guidance comes later"},
+    "guidance_exponent": {"type": float, "help": "power of the schedule power_cosine; above 1 guidance comes later"},
     "num_inference_steps": {"type": int, "help": "steps of a diffusion sampler, or iterations of a masked token model"},
     "num_diffusion_steps": {"type": int, "help": "steps of the head that draws a continuous token (MAR, eMIGM)"},
     "solver": {"choices": ("dpm-solver", "ddpm"), "help": "sampler of that head (eMIGM)"},

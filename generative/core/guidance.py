@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.sampling import is_interval
 
 GuidanceInterval = tuple[float, float]
 """``(low, high)`` noise levels with 0 <= low < high <= 1; see ``is_inside``."""
@@ -37,6 +36,13 @@ GROWTHS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def is_interval(value: Any) -> bool:
+    """Whether a value is two numbers with 0 <= low < high <= 1; NaN is no number."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(isinstance(end, (int, float)) for end in value):
+        return False
+    return 0 <= value[0] < value[1] <= 1
+
+
 def check_guidance(
     guidance_scale: float,
     schedule: GuidanceSchedule = "constant",
@@ -53,7 +59,7 @@ def check_guidance(
         raise UserError(f"guidance_scale must be 0 or more, got {guidance_scale}; 1 is no guidance")
     if schedule not in get_args(GuidanceSchedule):
         raise UserError(f"guidance_schedule must be one of {', '.join(get_args(GuidanceSchedule))}, got {schedule!r}")
-    if interval is not None and (not is_interval(interval) or interval[0] == interval[1]):
+    if interval is not None and not is_interval(interval):
         raise UserError(f"guidance_interval must be two numbers with 0 <= low < high <= 1, got {interval!r}")
     if not (exponent > 0 and math.isfinite(exponent)):
         raise UserError(f"guidance_exponent must be a positive number, got {exponent}")
@@ -103,3 +109,39 @@ def scale_at(
     if schedule == "constant":
         return float(guidance_scale)
     return 1 + (guidance_scale - 1) * float(growth(schedule, torch.tensor(progress, dtype=torch.float64), exponent))
+
+
+def step_guidance(
+    guidance_scale: float,
+    num_steps: int,
+    schedule: GuidanceSchedule = "constant",
+    interval: GuidanceInterval | None = None,
+    exponent: float = 1.0,
+) -> float | Callable[[int], float]:
+    """Guidance scale at each of a model of tokens' positions, scales or iterations, as ``classifier_free_guidance`` takes it.
+
+    The noise level of step i is (L - i) / L, the share that is still to come: 1 at the first step, 1 / L at the last. A part of
+    the steps from a share ``start`` that is done up to another, ``start <= i / L < stop``, is the interval (1 - stop, 1 - start).
+
+    Args:
+        guidance_scale: s; 1 is no guidance.
+        num_steps: L.
+        schedule: See ``GuidanceSchedule``; the progress of step i is i / (L - 1).
+        interval: Noise levels at which guidance acts; None for all.
+        exponent: See ``growth``.
+
+    Returns:
+        A number if it is the same everywhere, else a function of the step.
+
+    Raises:
+        UserError: If an argument is out of range, see ``check_guidance``.
+    """
+    check_guidance(guidance_scale, schedule, interval, exponent)
+    if guidance_scale == 1 or (schedule == "constant" and (interval is None or tuple(interval) == (0, 1))):
+        return float(guidance_scale)
+
+    def scale_of(step: int) -> float:
+        progress, level = step / max(num_steps - 1, 1), (num_steps - step) / num_steps
+        return scale_at(guidance_scale, progress, schedule, interval, exponent, level)
+
+    return scale_of

@@ -77,13 +77,6 @@ def sample_loop(
     return state
 
 
-def is_interval(value: Any) -> bool:
-    """Whether a value is two numbers with 0 <= low <= high <= 1, as intervals of guidance are; NaN is no number."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(isinstance(end, (int, float)) for end in value):
-        return False
-    return 0 <= value[0] <= value[1] <= 1
-
-
 def unguided(predict: BranchPredict, class_labels: Tensor) -> Predict:
     """Bind class labels (B,) to a prediction without guidance."""
     return lambda state, timestep: predict(state, timestep, class_labels[None])[0]

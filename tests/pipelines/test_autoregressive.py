@@ -13,8 +13,9 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from generative.autoregressive.next_token.transformer import ImageTransformer
-from generative.autoregressive.token_sampling import RasterScheduler, position_guidance
+from generative.autoregressive.token_sampling import RasterScheduler
 from generative.core.errors import UserError
+from generative.core.guidance import step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise, sample_generators
 from generative.tokenizers.pixel import PixelTokenizer
@@ -29,7 +30,7 @@ OPTIONS: list[dict[str, object]] = [
     {"guidance_scale": 2.5, "guidance_schedule": "linear"},
     {"guidance_scale": 2.5, "guidance_interval": (0.3, 0.8)},
     {"temperature": 0.7, "top_k": 3, "top_p": 0.9, "guidance_scale": 0.0},
-    {"guidance_scale": 2.5, "guidance_schedule": "cosine", "guidance_exponent": 2.0},
+    {"guidance_scale": 2.5, "guidance_schedule": "power_cosine", "guidance_exponent": 2.0},
 ]
 
 
@@ -79,7 +80,7 @@ def test_options_and_seeds_matter(pipeline: AutoregressiveImagePipeline) -> None
 SCALES: dict[str, float | Callable[[int], float]] = {
     "none": 1.0,
     "constant": 2.0,
-    "linear": position_guidance(3.0, 9, "linear"),
+    "linear": step_guidance(3.0, 9, "linear"),
     "late": lambda i: 2.0 if i >= 4 else 1.0,
     "blinking": lambda i: 2.0 if i in (2, 5, 6) else 1.0,
 }

@@ -132,7 +132,7 @@ def test_an_autoencoder_decodes_and_is_checked() -> None:
         (EMIGMPipeline, {"temperature": 0.9}, "dpm-solver adds none; use 1, or ddpm"),
         (EMIGMPipeline, {"num_diffusion_steps": [1, 2]}, "num_diffusion_steps of dpm-solver must be a number"),
         (EMIGMPipeline, {"mask_strategy": "sine"}, "mask_strategy must be"),
-        (EMIGMPipeline, {"guidance_interval": (0.9, 0.2)}, "guidance_interval must be two times"),
+        (EMIGMPipeline, {"guidance_interval": (0.9, 0.2)}, "guidance_interval must be two numbers"),
     ],
 )
 def test_wrong_options_are_refused(pipeline_class: type[ContinuousTokenPipeline], options: dict[str, Any], sentence: str) -> None:

@@ -22,7 +22,7 @@ OPTIONS: list[dict[str, object]] = [
     {"num_inference_steps": 3},
     {"guidance_scale": 8.0},
     {"guidance_scale": 8.0, "guidance_schedule": "linear"},
-    {"guidance_scale": 8.0, "guidance_schedule": "cosine", "guidance_exponent": 2.0},
+    {"guidance_scale": 8.0, "guidance_schedule": "power_cosine", "guidance_exponent": 2.0},
     {"guidance_scale": 8.0, "guidance_interval": (0.3, 0.8)},
     {"temperature": 3.0, "top_k": 4, "top_p": 0.9, "guidance_scale": 0.0, "choice_temperature": 0.5},
 ]

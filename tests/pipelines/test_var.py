@@ -11,8 +11,8 @@ from torch import Tensor
 
 from generative.autoregressive.next_scale.scheduler import NextScaleScheduler
 from generative.autoregressive.next_scale.var import VAR
-from generative.autoregressive.token_sampling import position_guidance
 from generative.core.errors import UserError
+from generative.core.guidance import step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import sample_generators
 from generative.tokenizers.multi_scale_vq import MultiScaleVQTokenizer
@@ -74,7 +74,7 @@ def test_batch_equals_singles_in_any_order_and_options_matter(pipeline: VARPipel
 SCALES: dict[str, float | Callable[[int], float]] = {
     "none": 1.0,
     "constant": 2.0,
-    "linear": position_guidance(3.0, 3, "linear"),
+    "linear": step_guidance(3.0, 3, "linear"),
     "late": lambda k: 2.0 if k == 2 else 1.0,
     "early": lambda k: 2.0 if k == 0 else 1.0,
     "ends": lambda k: 1.0 if k == 1 else 2.0,

@@ -15,15 +15,14 @@ from generative.autoregressive.continuous.emigm import EMIGM
 from generative.autoregressive.continuous.mar import MAR
 from generative.autoregressive.continuous.masked_autoencoder import MaskedAutoencoder
 from generative.autoregressive.masking import (
-    GuidanceShape,
     MaskDraw,
     MaskingLaw,
     ScheduledMasking,
     TruncatedNormalMasking,
-    check_guidance,
 )
 from generative.core.ema import EMAProfile, EMASpec
 from generative.core.errors import UserError
+from generative.core.guidance import GuidanceInterval, GuidanceSchedule, check_guidance
 from generative.core.labels import drop_labels
 from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks
@@ -198,7 +197,7 @@ class MARObjective(ContinuousTokenObjective):
         mask_ratio_min: float = 0.7,
         diffusion_batch_mul: int = 4,
         guidance_scale: float = 1.0,
-        guidance_schedule: GuidanceShape = "linear",
+        guidance_schedule: GuidanceSchedule = "linear",
         temperature: float = 1.0,
         num_inference_steps: int = 64,
         num_diffusion_steps: int = 100,
@@ -257,8 +256,8 @@ class EMIGMObjective(ContinuousTokenObjective):
         weighted_loss: bool = False,
         diffusion_batch_mul: int = 4,
         guidance_scale: float = 1.0,
-        guidance_schedule: GuidanceShape = "constant",
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_schedule: GuidanceSchedule = "constant",
+        guidance_interval: GuidanceInterval | None = None,
         temperature: float = 1.0,
         num_inference_steps: int = 16,
         num_diffusion_steps: int = 8,
@@ -267,7 +266,7 @@ class EMIGMObjective(ContinuousTokenObjective):
         per_image = weighted_loss and not network.config.drop_masked
         masking = ScheduledMasking(network.config.mask_strategy, min_time, weighted_loss, per_image)
         super().__init__(network, masking, optimizer, ema, autoencoder, label_dropout, diffusion_batch_mul)
-        check_guidance(guidance_scale, guidance_schedule)
+        check_guidance(guidance_scale, guidance_schedule, guidance_interval)
         self.sampling = {
             "num_inference_steps": num_inference_steps,
             "num_diffusion_steps": num_diffusion_steps,

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from generative.autoregressive.masking import GUIDANCE_SHAPES, GuidanceShape, MaskSchedule, check_guidance
+from generative.autoregressive.masking import MaskSchedule
 from generative.core.errors import UserError
-from generative.core.sampling import SampleState, is_interval
+from generative.core.guidance import GuidanceInterval, GuidanceSchedule, check_guidance, growth, is_inside
+from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 
 DrawTokens = Callable[[Tensor, Tensor | None, list[int], ImageNoise], Tensor]
@@ -30,17 +31,19 @@ class MaskedScheduler(abc.ABC):
     Args:
         draw_tokens: Turns vectors into tokens.
         guidance_scale: s; 1 is none.
-        guidance_shape: How the guidance grows from 1 to s with the share of tokens that are known.
+        guidance_schedule: How the guidance grows from 1 to s with the share of tokens that are known.
 
     Raises:
         UserError: If the guidance is out of range.
     """
 
-    def __init__(self, draw_tokens: DrawTokens, guidance_scale: float = 1.0, guidance_shape: GuidanceShape = "constant") -> None:
-        check_guidance(guidance_scale, guidance_shape)
+    def __init__(
+        self, draw_tokens: DrawTokens, guidance_scale: float = 1.0, guidance_schedule: GuidanceSchedule = "constant"
+    ) -> None:
+        check_guidance(guidance_scale, guidance_schedule)
         self.draw_tokens = draw_tokens
         self.guidance_scale = guidance_scale
-        self.guidance_shape = guidance_shape
+        self.guidance_schedule = guidance_schedule
         self.num_iterations = 0
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device) -> range:
@@ -73,7 +76,7 @@ class MaskedScheduler(abc.ABC):
     def scales(self, masked: Tensor) -> Tensor:
         """Guidance scale (B,) of each image, given the tokens (B, L) that stay masked after the iteration."""
         known = 1 - self.remaining(masked) / masked.shape[1]
-        return 1 + (self.guidance_scale - 1) * GUIDANCE_SHAPES[self.guidance_shape](known)
+        return 1 + (self.guidance_scale - 1) * growth(self.guidance_schedule, known)
 
     def step(self, prediction: Tensor, timestep: int, state: SampleState, noise: ImageNoise) -> SampleState:
         """Draw the chosen tokens.
@@ -129,11 +132,12 @@ class IndependentScheduler(MaskedScheduler):
         draw_tokens: See ``MaskedScheduler``.
         schedule: Probability of being masked by time.
         guidance_scale: See ``MaskedScheduler``.
-        guidance_shape: See ``MaskedScheduler``.
-        guidance_interval: (low, high) times: guided where low < s <= high (section 3.5).
+        guidance_schedule: See ``MaskedScheduler``.
+        guidance_interval: Noise levels at which it acts, that of an iteration being the time it ends at (section 3.5); None for
+            all.
 
     Raises:
-        UserError: If the interval is not within [0, 1].
+        UserError: If the guidance is out of range.
     """
 
     def __init__(
@@ -141,12 +145,11 @@ class IndependentScheduler(MaskedScheduler):
         draw_tokens: DrawTokens,
         schedule: MaskSchedule,
         guidance_scale: float = 1.0,
-        guidance_shape: GuidanceShape = "constant",
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_schedule: GuidanceSchedule = "constant",
+        guidance_interval: GuidanceInterval | None = None,
     ) -> None:
-        super().__init__(draw_tokens, guidance_scale, guidance_shape)
-        if not is_interval(guidance_interval):
-            raise UserError(f"guidance_interval must be two times with 0 <= low <= high <= 1, got {guidance_interval!r}")
+        super().__init__(draw_tokens, guidance_scale, guidance_schedule)
+        check_guidance(guidance_scale, interval=guidance_interval)
         self.schedule = schedule
         self.guidance_interval = guidance_interval
         self.times: list[float] = []
@@ -159,8 +162,7 @@ class IndependentScheduler(MaskedScheduler):
 
     def is_guided(self, timestep: int) -> bool:
         """Whether the iteration ends within the interval."""
-        low, high = self.guidance_interval
-        return self.guidance_scale != 1 and low < self.times[timestep + 1] <= high
+        return self.guidance_scale != 1 and is_inside(self.guidance_interval, self.times[timestep + 1])
 
     def unmask_probability(self, timestep: int) -> float:
         """Probability that a masked token becomes known, 1 at the last iteration."""

@@ -11,9 +11,10 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from generative.autoregressive.masked.parallel_decoding import check_choice_temperature, masked_counts
-from generative.autoregressive.token_sampling import GuidanceSchedule, check_sampling_options, position_guidance
+from generative.autoregressive.token_sampling import check_sampling_options
 from generative.core.ema import EMAProfile, EMASpec
 from generative.core.errors import UserError
+from generative.core.guidance import GuidanceInterval, GuidanceSchedule, step_guidance
 from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks
 from generative.tokenizers.base import ImageTokenizer
@@ -55,7 +56,7 @@ class MaskedTokenObjective(Objective, abc.ABC):
         choice_temperature: float,
         guidance_scale: float,
         guidance_schedule: GuidanceSchedule,
-        guidance_interval: tuple[float, float] | None,
+        guidance_interval: GuidanceInterval | None,
         guidance_exponent: float,
         temperature: float,
         top_k: int | None,
@@ -66,7 +67,7 @@ class MaskedTokenObjective(Objective, abc.ABC):
         check_sampling_options(temperature, top_k, top_p)
         check_choice_temperature(choice_temperature)
         masked_counts(tokenizer.sequence_length, num_inference_steps)
-        position_guidance(guidance_scale, num_inference_steps, guidance_schedule, guidance_interval, guidance_exponent)
+        step_guidance(guidance_scale, num_inference_steps, guidance_schedule, guidance_interval, guidance_exponent)
         self.networks = {"transformer": transformer}
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         self.frozen = {"tokenizer": self.tokenizer}

@@ -12,9 +12,9 @@ from generative.autoregressive.masked.parallel_decoding import CosineMasking
 from generative.autoregressive.masked.resgen import ResGenTransformer, check_residual_match
 from generative.autoregressive.masked.residual_decoding import code_vectors, known_codes
 from generative.autoregressive.masking import MaskingLaw
-from generative.autoregressive.token_sampling import GuidanceSchedule
 from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
+from generative.core.guidance import GuidanceInterval, GuidanceSchedule
 from generative.core.labels import drop_labels
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks
@@ -71,7 +71,7 @@ class ResGenObjective(MaskedTokenObjective):
         choice_temperature: float = 1.0,
         guidance_scale: float = 1.0,
         guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: tuple[float, float] | None = None,
+        guidance_interval: GuidanceInterval | None = None,
         guidance_exponent: float = 1.0,
         temperature: float = 1.0,
         top_k: int | None = None,

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from generative.autoregressive.next_scale.scheduler import check_pyramid
 from generative.autoregressive.next_scale.var import VAR
-from generative.autoregressive.token_sampling import GuidanceSchedule, check_sampling_options, position_guidance
+from generative.autoregressive.token_sampling import check_sampling_options
 from generative.core.ema import EMAProfile, EMASpec
 from generative.core.errors import UserError
+from generative.core.guidance import GuidanceSchedule, step_guidance
 from generative.core.labels import drop_labels
 from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks
@@ -70,7 +71,7 @@ class VARObjective(Objective):
                 raise UserError(f"{name} must be in [0, 1), got {value}")
         pyramid = check_pyramid(transformer, tokenizer)
         check_sampling_options(temperature, top_k, top_p)
-        position_guidance(guidance_scale, len(pyramid.patch_nums), guidance_schedule)
+        step_guidance(guidance_scale, len(pyramid.patch_nums), guidance_schedule)
         self.networks = {"transformer": transformer}
         self.tokenizer = pyramid.requires_grad_(False).eval()
         self.frozen = {"tokenizer": self.tokenizer}

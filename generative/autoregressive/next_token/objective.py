@@ -12,9 +12,10 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from generative.autoregressive.next_token.transformer import ImageTransformer
-from generative.autoregressive.token_sampling import GuidanceSchedule, check_guidance, check_sampling_options
+from generative.autoregressive.token_sampling import check_sampling_options
 from generative.core.ema import EMAProfile, EMASpec
 from generative.core.errors import UserError
+from generative.core.guidance import GuidanceInterval, GuidanceSchedule, check_guidance
 from generative.core.labels import drop_labels
 from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks
@@ -131,7 +132,7 @@ class AutoregressiveObjective(NextTokenObjective):
         top_p: float = 1.0,
         decay_embeddings: bool = False,
         guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: tuple[float, float] | None = None,
+        guidance_interval: GuidanceInterval | None = None,
         guidance_exponent: float = 1.0,
         output_size: int | None = None,
     ) -> None:

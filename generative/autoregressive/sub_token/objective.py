@@ -11,8 +11,8 @@ import torch
 from generative.autoregressive.next_token.objective import NextTokenObjective
 from generative.autoregressive.sub_token.magvit2 import MAGVIT2Transformer
 from generative.autoregressive.sub_token.scheduler import check_sub_token_options
-from generative.autoregressive.token_sampling import GuidanceSchedule
 from generative.core.ema import EMAProfile
+from generative.core.guidance import GuidanceInterval, GuidanceSchedule
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks
 from generative.layers.cross_entropy import token_cross_entropy
@@ -55,7 +55,7 @@ class MAGVIT2Objective(NextTokenObjective):
         top_k: int | Sequence[int | None] | None = None,
         top_p: float | Sequence[float] = 1.0,
         guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: tuple[float, float] | None = None,
+        guidance_interval: GuidanceInterval | None = None,
         guidance_exponent: float = 1.0,
     ) -> None:
         sampling: dict[str, Any] = {

@@ -8,8 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from generative.autoregressive.token_sampling import GuidanceSchedule, check_sampling_options, position_guidance, sample_tokens
+from generative.autoregressive.token_sampling import check_sampling_options, sample_tokens
 from generative.core.errors import UserError
+from generative.core.guidance import GuidanceInterval, GuidanceSchedule, step_guidance
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 
@@ -33,8 +34,8 @@ def sub_token_guidance(
     count: int,
     num_tokens: int,
     guidance_scale: float | Sequence[float],
-    kind: GuidanceSchedule = "constant",
-    interval: tuple[float, float] | None = None,
+    schedule: GuidanceSchedule = "constant",
+    interval: GuidanceInterval | None = None,
     exponent: float = 1.0,
 ) -> Callable[[int], float]:
     """Guidance scale at each timestep, of which each position has one per sub-token.
@@ -43,7 +44,7 @@ def sub_token_guidance(
         count: K.
         num_tokens: L; schedule and interval are over positions.
         guidance_scale: s, one for all sub-tokens or one for each.
-        kind: See ``position_guidance``.
+        schedule: See ``step_guidance``.
         interval: Likewise.
         exponent: Likewise.
 
@@ -51,7 +52,7 @@ def sub_token_guidance(
         UserError: If an option is out of range.
     """
     scales = [
-        position_guidance(scale, num_tokens, kind, interval, exponent)
+        step_guidance(scale, num_tokens, schedule, interval, exponent)
         for scale in per_sub_token("guidance_scale", guidance_scale, count)
     ]
 
@@ -69,7 +70,7 @@ def check_sub_token_options(
     top_k: int | Sequence[int | None] | None,
     top_p: float | Sequence[float],
     guidance_schedule: GuidanceSchedule = "constant",
-    guidance_interval: tuple[float, float] | None = None,
+    guidance_interval: GuidanceInterval | None = None,
     guidance_exponent: float = 1.0,
 ) -> None:
     """Refuse sampling options that are out of range or not one for each sub-token, with a ``UserError``."""

@@ -214,4 +214,4 @@ def guidance_interval(cfg_interval: int, num_tokens: int) -> tuple[float, float]
         cfg_interval: Negative for all tokens.
         num_tokens: L.
     """
-    return None if cfg_interval < 0 else (0.0, min((cfg_interval + 2) / num_tokens, 1.0))
+    return None if cfg_interval < 0 else (max(num_tokens - cfg_interval - 2, 0) / num_tokens, 1.0)

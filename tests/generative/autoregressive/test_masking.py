@@ -9,10 +9,8 @@ import torch
 from scipy.stats import truncnorm
 
 from generative.autoregressive.masking import (
-    GUIDANCE_SHAPES,
     ScheduledMasking,
     TruncatedNormalMasking,
-    check_guidance,
     mask_schedule,
     masking_time,
     random_subset,
@@ -87,13 +85,6 @@ def test_times_are_clamped_and_kept_off_zero() -> None:
     torch.testing.assert_close(masking_time(torch.tensor([0.0, 0.5]), 0.2), torch.tensor([0.2008, 0.5005]))
 
 
-@pytest.mark.parametrize("shape", GUIDANCE_SHAPES)
-def test_guidance_grows_to_its_full_size(shape: str) -> None:
-    values = GUIDANCE_SHAPES[shape](torch.linspace(0, 1, 6))
-    assert (values.diff() >= 0).all() and values[-1] == pytest.approx(1, abs=0.01)
-    assert values[0] == (1 if shape == "constant" else pytest.approx(0, abs=1e-6))
-
-
 @pytest.mark.parametrize("name", ["poly-0", "poly-", "poly-x", "poly-nan", "sine", "apoly-2", ""])
 def test_unknown_schedules_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="mask_strategy must be cosine, linear, exp, log or poly-X"):
@@ -105,7 +96,3 @@ def test_wrong_options_are_refused() -> None:
         TruncatedNormalMasking(1.2)
     with pytest.raises(UserError, match=r"clamp_t_min must be in \[0, 1\), got 1"):
         ScheduledMasking("exp", min_time=1)
-    with pytest.raises(UserError, match="guidance_scale must be 0 or more, got -1"):
-        check_guidance(-1, "linear")
-    with pytest.raises(UserError, match="guidance_schedule must be one of constant, linear, .* got 'quick'"):
-        check_guidance(2, "quick")

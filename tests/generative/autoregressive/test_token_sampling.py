@@ -1,4 +1,4 @@
-"""Token sampling: distribution, top-k, top-p, the raster scheduler, guidance schedules."""
+"""Token sampling: distribution, top-k, top-p, the raster scheduler."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from torch import Tensor
 
 from generative.autoregressive.token_sampling import (
     RasterScheduler,
-    guidance_schedule,
     gumbel_noise,
     gumbel_sample,
     gumbel_softmax,
     invert_cdf,
     keep_top_k,
     keep_top_p,
-    position_guidance,
     sample_tokens,
 )
 from generative.core.errors import UserError
@@ -143,46 +141,3 @@ def test_the_scheduler_fills_the_map_in_raster_order() -> None:
 def test_the_scheduler_takes_one_step_per_token() -> None:
     with pytest.raises(UserError, match="must be 4, one for each token, got 50"):
         RasterScheduler(4).set_timesteps(50, torch.device("cpu"))
-
-
-def test_guidance_schedules() -> None:
-    assert position_guidance(2.0, 5) == 2.0
-    assert position_guidance(1.0, 5, "linear", (0.2, 0.4)) == 1.0
-    linear = position_guidance(3.0, 5, "linear")
-    assert [linear(i) for i in range(5)] == [1.0, 1.5, 2.0, 2.5, 3.0]
-    interval = position_guidance(3.0, 5, "constant", (0.2, 0.6))
-    assert [interval(i) for i in range(5)] == [1.0, 3.0, 3.0, 1.0, 1.0]
-
-
-def test_guidance_ramps() -> None:
-    progress = [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert [guidance_schedule("constant", 3.0, p) for p in progress] == [3.0] * 5
-    assert [guidance_schedule("linear", 3.0, p) for p in progress] == [1.0, 1.5, 2.0, 2.5, 3.0]
-    cosine = [guidance_schedule("cosine", 3.0, p) for p in progress]
-    assert cosine == pytest.approx([1.0, 2 - math.sqrt(0.5), 2.0, 2 + math.sqrt(0.5), 3.0])
-    late = [guidance_schedule("cosine", 3.0, p, exponent=2.0) for p in progress]
-    assert late == pytest.approx([1 + 1 - math.cos(math.pi * p**2) for p in progress])
-    assert [guidance_schedule("constant", 3.0, p, interval=(0.25, 0.75)) for p in progress] == [1.0, 3.0, 3.0, 1.0, 1.0]
-    assert guidance_schedule("linear", 3.0, 1.0, interval=(0.5, 1.0)) == 3.0  # the end is inside an interval up to it
-    cosine_positions = position_guidance(3.0, 5, "cosine", exponent=2.0)
-    assert [cosine_positions(i) for i in range(5)] == pytest.approx(late)
-    for wrong in (-0.1, 1.1, math.nan):
-        with pytest.raises(UserError, match="progress must be in"):
-            guidance_schedule("linear", 3.0, wrong)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"guidance_scale": -1.0}, "guidance_scale"),
-        ({"exponent": 0.0}, "guidance_exponent"),
-        ({"interval": (0.5,)}, "guidance_interval"),
-        ({"guidance_scale": math.inf}, "guidance_scale"),
-        ({"kind": "quadratic"}, "guidance_schedule"),
-        ({"interval": (0.5, 0.5)}, "guidance_interval"),
-        ({"interval": (0.0, 1.5)}, "guidance_interval"),
-    ],
-)
-def test_guidance_out_of_range_is_refused(options: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        position_guidance(**({"guidance_scale": 2.0, "num_tokens": 5} | options))

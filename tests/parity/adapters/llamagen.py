@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from generative.autoregressive.next_token.objective import AutoregressiveObjective
-from generative.autoregressive.token_sampling import RasterScheduler, position_guidance
+from generative.autoregressive.token_sampling import RasterScheduler
 from generative.convert.tokenizers.llamagen_vq import official_losses
+from generative.core.guidance import step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from pipelines.autoregressive import AutoregressiveImagePipeline
@@ -28,7 +29,7 @@ def generate(gpt: Module, vq: Module, labels: Tensor, scale: float) -> tuple[Ten
     """Greedy ids (B, L) and the guided logits (B, L, V) they were taken from, by the pipeline's own steps."""
     pipeline = AutoregressiveImagePipeline(gpt, vq)
     length, seen = vq.sequence_length, []
-    guided = classifier_free_guidance(pipeline.predict, labels, gpt.num_classes, position_guidance(scale, length))
+    guided = classifier_free_guidance(pipeline.predict, labels, gpt.num_classes, step_guidance(scale, length))
 
     def predict(state: SampleState, position: int) -> Tensor:
         seen.append(guided(state, position))

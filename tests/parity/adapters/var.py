@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from generative.autoregressive.next_scale.scheduler import NextScaleScheduler
-from generative.autoregressive.token_sampling import position_guidance
+from generative.core.guidance import step_guidance
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 from pipelines.var import VARPipeline
@@ -31,7 +31,7 @@ def generate(networks: dict[str, Module], labels: Tensor) -> dict[str, Tensor]:
     pipeline = VARPipeline(networks["var"], networks["vae"])
     pipeline.set_progress_bar_config(disable=True)
     scheduler = RecordingScheduler(networks["vae"], top_k=1)
-    scale = position_guidance(1 + OFFICIAL_CFG, scheduler.num_scales, "linear")
+    scale = step_guidance(1 + OFFICIAL_CFG, scheduler.num_scales, "linear")
     noise = pipeline.image_noise(torch.Generator().manual_seed(0), len(labels))
     state = pipeline.sample(labels, scheduler, scale, noise)
     return {

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from generative.autoregressive.token_sampling import position_guidance
 from generative.convert import load_official
 from generative.convert.autoregressive.llamagen import LlamaGenSource, guidance_interval
 from generative.convert.base import differences
 from generative.core.errors import UserError
+from generative.core.guidance import step_guidance
 from pipelines.reconstruction import ImageReconstructionPipeline
 
 SOURCE = LlamaGenSource()
@@ -135,7 +135,7 @@ def test_without_class_dropout_there_is_no_null_class(class_dropout_prob: float)
 def test_the_official_interval_guides_the_same_positions() -> None:
     for length in (4, 16, 576):
         for interval in range(-1, length + 1):
-            scale = position_guidance(3.0, length, "constant", guidance_interval(interval, length))
+            scale = step_guidance(3.0, length, "constant", guidance_interval(interval, length))
             guided = [(scale(i) if callable(scale) else scale) == 3.0 for i in range(length)]
             assert guided == [interval < 0 or i == 0 or i - 1 <= interval for i in range(length)]
 
