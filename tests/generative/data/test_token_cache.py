@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from generative.core.errors import UserError
 from generative.core.images import images_to_float
-from generative.core.trainer import check_fit
+from generative.core.start_checks import check_fit
 from generative.data import cache_writer
 from generative.data.base import ImageDataset
 from generative.data.cache_files import CACHE_FILE, CacheSpec, ShardReader, map_tensors, shard_name, smallest_type

@@ -1,0 +1,83 @@
+"""Checks before a run starts: what only the first sample or score, after hours perhaps, would show to be impossible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from generative.core.class_names import list_names
+from generative.core.errors import UserError
+from generative.core.evaluation import Evaluator
+from generative.core.objective import Objective
+from generative.data.base import ImageDataset
+
+
+def check_fit(objective: Objective, dataset: ImageDataset) -> None:
+    """Refuse data that the objective's networks cannot take.
+
+    Raises:
+        UserError: If the data has other classes than the configuration says, a class without images, or images of another size.
+    """
+    if objective.uses_labels:
+        check_classes(objective.num_classes, dataset)
+    if dataset.image_size != objective.image_size:
+        raise UserError(
+            f"the data has images of {dataset.image_size} pixels, the networks make {objective.image_size}; "
+            "set image_size of the data"
+        )
+    if dataset.encoder_fingerprint is not None and dataset.encoder_fingerprint != objective.encoder_fingerprint():
+        raise UserError(
+            f"the cache of the data was made with the tokenizer or autoencoder {dataset.encoder_fingerprint[:12]}, the "
+            f"configuration has {(objective.encoder_fingerprint() or 'none')[:12]} (sha256 of config and weights); encode the "
+            "images with the one that is configured, or configure the one that encoded them"
+        )
+
+
+def check_classes(num_classes: int, dataset: ImageDataset) -> None:
+    """Refuse data that would leave classes of the networks untrained: they would be sampled and scored like the others.
+
+    Raises:
+        UserError: If the data has more or fewer classes than the networks, or a class without images.
+    """
+    if dataset.num_classes != num_classes:
+        raise UserError(
+            f"the data has {dataset.num_classes} classes and num_classes of the networks is {num_classes}; leave num_classes out "
+            "of the configuration, or set it to `data`, and it follows the data"
+        )
+    empty = (torch.bincount(dataset.labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise UserError(
+            f"the data has no images of {len(empty)} of its {num_classes} classes: "
+            f"{list_names([dataset.class_names[label] for label in empty])}; remove these classes from the data, or add images"
+        )
+
+
+def check_sampling(objective: Objective) -> None:
+    """Refuse options of samples that only the first sample, after hours perhaps, would show to be impossible.
+
+    Raises:
+        UserError: If the pipeline of the networks cannot be, or refuses the objective's ``sampling_defaults``; or if they guide
+            from a null condition that is not trained.
+    """
+    options = objective.sampling_defaults()
+    objective.pipeline(objective.networks).check_options(**options)
+    scale = options.get("guidance_scale", 1)
+    if objective.label_dropout == 0 and any(each != 1 for each in (scale if isinstance(scale, Sequence) else [scale])):
+        raise UserError(
+            f"guidance_scale {scale} guides from the null condition, which label_dropout 0 never trains; set guidance_scale to "
+            "1, or label_dropout above 0 (0.1 is usual)"
+        )
+
+
+def check_judge(objective: Objective, evaluator: Evaluator | None) -> None:
+    """Refuse scores by a network that the training itself looks through: they would flatter the generator.
+
+    Raises:
+        UserError: If the evaluation's extractor is one of the objective's ``loss_extractors``.
+    """
+    if evaluator is not None and evaluator.extractor in objective.loss_extractors:
+        raise UserError(
+            f"evaluation extractor '{evaluator.extractor}' is the network that the discriminator or a loss looks through, so its "
+            "scores would flatter the generator; choose another extractor"
+        )
