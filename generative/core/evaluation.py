@@ -149,11 +149,10 @@ class Evaluator:
                 if count < least:
                     raise UserError(f"evaluation: metric {metric.name} needs at least {least} {name}, got {count}")
 
-    def _check_training(self, training: ImageDataset) -> None:
+    def _check_training(self, suite: MetricSuite, training: ImageDataset) -> None:
         """Refuse fewer training images than a metric needs: as many of them as samples are scored beside those."""
-        assert self._suite is not None
         count = min(self.num_samples, len(training.indices_with_images()))
-        for metric in self._suite.metrics:
+        for metric in suite.metrics:
             if count < metric.least_images(False):
                 raise UserError(
                     f"evaluation: metric {metric.name} needs at least {metric.least_images(False)} training images, got {count}"
@@ -175,7 +174,8 @@ class Evaluator:
             is_absent = any(gather_local(is_absent))
         if not is_absent:
             self.prepare(accelerator)
-            self._check_training(training)
+            if self._suite is not None:
+                self._check_training(self._suite, training)
             return
         self.skipped = (
             f"evaluation is skipped, as the weights of its extractor {self.extractor} are not at {self.weights}: "
