@@ -87,8 +87,8 @@ class Objective(abc.ABC):
         label_dropout: Share of labels replaced by the null condition in training; None where there is no such thing. Samples
             cannot be guided from a null condition that was never trained, and the trainer refuses to.
         usage: What to do with the run's pipeline, said when training is done; ``{run}`` stands for its folder.
-        sampling_networks: Names of the networks that ``prepare_for_sampling`` and ``pipeline`` use: only they are copied for
-            them. None for all.
+        sampling_networks: Names of the networks that ``prepare_for_sampling`` and ``pipeline`` use, and no others: each is
+            handed over as a copy of its own that shares the weights. None for all.
         loss_extractors: Feature extractors (names of ``metrics.registry.EXTRACTORS``) whose networks a loss or a discriminator
             looks through; the trainer refuses to score with them.
     """
@@ -130,10 +130,11 @@ class Objective(abc.ABC):
         return [{"params": [p for name in names for p in self.networks[name].parameters()]}]
 
     def prepare_for_sampling(self, networks: Networks, generator: torch.Generator) -> None:  # noqa: B027 - optional hook
-        """Make averaged networks ready to sample, before every evaluation and export (standing statistics of batch norm).
+        """Make averaged networks ready to sample, once for all that is sampled and saved at a step (standing statistics).
 
         Args:
-            networks: Copies of those that ``sampling_networks`` names, which may be changed in place.
+            networks: Copies of those that ``sampling_networks`` names. Their buffers, modes and configs may be changed; their
+                weights are shared with the training and may not.
             generator: Source of the randomness used.
         """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import sys
@@ -30,6 +29,7 @@ from generative.core.objective import Objective
 from generative.core.observer import RunObserver
 from generative.core.schedules import Constant
 from generative.core.seeding import keyed_generator
+from generative.core.shared_copy import contiguous, share_weights
 from generative.core.signals import WorkerWatch, catch_signals, loader_workers, survive_first_signal
 from generative.core.start_checks import check_fit, check_judge, check_sampling
 from generative.core.step import PhaseRunner, average_buffers
@@ -102,6 +102,7 @@ class Trainer:
         self._stop_signal: int | None = None
         self._saved_step: int | None = None
         self._draw_error: UserError | RunError | None = None
+        self._pipeline: ImagePipeline | None = None
         self._place_networks()
         self._build_optimizers()
         if evaluator is not None:
@@ -157,6 +158,7 @@ class Trainer:
         Args:
             micro_batches: For each repeat (fresh data), this process's micro-batches.
         """
+        self._pipeline = None
         factor = self.schedule.factor(self.images_seen, self.images_per_step, self.config.total_images)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
@@ -335,11 +337,18 @@ class Trainer:
         return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}  # type: ignore[return-value, attr-defined]
 
     def sampling_pipeline(self) -> ImagePipeline:
-        """The pipeline of the averaged networks, ready to sample; copies, so that nothing it does reaches the training."""
+        """The pipeline of the averaged networks, ready to sample: one for all that a step asks of it.
+
+        Its networks share their weights with the averages and nothing else, so that nothing it does reaches the training; it is
+        good until training goes on.
+        """
+        if self._pipeline is None:
+            self._pipeline = self._build_pipeline()
+        return self._pipeline
+
+    def _build_pipeline(self) -> ImagePipeline:
         names = self.objective.networks if self.objective.sampling_networks is None else self.objective.sampling_networks
-        networks: dict[str, nn.Module] = {
-            name: copy.deepcopy(self.averages.get(name, self.objective.networks[name])).eval() for name in names
-        }
+        networks = {name: share_weights(self.averages.get(name, self.objective.networks[name])).eval() for name in names}
         self.objective.prepare_for_sampling(
             networks, keyed_generator(self.seed, self.step, "prepare_for_sampling", device=self.accelerator.device)
         )
@@ -402,26 +411,27 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Write the checkpoint of this step with the pipeline of its averages, and the latter as the run's; keep the last few."""
-        pipeline = self.sampling_pipeline()
         pending = self.observer.pending_state()
         if self.accelerator.is_main_process:
             check_folder(self.config.output_dir)
-            for network in pipeline.components.values():
-                if isinstance(network, nn.Module):
-                    network.to(memory_format=torch.contiguous_format)
             path, newest = ckpt.checkpoint_path(self.config.output_dir, self.step), self.config.output_dir / PIPELINE
             if not path.exists():
-                ckpt.write_folder(path, partial(self._fill_checkpoint, pipeline, pending))
+                ckpt.write_folder(path, partial(self._fill_checkpoint, pending))
             if (path / PIPELINE).is_dir():
                 ckpt.write_folder(newest, partial(link_folder, path / PIPELINE, leave_out=(ckpt.MANIFEST,)))
             else:  # a checkpoint of an older version, which has none
-                ckpt.write_folder(newest, pipeline.save_pretrained)
+                ckpt.write_folder(newest, self._save_pipeline)
             if self.config.keep_last_checkpoints:
                 ckpt.prune_checkpoints(self.config.output_dir, self.config.keep_last_checkpoints)
         self._saved_step = self.step
         self.accelerator.wait_for_everyone()
 
-    def _fill_checkpoint(self, pipeline: ImagePipeline, pending: list[list[Any]], folder: Path) -> None:
+    def _save_pipeline(self, folder: Path) -> None:
+        pipeline = self.sampling_pipeline()
+        with contiguous(part for part in pipeline.components.values() if isinstance(part, nn.Module)):
+            pipeline.save_pretrained(folder)
+
+    def _fill_checkpoint(self, pending: list[list[Any]], folder: Path) -> None:
         state = self.state()
         state["pending_log"] = pending
         for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
@@ -434,7 +444,7 @@ class Trainer:
         }
         if self.accelerator.scaler is not None:
             state["grad_scaler"] = self.accelerator.scaler.state_dict()
-        pipeline.save_pretrained(folder / PIPELINE)
+        self._save_pipeline(folder / PIPELINE)
         # Most of it is here already: averages as they are, and frozen parts in the pipeline before.
         weights = sorted((folder / PIPELINE).rglob("*.safetensors"))
         before = [self.config.output_dir / PIPELINE / path.relative_to(folder / PIPELINE) for path in weights]
@@ -451,6 +461,7 @@ class Trainer:
         Raises:
             UserError: If the source does not fit.
         """
+        self._pipeline = None
         return start_from(source, self.objective.networks, self.averages, self._frozen_fingerprints)
 
     def load_checkpoint(self, folder: Path) -> None:
@@ -460,6 +471,7 @@ class Trainer:
             UserError: If it is damaged, or of another model, data set, seed or batch geometry.
         """
         ckpt.verify_manifest(folder)
+        self._pipeline = None
         saved = ckpt.read_state(folder)
         self._check_state(folder, saved)
         for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):

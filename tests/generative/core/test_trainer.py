@@ -118,6 +118,20 @@ def test_only_networks_that_sample_are_copied(toy: ModuleType, tmp_path: Path, n
     assert seen == [copied]
 
 
+def test_a_step_builds_one_pipeline_for_all_that_it_samples(toy: ModuleType, tmp_path: Path) -> None:
+    objective = toy.gan()
+    prepared: list[int] = []
+    objective.prepare_for_sampling = lambda networks, generator: prepared.append(trainer.step)
+    settings = {"checkpoint_interval_steps": 2, "sample_interval_steps": 2, "evaluate_interval_steps": 3}
+    trainer = toy.build_trainer(objective, tmp_path, evaluator=toy.evaluator(), keep_best="frechet_distance", **settings)
+    trainer.fit()
+    assert prepared == [0, 2, 3, 4, 6]
+    pipeline = trainer.sampling_pipeline()
+    average = trainer.averages.get("generator", objective.networks["generator"])
+    assert pipeline.network is not average
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(pipeline.network.parameters(), average.parameters(), strict=True))
+
+
 def test_a_stop_signal_does_not_save_nan(toy: ModuleType, tmp_path: Path) -> None:
     objective = toy.denoiser(nan_at_call=3, signal_at_call=3)
     with pytest.raises(DivergenceError):
