@@ -5,10 +5,12 @@ The adapters of the three models share it; they differ in their source and in ho
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 
 import torch
+from outputs import Given, Table, Tensors
 from torch import Tensor
 from torch.nn import Module, Parameter
 
@@ -18,9 +20,7 @@ from generative.gan.orthogonal import add_orthogonal_gradient
 from generative.gan.sampling import TF_HUB_THRESHOLD, truncated_normal
 
 OurKey = Callable[[str, str], str | None]
-Tensors = Mapping[str, Tensor]
 
-IMAGES = re.compile(r"^images(_train)?(?:_stride(\d+))?$")
 SPECTRAL_TENSOR = re.compile(r"\.(u|sv)(\d+)$")
 
 
@@ -48,9 +48,9 @@ def official_buffer(module: str, network: Module, key: str, our_key: OurKey) -> 
     return value[int(spectral[2])].reshape((1, -1) if spectral[1] == "u" else (1,)).clone()
 
 
+@torch.enable_grad()
 def discriminator_gradients(network: Module, inputs: Tensors) -> dict[str, Tensor]:
     """Gradients of sum(logits * cotangent) in eval mode, by our names."""
-    network.eval()
     network.zero_grad()
     logits = network(inputs["images"], inputs["y_d"]).reshape(inputs["cotangent"].shape)
     (logits * inputs["cotangent"]).sum().backward()
@@ -145,41 +145,35 @@ def truncation_outputs(inputs: Tensors) -> dict[str, Tensor]:
     }
 
 
-FUNCTIONS = {"hinge": hinge_outputs, "ortho": ortho_outputs, "ema": ema_outputs, "trunc": truncation_outputs}
-
-
-def compute(networks: Mapping[str, Module], inputs: Tensors, wanted: list[str], our_key: OurKey) -> dict[str, Tensor]:
-    """Every wanted output.
+def outputs_by(our_key: OurKey, given: Given) -> Table:
+    """The table of outputs.
 
     Args:
-        networks: ``generator`` and ``discriminator`` with the file's weights, or one of them.
-        inputs: The file's inputs.
-        wanted: Names of outputs.
         our_key: ``(module, official key) -> our key``, from the source.
-
-    Returns:
-        Outputs by name.
-
-    Raises:
-        KeyError: For a name that is not known.
+        given: ``generator`` and ``discriminator``, or one of them.
     """
-    kinds = {name.partition("/")[0] for name in wanted}
-    gradients = discriminator_gradients(networks["discriminator"], inputs) if "grad" in kinds else {}
-    results = network_outputs(networks, inputs)
-    for kind in kinds & FUNCTIONS.keys():
-        results |= FUNCTIONS[kind](inputs)
-    for name in set(wanted) - results.keys():
-        kind, _, key = name.partition("/")
-        module, _, official = key.partition("/")
-        strided = IMAGES.match(name)
-        if strided:
-            stride = int(strided[2] or 1)
-            results[name] = results[f"images{strided[1] or ''}"][:, :, ::stride, ::stride]
-        elif kind == "after_train" and module in networks:
-            results[name] = official_buffer(module, networks[module], official, our_key)
-        elif kind == "grad" and module == "discriminator":
-            results[name] = gradients[our_key(module, official) or ""]
-    missing = [name for name in wanted if name not in results]
-    if missing:
-        raise KeyError(f"unknown outputs: {', '.join(missing)}")
-    return {name: results[name] for name in wanted}
+    inputs = given.inputs
+
+    @functools.cache
+    def run() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Gradients of the stored buffers, then images, features and logits, which move them."""
+        gradients = discriminator_gradients(given.networks["discriminator"], inputs) if "cotangent" in inputs else {}
+        return gradients, network_outputs(given.networks, inputs)
+
+    def strided(name: str, stride: str) -> Tensor:
+        return run()[1][name][:, :, :: int(stride), :: int(stride)]
+
+    def after_train(module: str, key: str) -> Tensor:
+        run()
+        return official_buffer(module, given.networks[module], key, our_key)
+
+    return {
+        "(?:images|logits)(?:_train)?|features": lambda: run()[1],
+        r"(images(?:_train)?)_stride(\d+)": strided,
+        "after_train/([^/]+)/(.+)": after_train,
+        "grad/(discriminator)/(.+)": lambda module, key: run()[0][our_key(module, key) or ""],
+        "hinge/.+": lambda: hinge_outputs(inputs),
+        "ortho/.+": lambda: ortho_outputs(inputs),
+        "ema/.+": lambda: ema_outputs(inputs),
+        "trunc/.+": lambda: truncation_outputs(inputs),
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from outputs import Tensors
 from torch import Tensor
 from torch.nn import Module
 
@@ -25,7 +26,7 @@ class FileNoise(ImageNoise):
         return next(self.tensors)
 
 
-def numbered(inputs: dict[str, Tensor], prefix: str) -> list[Tensor]:
+def numbered(inputs: Tensors, prefix: str) -> list[Tensor]:
     """Inputs ``<prefix>0``, ``<prefix>1``, ..."""
     found = []
     while f"{prefix}{len(found)}" in inputs:
@@ -72,12 +73,12 @@ class Recorder:
         scheduler.scales = recorded_scales  # type: ignore[method-assign]
 
 
-def features(network: Module, inputs: dict[str, Tensor], null: bool) -> Tensor:
+def features(network: Module, inputs: Tensors, null: bool) -> Tensor:
     """Vectors of all positions for the file's mask, conditional or not."""
     labels = torch.full_like(inputs["labels"], network.num_classes) if null else inputs["labels"]
     return network(network.patchify(inputs["latents"]), inputs["mask"] == 1, labels)
 
 
-def masked_rows(inputs: dict[str, Tensor], copies: int) -> Tensor:
+def masked_rows(inputs: Tensors, copies: int) -> Tensor:
     """Which of the file's rows (copies B L,), copy by copy, are of masked tokens."""
     return (inputs["mask"] == 1).flatten().repeat(copies)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any
+import functools
 
 import torch
+from outputs import Given, Table, Tensors
 from torch import Tensor
-from torch.nn import Module
 
 from generative.gan.augment import (
     SMALL_CUTOUT_RATIO,
@@ -22,10 +20,6 @@ from generative.gan.fastgan import FastGANGenerator
 from generative.gan.losses import ADVERSARIAL_LOSSES
 from generative.gan.projected import FeatureProjector
 from generative.gan.projected_heads import MultiScaleHeads
-
-Tensors = Mapping[str, Tensor]
-
-STRIDED = re.compile(r"^(.+/images(?:_train)?)(?:_stride(\d+))?$")
 
 
 def noise_maps(network: FastGANGenerator, inputs: Tensors) -> list[Tensor]:
@@ -68,6 +62,7 @@ def augmentation_outputs(policy: str, inputs: Tensors) -> dict[str, Tensor]:
     return results
 
 
+@torch.enable_grad()
 def hinge_outputs(inputs: Tensors) -> dict[str, Tensor]:
     """Both sides of the hinge game, and the discriminator's gradients."""
     real = inputs["hinge/real_logits"].clone().requires_grad_(True)
@@ -82,54 +77,41 @@ def hinge_outputs(inputs: Tensors) -> dict[str, Tensor]:
     }
 
 
-def compute_projected_gan(
-    networks: Mapping[str, Module], inputs: Tensors, config: Mapping[str, Any], wanted: list[str]
-) -> dict[str, Tensor]:
-    """Every wanted output.
-
-    Args:
-        networks: By module, with the file's weights.
-        inputs: The file's inputs.
-        config: Official constructor arguments by module.
-        wanted: Names of outputs.
-
-    Returns:
-        Outputs by name.
-
-    Raises:
-        KeyError: For a name that is not known.
-    """
+def network_outputs(given: Given) -> dict[str, Tensor]:
+    """Mixed maps, images and logits of all networks of a file."""
     results: dict[str, Tensor] = {}
-    num_features = sum(key.startswith("features/") for key in inputs)
-    features = [inputs[f"features/{index}"] for index in range(num_features)]
-    with torch.no_grad():
-        projectors = [network for network in networks.values() if isinstance(network, FeatureProjector)]
-        for projector in projectors[:1]:
-            for mixing, maps in projector_outputs(projector, features).items():
-                results |= {f"{mixing}/{index}": value for index, value in enumerate(maps)}
-                seen = maps  # the heads look at the last mixing
-        for name, network in networks.items():
-            if isinstance(network, FastGANGenerator):
-                results |= generator_outputs(name, network, inputs, config[name].get("img_channels", 3))
-            elif isinstance(network, MultiScaleHeads):
-                maps = seen if projectors else features
-                labels = inputs["y"][: len(maps[0])]
-                results[f"{name}/logits"] = network.eval()(maps, labels)
-                results[f"{name}/logits_train"] = network.train()(maps, labels)
-    for name, options in config.items():
-        if name.startswith("diffaug"):
-            results |= augmentation_outputs(options.get("policy", ""), inputs)
-    if "hinge/real_logits" in inputs:
-        results |= hinge_outputs(inputs)
-    found = {}
-    for name in wanted:
-        strided = STRIDED.match(name)
-        if strided is not None and strided[1] in results:
-            stride = int(strided[2] or 1)
-            found[name] = results[strided[1]][:, :, ::stride, ::stride]
-        elif name in results:
-            found[name] = results[name]
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise KeyError(f"unknown outputs of projected-gan: {', '.join(missing)}")
-    return found
+    num_features = sum(key.startswith("features/") for key in given.inputs)
+    maps = [given.inputs[f"features/{index}"] for index in range(num_features)]
+    for projector in [network for network in given.networks.values() if isinstance(network, FeatureProjector)][:1]:
+        mixed = projector_outputs(projector, maps)
+        results |= {f"{mixing}/{index}": value for mixing, values in mixed.items() for index, value in enumerate(values)}
+        maps = list(mixed.values())[-1]  # the heads look at the last mixing
+    for name, network in given.networks.items():
+        if isinstance(network, FastGANGenerator):
+            results |= generator_outputs(name, network, given.inputs, given.config[name].get("img_channels", 3))
+        elif isinstance(network, MultiScaleHeads):
+            labels = given.inputs["y"][: len(maps[0])]
+            results[f"{name}/logits"] = network.eval()(maps, labels)
+            results[f"{name}/logits_train"] = network.train()(maps, labels)
+    return results
+
+
+def augmented(given: Given) -> dict[str, Tensor]:
+    """Images under the file's policies of augmentation."""
+    policies = [options.get("policy", "") for name, options in given.config.items() if name.startswith("diffaug")]
+    return {name: value for policy in policies for name, value in augmentation_outputs(policy, given.inputs).items()}
+
+
+def outputs(given: Given) -> Table:
+    """The table of outputs."""
+    run = functools.cache(lambda: network_outputs(given))
+
+    def strided(name: str, stride: str) -> Tensor:
+        return run()[name][:, :, :: int(stride), :: int(stride)]
+
+    return {
+        r"(.+/images(?:_train)?)_stride(\d+)": strided,
+        "diffaug/.+": lambda: augmented(given),
+        "hinge/.+": lambda: hinge_outputs(given.inputs),
+        ".+": run,
+    }

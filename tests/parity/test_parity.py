@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from outputs import Given, compute, find
 from torch import Tensor
 
 from generative.convert import get_source, load_official
@@ -53,10 +53,8 @@ def test_outputs_equal_the_official_ones(parity_file: Any, find_adapter: FindAda
     source = get_source(adapter.SOURCE)
     networks = source.build(copy.deepcopy(parity_file.config))
     load_official(source, networks, parity_file.weights)
-    # A file may lack draws that its sampler made; where they show in an output, an adapter takes them from there.
-    takes_recorded = "recorded" in inspect.signature(adapter.compute).parameters
-    recorded = {"recorded": parity_file.outputs} if takes_recorded else {}
-    outputs = adapter.compute(networks, parity_file.inputs, parity_file.config, sorted(parity_file.outputs), **recorded)
+    given = Given(networks, parity_file.inputs, parity_file.config, recorded=parity_file.outputs)
+    outputs = compute(adapter, given, sorted(parity_file.outputs))
     assert sorted(outputs) == sorted(parity_file.outputs)
     problems = []
     for name, expected in parity_file.outputs.items():
@@ -94,7 +92,7 @@ def test_unknown_output_is_refused(parity_file: Any, find_adapter: FindAdapter) 
     adapter = find_adapter(parity_file.model)
     networks = get_source(adapter.SOURCE).build(copy.deepcopy(parity_file.config))
     with pytest.raises(KeyError, match="no_such_output"):
-        adapter.compute(networks, parity_file.inputs, parity_file.config, ["no_such_output"])
+        compute(adapter, Given(networks, parity_file.inputs, parity_file.config), ["no_such_output"])
 
 
 def test_unknown_model_fails_and_is_not_skipped(find_adapter: FindAdapter) -> None:
@@ -115,3 +113,14 @@ def test_a_difference_is_found() -> None:
     assert mismatch("x", torch.tensor([math.nan, -4.0]), expected, 1e-4) is not None
     assert mismatch("x", expected[:1], expected, 1e-4) is not None
     assert mismatch("n", torch.tensor([3]), torch.tensor([4]), 1e-4) is not None
+
+
+def test_a_table_is_read_by_name_or_expression() -> None:
+    one = torch.ones(1)
+    table = {"loss": one, r"step(\d+)(_last)?": lambda steps, last: one * int(steps) * (2 if last else 1), ".+/a": {"x/a": one}}
+    assert find(table, "loss") is one and find(table, "step3") == 3 and find(table, "step3_last") == 6
+    adapter = SimpleNamespace(outputs=lambda given: table)
+    assert compute(adapter, Given({}, {}, {}), ["x/a", "step2"]) == {"x/a": one, "step2": 2 * one}
+    for unknown in ("losses", "step", "a", "y/a"):
+        with pytest.raises(KeyError, match=unknown):
+            compute(adapter, Given({}, {}, {}), [unknown])

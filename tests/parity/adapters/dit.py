@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
+from outputs import Given, Table
 from torch import Tensor
 from torch.nn import Module
 
@@ -20,8 +20,6 @@ from generative.layers.embeddings import timestep_embedding
 
 SOURCE = "dit"
 GUIDED_CHANNELS = 3  # the published sampler's, whatever the number of channels
-SINUSOID = re.compile(r"^timestep_sinusoid_(\d+)$")
-GUIDED_STEP = re.compile(r"^cfg_step(\d+)/(sample|pred_xstart)$")
 
 
 def guided_forward(model: Module, x: Tensor, t: Tensor, y: Tensor, scale: float) -> Tensor:
@@ -72,45 +70,26 @@ def losses(model: Module, inputs: dict[str, Tensor], config: dict) -> dict[str, 
     return named | ({"loss_vb": parts["variational_bound"]} if "variational_bound" in parts else {})
 
 
-@torch.no_grad()
-def compute(networks: dict[str, Module], inputs: dict[str, Tensor], config: dict, wanted: list[str]) -> dict[str, Tensor]:
-    """Every wanted output.
+def outputs(given: Given) -> Table:
+    """The table of outputs."""
+    model, inputs, config = given.model, given.inputs, given.config
 
-    Args:
-        networks: ``model`` with the file's weights.
-        inputs: The file's inputs.
-        config: Official options.
-        wanted: Names of outputs.
+    def without_labels() -> Tensor:
+        labels = inputs["y"].masked_fill(inputs["force_drop_ids"] == 1, model.config.num_classes)
+        return model.embed_labels(labels, len(labels))
 
-    Returns:
-        Outputs by name.
-
-    Raises:
-        KeyError: For a name that is not known.
-    """
-    model = networks["model"].eval()
-    simple = {
+    return {
         "forward": lambda: as_official(model(inputs["x"], inputs["t"], inputs["y"])),
         "patch_tokens_plus_pos": lambda: model.embed_patches(inputs["x"]),
         "pos_embed_sincos": lambda: model.position_embedding[0],
         "t_embedder": lambda: model.timestep_embedder(inputs["t"]),
+        r"timestep_sinusoid_(\d+)": lambda size: timestep_embedding(inputs["t"], int(size)),
         "y_embedder": lambda: model.embed_labels(inputs["y"], len(inputs["y"])),
-        "y_embedder_force_drop": lambda: model.embed_labels(
-            inputs["y"].masked_fill(inputs["force_drop_ids"] == 1, model.config.num_classes), len(inputs["y"])
-        ),
+        "y_embedder_force_drop": without_labels,
         "forward_with_cfg": lambda: guided_forward(model, inputs["x_cfg"], inputs["t_cfg"], inputs["y_cfg"], config["cfg_scale"]),
+        r"(cfg_step(\d+))/(?:sample|pred_xstart)": lambda name, steps: {
+            f"{name}/{key}": value
+            for key, value in zip(("sample", "pred_xstart"), guided_step(model, inputs, config, int(steps)), strict=True)
+        },
+        "loss_.+": lambda: losses(model, inputs, config),
     }
-    results: dict[str, Tensor] = {}
-    for name in wanted:
-        if name in simple:
-            results[name] = simple[name]()
-        elif match := SINUSOID.match(name):
-            results[name] = timestep_embedding(inputs["t"], int(match[1]))
-        elif match := GUIDED_STEP.match(name):
-            sample, start = guided_step(model, inputs, config, int(match[1]))
-            results[name] = sample if match[2] == "sample" else start
-        elif name.startswith("loss_"):
-            results[name] = losses(model, inputs, config)[name]
-        else:
-            raise KeyError(name)
-    return results

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from masked_autoencoder_outputs import FileNoise, Recorder, features, file_drawing, masked_rows, numbered
+from outputs import Given, Table, Tensors
 from torch import Tensor
 from torch.nn import Module
 
@@ -41,36 +42,34 @@ def no_drawing(*arguments: object) -> Tensor:
     raise AssertionError("nothing is to be drawn")
 
 
-def losses(network: Module, inputs: dict[str, Tensor], config: dict) -> Iterator[tuple[str, Callable[[str], Tensor]]]:
-    """Mean over masked rows, unweighted or with a schedule's weights, by the start of the output's name."""
-    objective = EMIGMObjective(network, torch.optim.AdamW, diffusion_batch_mul=config.get("diffusion_batch_mul", 4))
+def loss(given: Given, schedule: str | None) -> Tensor:
+    """Mean over masked rows, unweighted or with a schedule's weights."""
+    inputs = given.inputs
+    objective = EMIGMObjective(given.model, torch.optim.AdamW, diffusion_batch_mul=given.config.get("diffusion_batch_mul", 4))
     rows = masked_rows(inputs, objective.diffusion_batch_mul)
     masked = inputs["mask"] == 1
-    tokens = network.patchify(inputs["latents"])
-    mse, bound = objective.token_losses(network, tokens, masked, inputs["labels"], inputs["t"][rows], inputs["noise"][rows])
-    yield "loss_unweighted", lambda name: (mse + bound).mean().reshape(1)
-
-    def weighted(name: str) -> Tensor:
-        weights = mask_schedule(name.removeprefix("loss_weighted_")).weight(inputs["p_mask"])
-        return ((mse + bound) * objective.copies(weights[masked])).mean().reshape(1)
-
-    yield "loss_weighted_", weighted
+    tokens = given.model.patchify(inputs["latents"])
+    mse, bound = objective.token_losses(given.model, tokens, masked, inputs["labels"], inputs["t"][rows], inputs["noise"][rows])
+    weights = torch.ones_like(mse)
+    if schedule is not None:
+        weights = objective.copies(mask_schedule(schedule).weight(inputs["p_mask"])[masked])
+    return ((mse + bound) * weights).mean().reshape(1)
 
 
-def shared_mask(name: str, inputs: dict[str, Tensor], config: dict) -> Tensor:
+def shared_mask(schedule: str, inputs: Tensors, config: Mapping[str, Any]) -> Tensor:
     """Masks of one count, each image's permutation of the first."""
-    law = ScheduledMasking(name.removeprefix("train_mask_"), config.get("clamp_t_min", 0))
-    base = law.masked(masking_time(inputs["rm_t"], law.min_time), inputs["rm_u"])
+    masking = ScheduledMasking(schedule, config.get("clamp_t_min", 0))
+    base = masking.masked(masking_time(inputs["rm_t"], masking.min_time), inputs["rm_u"])
     return base[inputs["rm_perm"]]
 
 
-def own_masks(name: str, inputs: dict[str, Tensor]) -> Tensor:
+def own_masks(schedule: str, inputs: Tensors) -> Tensor:
     """Masks of each image's own time."""
-    law = ScheduledMasking(name.removeprefix("train_mask_batch_"), per_image=True)
-    return law.masked(masking_time(inputs["rb_t"], 0.0)[:, None], inputs["rb_u"])
+    masking = ScheduledMasking(schedule, per_image=True)
+    return masking.masked(masking_time(inputs["rb_t"], 0.0)[:, None], inputs["rb_u"])
 
 
-def solver_sample(network: Module, inputs: dict[str, Tensor], steps: int, guided: bool) -> Tensor:
+def solver_sample(network: Module, inputs: Tensors, steps: int, guided: bool) -> Tensor:
     """Tokens by DPM-Solver from the file's vectors."""
     names = ("step_z", "step_z_null") if guided else ("step_z",)
     condition = torch.stack([inputs[name] for name in names])
@@ -78,7 +77,7 @@ def solver_sample(network: Module, inputs: dict[str, Tensor], steps: int, guided
     return draw_tokens(network.head, condition, scale, DPMSolverSampler(steps), FileNoise([inputs["step_x"]]))
 
 
-def toy_sample(inputs: dict[str, Tensor], steps: int) -> Tensor:
+def toy_sample(inputs: Tensors, steps: int) -> Tensor:
     """The solver on the file's analytic noise model."""
     sampler = DPMSolverSampler(steps)
 
@@ -106,7 +105,7 @@ class ReplayScheduler(IndependentScheduler):
         return super().choose_one(timestep, uniform) if self.recorded is None else self.recorded[timestep]
 
 
-def run_sampler(network: Module, inputs: dict[str, Tensor], run: int, recorded: dict[str, Tensor]) -> dict[str, Tensor]:
+def run_sampler(network: Module, inputs: Tensors, run: int, recorded: Tensors) -> dict[str, Tensor]:
     """One of the file's sampling runs."""
     strategy, interval, solver, steps, guidance, growth, temperature = RUNS[run]
     chain: HeadSampler = head_sampler(solver, chain_timesteps(steps), temperature)
@@ -128,58 +127,22 @@ def run_sampler(network: Module, inputs: dict[str, Tensor], run: int, recorded: 
     }
 
 
-@torch.no_grad()
-def compute(
-    networks: dict[str, Module],
-    inputs: dict[str, Tensor],
-    config: dict,
-    wanted: list[str],
-    recorded: dict[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """Every wanted output.
-
-    Args:
-        networks: ``model`` with the file's weights.
-        inputs: The file's inputs.
-        config: Official options.
-        wanted: Names of outputs.
-        recorded: The file's outputs, of which ``runN_to_predict`` tells the draws that no input does; see ``ReplayScheduler``.
-
-    Returns:
-        Outputs by name.
-
-    Raises:
-        KeyError: For a name that is not known.
-    """
-    network = networks["model"].eval()
-    schedule = DPMSolverSampler(8)
-    makers: dict[str, Callable[[str], Tensor]] = {
-        "z": lambda name: features(network, inputs, null=False),
-        "z_null": lambda name: features(network, inputs, null=True),
-        "train_p_mask": lambda name: masking_time(inputs["rm_t"], config.get("clamp_t_min", 0)),
-        "train_mask_batch_": lambda name: own_masks(name, inputs),
-        "train_mask_": lambda name: shared_mask(name, inputs, config),
-        "p_transfer8_": lambda name: unmask_probabilities(
-            IndependentScheduler(no_drawing, mask_schedule(name.removeprefix("p_transfer8_"))), 8
-        ),
-        "dpm_outer_times_8": lambda name: schedule.outer_times,
-        "dpm_total_N": lambda name: torch.tensor([schedule.schedule.num_steps]),
-        "dpm_sample_nocfg_": lambda name: solver_sample(network, inputs, int(name.rpartition("_")[2]), guided=False),
-        "dpm_sample_": lambda name: solver_sample(network, inputs, int(name.rpartition("_")[2]), guided=True),
-        "dpm_toy_": lambda name: toy_sample(inputs, int(name.rpartition("_")[2])),
+def outputs(given: Given) -> Table:
+    """The table of outputs; ``runN_to_predict`` of the file tells draws that no input does, see ``ReplayScheduler``."""
+    network, inputs, config = given.model, given.inputs, given.config
+    solver = DPMSolverSampler(8)
+    return {
+        "z": lambda: features(network, inputs, null=False),
+        "z_null": lambda: features(network, inputs, null=True),
+        "loss_(?:unweighted|weighted_(.+))": lambda schedule: loss(given, schedule),
+        "train_p_mask": lambda: masking_time(inputs["rm_t"], config.get("clamp_t_min", 0)),
+        "train_mask_batch_(.+)": lambda schedule: own_masks(schedule, inputs),
+        "train_mask_(.+)": lambda schedule: shared_mask(schedule, inputs, config),
+        "p_transfer8_(.+)": lambda schedule: unmask_probabilities(IndependentScheduler(no_drawing, mask_schedule(schedule)), 8),
+        "dpm_outer_times_8": lambda: solver.outer_times,
+        "dpm_total_N": lambda: torch.tensor([solver.schedule.num_steps]),
+        r"dpm_sample_nocfg_(\d+)": lambda steps: solver_sample(network, inputs, int(steps), guided=False),
+        r"dpm_sample_(\d+)": lambda steps: solver_sample(network, inputs, int(steps), guided=True),
+        r"dpm_toy_(\d+)": lambda steps: toy_sample(inputs, int(steps)),
+        "run([01])_.+": lambda run: run_sampler(network, inputs, int(run), given.recorded),
     }
-    if any(name.startswith("loss_") for name in wanted):
-        makers |= dict(losses(network, inputs, config))
-    results: dict[str, Tensor] = {}
-    for name in wanted:
-        if name in results:
-            continue
-        run = re.match(r"run(\d+)_", name)
-        maker = next((make for key, make in makers.items() if name == key or (key.endswith("_") and name.startswith(key))), None)
-        if run is not None and int(run[1]) in RUNS:
-            results |= run_sampler(network, inputs, int(run[1]), recorded or {})
-        elif maker is not None:
-            results[name] = maker(name)
-        if name not in results:
-            raise KeyError(name)
-    return {name: results[name] for name in wanted}

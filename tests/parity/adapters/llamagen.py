@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
+from outputs import Given, Table, Tensors
 from torch import Tensor
 from torch.nn import Module
 
@@ -41,14 +40,15 @@ def generate(gpt: Module, vq: Module, labels: Tensor, scale: float) -> tuple[Ten
     return state.sample, torch.stack(seen, dim=1)
 
 
-def tokenizer_outputs(vq: Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def tokenizer_outputs(vq: Module, inputs: Tensors) -> dict[str, Tensor]:
     """What the tokenizer makes of images and of ids."""
     z = vq.encode_latents(inputs["images"])
     outputs = {"z": z, "quant": vq.quantizer(z).latents, "ids": vq.encode(inputs["images"])}
     return outputs | {"recon": vq(inputs["images"]).images, "given_ids_image": decode(vq, inputs["given_ids"])}
 
 
-def training_outputs(vq: Module, inputs: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+@torch.enable_grad()
+def training_outputs(vq: Module, inputs: Tensors, config: dict) -> dict[str, Tensor]:
     """Losses of the quantiser in training, and the gradients of the first two."""
     z = vq.encode_latents(inputs["images"]).detach().requires_grad_()
     quantizer = vq.quantizer.train()
@@ -62,7 +62,7 @@ def training_outputs(vq: Module, inputs: dict[str, Tensor], config: dict) -> dic
     }
 
 
-def transformer_outputs(gpt: Module, vq: Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def transformer_outputs(gpt: Module, vq: Module, inputs: Tensors) -> dict[str, Tensor]:
     """Logits and loss of the ids of the file's images."""
     ids = vq.encode(inputs["images"])
     objective = AutoregressiveObjective(gpt, vq, torch.optim.AdamW, label_dropout=0.0)
@@ -71,7 +71,7 @@ def transformer_outputs(gpt: Module, vq: Module, inputs: dict[str, Tensor]) -> d
     return {"logits": gpt(ids, inputs["tf_labels"]), "loss": loss.reshape(1)}
 
 
-def sampling_outputs(gpt: Module, vq: Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def sampling_outputs(gpt: Module, vq: Module, inputs: Tensors) -> dict[str, Tensor]:
     """Greedy samples, with and without guidance."""
     ids, logits = generate(gpt, vq, inputs["gen_labels"], GUIDANCE)
     plain_ids, plain_logits = generate(gpt, vq, inputs["gen_labels"], 1.0)
@@ -79,29 +79,13 @@ def sampling_outputs(gpt: Module, vq: Module, inputs: dict[str, Tensor]) -> dict
     return outputs | {"gen_nocfg_ids": plain_ids, "gen_nocfg_logits": plain_logits}
 
 
-def compute(networks: dict[str, Module], inputs: dict[str, Tensor], config: dict, wanted: list[str]) -> dict[str, Tensor]:
-    """Every wanted output.
-
-    Args:
-        networks: ``gpt`` and ``vq`` with the file's weights.
-        inputs: The file's inputs.
-        config: Official options by module.
-        wanted: Names of outputs.
-
-    Returns:
-        Outputs by name.
-
-    Raises:
-        KeyError: For a name that is not known.
-    """
-    gpt, vq = networks["gpt"].eval(), networks["vq"].eval()
-    groups: list[Callable[[], dict[str, Tensor]]] = [
-        lambda: tokenizer_outputs(vq, inputs),
-        lambda: transformer_outputs(gpt, vq, inputs),
-        lambda: sampling_outputs(gpt, vq, inputs),
-    ]
-    results: dict[str, Tensor] = training_outputs(vq, inputs, config["vq"])
-    with torch.no_grad():
-        for group in groups:
-            results |= group()
-    return {name: results[name] for name in wanted}
+def outputs(given: Given) -> Table:
+    """The table of outputs."""
+    gpt, vq = given.networks["gpt"], given.networks["vq"]
+    training = training_outputs(vq, given.inputs, given.config["vq"])  # now: the objective freezes its tokenizer
+    return {
+        "z|quant|ids|recon|given_ids_image": lambda: tokenizer_outputs(vq, given.inputs),
+        "vq_losses.*": training,
+        "logits|loss": lambda: transformer_outputs(gpt, vq, given.inputs),
+        "gen_.+": lambda: sampling_outputs(gpt, vq, given.inputs),
+    }

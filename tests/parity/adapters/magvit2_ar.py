@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from outputs import Given, Table, Tensors
 from torch import Tensor
 from torch.nn import Module
 
@@ -23,7 +24,7 @@ def any_tokenizer(model: Module) -> LFQTokenizer:
     return LFQTokenizer(image_size=2 * side, num_bits=sum(model.bits), ch=4, ch_mult=(1, 1), num_res_blocks=1, norm_groups=2)
 
 
-def forward_outputs(model: Module, tokenizer: LFQTokenizer, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def forward_outputs(model: Module, tokenizer: LFQTokenizer, inputs: Tensors) -> dict[str, Tensor]:
     """Logits and losses of given sub-tokens."""
     tokens = model.join(torch.stack([inputs["ids_pre"], inputs["ids_post"]], dim=-1))
     pre, post = model(tokens, inputs["tf_labels"])
@@ -57,23 +58,10 @@ def sampling_outputs(model: Module, tokenizer: LFQTokenizer, labels: Tensor) -> 
     }
 
 
-@torch.no_grad()
-def compute(networks: dict[str, Module], inputs: dict[str, Tensor], config: dict, wanted: list[str]) -> dict[str, Tensor]:
-    """Every wanted output.
-
-    Args:
-        networks: ``model`` with the file's weights.
-        inputs: The file's inputs.
-        config: Official options.
-        wanted: Names of outputs.
-
-    Returns:
-        Outputs by name.
-
-    Raises:
-        KeyError: For a name that is not known.
-    """
-    model = networks["model"].eval()
-    tokenizer = any_tokenizer(model).eval()
-    results = forward_outputs(model, tokenizer, inputs) | sampling_outputs(model, tokenizer, inputs["gen_labels"])
-    return {name: results[name] for name in wanted}
+def outputs(given: Given) -> Table:
+    """The table of outputs."""
+    tokenizer = any_tokenizer(given.model).eval()
+    return {
+        "logits_.+|loss": lambda: forward_outputs(given.model, tokenizer, given.inputs),
+        "gen_.+": lambda: sampling_outputs(given.model, tokenizer, given.inputs["gen_labels"]),
+    }

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from masked_autoencoder_outputs import FileNoise, Recorder, features, file_drawing, masked_rows, numbered
+from outputs import Given, Table, Tensors
 from torch import Tensor
 from torch.nn import Module
 
@@ -19,7 +18,7 @@ SOURCE = "mar"
 GUIDANCE, TEMPERATURE = 2.9, 0.95  # of the files' samples
 
 
-def token_losses(network: Module, inputs: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+def token_losses(network: Module, inputs: Tensors, config: dict) -> dict[str, Tensor]:
     """The training loss, its gradient at the head's last bias, and its terms for every row before masking."""
     objective = MARObjective(network, torch.optim.AdamW, diffusion_batch_mul=config.get("diffusion_batch_mul", 4))
     rows = masked_rows(inputs, objective.diffusion_batch_mul)
@@ -42,7 +41,7 @@ def token_losses(network: Module, inputs: dict[str, Tensor], config: dict) -> di
     }
 
 
-def guided_step(network: Module, inputs: dict[str, Tensor]) -> Tensor:
+def guided_step(network: Module, inputs: Tensors) -> Tensor:
     """One guided reverse step of the chain of 100, each row at its own index."""
     sampler = AncestralSampler(100, TEMPERATURE)
     times = torch.tensor(sampler.timesteps)[inputs["step_index"]]
@@ -51,7 +50,7 @@ def guided_step(network: Module, inputs: dict[str, Tensor]) -> Tensor:
     return sampler.reverse_step(output, inputs["step_x"], inputs["step_index"], inputs["step_noise"])
 
 
-def samples(network: Module, inputs: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+def samples(network: Module, inputs: Tensors, config: dict) -> dict[str, Tensor]:
     """Latents from the file's orders and noise, and the masks before each iteration."""
     noises = numbered(inputs, "sample_noise_")
     sampler = AncestralSampler(chain_timesteps(config.get("num_sampling_steps", "100")), TEMPERATURE)
@@ -65,48 +64,21 @@ def samples(network: Module, inputs: dict[str, Tensor], config: dict) -> dict[st
     return {"sample_latents": network.unpatchify(state.sample), "sample_masks": torch.stack(recorder.masks)}
 
 
-@torch.no_grad()
-def compute(networks: dict[str, Module], inputs: dict[str, Tensor], config: dict, wanted: list[str]) -> dict[str, Tensor]:
-    """Every wanted output.
-
-    Args:
-        networks: ``model`` with the file's weights.
-        inputs: The file's inputs.
-        config: Official options.
-        wanted: Names of outputs.
-
-    Returns:
-        Outputs by name.
-
-    Raises:
-        KeyError: For a name that is not known.
-    """
-    network = networks["model"].eval()
+def outputs(given: Given) -> Table:
+    """The table of outputs."""
+    network, inputs = given.model, given.inputs
     num_rows = inputs["mask"].numel()
     chain = AncestralSampler(100)
-    simple: dict[str, Callable[[], Tensor]] = {
-        "tokens": lambda: network.patchify(inputs["latents"]),
-        "z": lambda: features(network, inputs, null=False),
+    z = features(network, inputs, null=False)
+    tokens = network.patchify(inputs["latents"])
+    return {
+        "tokens": tokens,
+        "z": z,
         "z_null": lambda: features(network, inputs, null=True),
-        "net_out": lambda: network.head(
-            network.patchify(inputs["latents"]).flatten(0, 1),
-            inputs["t"][:num_rows],
-            features(network, inputs, null=False).flatten(0, 1),
-        ),
+        "net_out": lambda: network.head(tokens.flatten(0, 1), inputs["t"][:num_rows], z.flatten(0, 1)),
         "spaced100_timesteps": lambda: torch.tensor(chain.timesteps),
         "spaced100_betas": lambda: chain.process.betas.float(),
         "step_sample": lambda: guided_step(network, inputs),
+        "loss.*|grad_.+": lambda: token_losses(network, inputs, given.config),
+        "sample_.+": lambda: samples(network, inputs, given.config),
     }
-    results: dict[str, Tensor] = {}
-    for name in wanted:
-        if name in results:
-            continue
-        if name in simple:
-            results[name] = simple[name]()
-        elif name.startswith(("loss", "grad_")):
-            results |= token_losses(network, inputs, config)
-        elif name.startswith("sample_"):
-            results |= samples(network, inputs, config)
-        if name not in results:
-            raise KeyError(name)
-    return {name: results[name] for name in wanted}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from projected_gan_outputs import compute_projected_gan as compute
+from projected_gan_outputs import outputs
 
-__all__ = ["SOURCE", "compute"]
+__all__ = ["SOURCE", "outputs"]
 
 SOURCE = "projected-gan_256"

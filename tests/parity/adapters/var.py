@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
+from outputs import Given, Table, Tensors
 from torch import Tensor
 from torch.nn import Module
 
@@ -26,7 +29,7 @@ class RecordingScheduler(NextScaleScheduler):
         return super().step(prediction, timestep, state, noise)
 
 
-def generate(networks: dict[str, Module], labels: Tensor) -> dict[str, Tensor]:
+def generate(networks: Mapping[str, Module], labels: Tensor) -> dict[str, Tensor]:
     """Greedy samples with guidance, through the pipeline's own loop."""
     pipeline = VARPipeline(networks["var"], networks["vae"])
     pipeline.set_progress_bar_config(disable=True)
@@ -42,7 +45,7 @@ def generate(networks: dict[str, Module], labels: Tensor) -> dict[str, Tensor]:
     }
 
 
-def teach(networks: dict[str, Module], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def teach(networks: Mapping[str, Module], inputs: Tensors) -> dict[str, Tensor]:
     """Teacher-forced logits of the images' own tokens."""
     tokens = networks["vae"].encode(inputs["images"])
     read = networks["vae"].teacher_inputs(tokens)
@@ -51,23 +54,9 @@ def teach(networks: dict[str, Module], inputs: dict[str, Tensor]) -> dict[str, T
     return {"gt_ids": tokens, "var_input": read, "logits": logits, "loss": loss}
 
 
-@torch.no_grad()
-def compute(networks: dict[str, Module], inputs: dict[str, Tensor], config: dict, wanted: list[str]) -> dict[str, Tensor]:
-    """Every wanted output.
-
-    Args:
-        networks: ``vae`` and ``var`` with the file's weights.
-        inputs: The file's inputs.
-        config: Official options.
-        wanted: Names of outputs.
-
-    Returns:
-        Outputs by name.
-
-    Raises:
-        KeyError: For a name that is not known.
-    """
-    for network in networks.values():
-        network.eval()
-    results = teach(networks, inputs) | generate(networks, inputs["gen_labels"])
-    return {name: results[name] for name in wanted}
+def outputs(given: Given) -> Table:
+    """The table of outputs."""
+    return {
+        "gen_.+": lambda: generate(given.networks, given.inputs["gen_labels"]),
+        "gt_ids|var_input|logits|loss": lambda: teach(given.networks, given.inputs),
+    }

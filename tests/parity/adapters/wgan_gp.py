@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import re
-from typing import Any
+import functools
 
 import torch
+from outputs import Given, Table, Tensors
 from torch import Tensor
 from torch.nn import Module
 
@@ -16,7 +16,6 @@ from generative.gan.losses import ADVERSARIAL_LOSSES
 from generative.gan.penalties import interpolated_gradient_penalty
 
 SOURCE = "wgan-gp"
-IMAGES = re.compile(r"^images(_train)?(?:_stride(\d+))?$")
 
 
 def in_mode(network: Module, train: bool) -> Module:
@@ -24,81 +23,57 @@ def in_mode(network: Module, train: bool) -> Module:
     return copy.deepcopy(network).train(train)
 
 
-def generator_outputs(network: Module, inputs: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """Those of the wanted images that are known: in eval or train mode, whole or every so many rows and columns."""
-    results: dict[str, Tensor] = {}
-    for name in names:
-        match = IMAGES.match(name)
-        if match:
-            stride = int(match[2] or 1)
-            with torch.no_grad():
-                images = in_mode(network, train=match[1] is not None)(inputs["z"], inputs["y"])
-            results[name] = images[:, :, ::stride, ::stride]
-    return results
+def generator_table(name: str, network: Module, inputs: Tensors) -> Table:
+    """Images in eval or train mode, whole or every so many rows and columns."""
+
+    def images(train: str | None, stride: str | None) -> Tensor:
+        made = in_mode(network, train is not None)(inputs["z"], inputs["y"])
+        return made[:, :, :: int(stride or 1), :: int(stride or 1)]
+
+    return {rf"{name}/images(_train)?(?:_stride(\d+))?": images}
 
 
-def penalty_outputs(network: Module, inputs: dict[str, Tensor], train: bool) -> dict[str, Tensor]:
+@torch.enable_grad()
+def gradient_penalty(network: Module, inputs: Tensors, train: bool) -> dict[str, Tensor]:
     """Gradient penalty under the labels y_d, mean over the batch, shape (1,); and its gradients by our names."""
     ours = in_mode(network, train)
     real, fake, alpha, labels = (inputs[name] for name in ("real_images", "fake_images", "alpha", "y_d"))
     value = interpolated_gradient_penalty(lambda images: ours(images, labels), real, fake, alpha).mean().reshape(1)
     value.sum().backward()
     found = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.grad is not None}
-    return {"": value.detach(), **found}
+    return {"": value, **found}
 
 
-def discriminator_outputs(network: Module, inputs: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """Those of the wanted logits, features, gradient penalties and gradients of the latter that are known."""
-    results: dict[str, Tensor] = {}
-    for train in (False, True):
-        suffix = "_train" if train else ""
-        with torch.no_grad():
-            results[f"logits{suffix}"] = in_mode(network, train)(inputs["real_images"], inputs["y_d"])
-            results[f"features{suffix}"] = in_mode(network, train).features(inputs["real_images"])
-        penalties = penalty_outputs(network, inputs, train)
-        results[f"grad_penalty{suffix}"] = penalties[""]
-        for name in names:
-            kind, _, official = name.partition("/")
-            ours = our_key(network, official) if kind == f"grad_penalty{suffix}_grad" else None
-            if ours in penalties:
-                gradient = penalties[ours]
-                results[name] = gradient if gradient.ndim else gradient.reshape(1)  # attention's weight, officially a vector
-    return results
+def discriminator_table(name: str, network: Module, inputs: Tensors) -> Table:
+    """Logits, features, gradient penalties and gradients of the latter, in eval or train mode."""
+    images, labels = inputs["real_images"], inputs["y_d"]
+    penalty = functools.cache(lambda train: gradient_penalty(network, inputs, train is not None))
+
+    def gradient(train: str | None, key: str) -> Tensor:
+        return torch.atleast_1d(penalty(train)[our_key(network, key) or key])  # attention's weight, officially a vector
+
+    return {
+        f"{name}/logits(_train)?": lambda train: in_mode(network, train is not None)(images, labels),
+        f"{name}/features(_train)?": lambda train: in_mode(network, train is not None).features(images),
+        f"{name}/grad_penalty(_train)?": lambda train: penalty(train)[""],
+        f"{name}/grad_penalty(_train)?_grad/(.+)": gradient,
+    }
 
 
-def loss_outputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The Wasserstein losses, shape (1,), where the file has logits for them."""
-    if "loss/fake_logits" not in inputs:
-        return {}
+def losses(inputs: Tensors) -> dict[str, Tensor]:
+    """The Wasserstein losses, shape (1,)."""
     real, fake = inputs["loss/real_logits"], inputs["loss/fake_logits"]
-    game = ADVERSARIAL_LOSSES["wasserstein"]
-    return {"d_loss": game.discriminator(real, fake).reshape(1), "g_loss": game.generator(fake, None).reshape(1)}
+    wasserstein = ADVERSARIAL_LOSSES["wasserstein"]
+    return {
+        "loss/d_loss": wasserstein.discriminator(real, fake).reshape(1),
+        "loss/g_loss": wasserstein.generator(fake, None).reshape(1),
+    }
 
 
-def compute(
-    networks: dict[str, Module], inputs: dict[str, Tensor], config: dict[str, Any], wanted: list[str]
-) -> dict[str, Tensor]:
-    """Every wanted output.
-
-    Args:
-        networks: Generators and discriminators by module name, with the file's weights.
-        inputs: The file's inputs.
-        config: Official constructor arguments.
-        wanted: Names of outputs.
-
-    Returns:
-        Outputs by name.
-
-    Raises:
-        KeyError: For a name that is not known.
-    """
-    results: dict[str, Tensor] = {}
-    for module, network in networks.items():
-        names = [name.removeprefix(f"{module}/") for name in wanted if name.startswith(f"{module}/")]
-        find = generator_outputs if isinstance(network, DCGANGenerator) else discriminator_outputs
-        results |= {f"{module}/{name}": value for name, value in find(network, inputs, names).items()}
-    results |= {f"loss/{name}": value for name, value in loss_outputs(inputs).items()}
-    missing = [name for name in wanted if name not in results]
-    if missing:
-        raise KeyError(f"unknown outputs of wgan-gp: {', '.join(missing)}")
-    return {name: results[name] for name in wanted}
+def outputs(given: Given) -> Table:
+    """The table of outputs: generators and discriminators by module name, and losses."""
+    table: dict = {"loss/.+": lambda: losses(given.inputs)}
+    for name, network in given.networks.items():
+        part = generator_table if isinstance(network, DCGANGenerator) else discriminator_table
+        table |= part(name, network, given.inputs)
+    return table
