@@ -7,7 +7,7 @@ What else decides a feature's values (the network and its weights, the resizer, 
 folder, together with the names, sizes and times of the images. Those prove nothing: the file's own name carries a sha256
 over the encoded bytes of its images, taken from the very bytes that were decoded, and a tile is read only by the digest of
 the bytes that are there now. So a wrong hit takes a collision of sha256. It costs one reading of the images, without
-decoding: on one core 1.2 GB/s, that is 12,000 photographs of 100 kB a second, where a core decodes 200 and scores 20.
+decoding: on two cores 16,600 images/s of 32 px and 9,500 of 256 px (1.3 GB/s), of which 3,800 and 960 are decoded.
 """
 
 from __future__ import annotations

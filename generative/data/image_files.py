@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.data.base import ImageDataset, hash_parts
+from generative.data.base import ImageDataset, hash_image_files, hash_parts
 from generative.data.decode import decode_image, image_to_tensor, verify_image
 from generative.data.transforms import center_crop
 from metrics.listing import IMAGE_EXTENSIONS, Listing, list_images, no_images_message
@@ -36,12 +36,14 @@ class ImageFilesDataset(ImageDataset):
     def __init__(self, paths: Sequence[str | Path], image_size: int, verify: bool | None = None) -> None:
         found = [(Path(path).expanduser(), find_image_files(Path(path).expanduser())) for path in paths]
         self.paths = [root / name for root, listing in found for name in listing.names]
-        listing = [part for path in self.paths for part in (str(path), path.stat().st_size)]
+        sizes = [path.stat().st_size for path in self.paths]
+        listing = [part for path, size in zip(self.paths, sizes, strict=True) for part in (str(path), size)]
+        contents = hash_image_files(self.paths, sizes)
         super().__init__(
             labels=torch.zeros(len(self.paths), dtype=torch.int64),
             num_classes=1,
             image_size=image_size,
-            fingerprint=hash_parts("image files", image_size, *listing),
+            fingerprint=hash_parts("image files", image_size, *listing, contents),
         )
         self.left_out = dict(sum((listing.left_out for _, listing in found), Counter()))
         self.prepare(cache=False, verify=verify)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from generative.core.class_names import list_names
 from generative.core.errors import UserError
-from generative.data.base import ImageDataset, hash_parts
+from generative.data.base import ImageDataset, hash_image_files, hash_parts
 from generative.data.decode import decode_image, image_to_tensor, verify_image
 from generative.data.transforms import center_crop
 from metrics.listing import count_left_out, describe_left_out, is_hidden, is_image_name, list_images
@@ -71,11 +71,12 @@ class ImageFolderDataset(ImageDataset):
             labels.extend([label] * (len(paths) - len(labels)))
         self._paths = _PackedStrings(paths)
         listing = [part for path, size in zip(paths, sizes, strict=True) for part in (path, size)]
+        contents = hash_image_files([self.root / path for path in paths], sizes)
         super().__init__(
             labels=torch.tensor(labels, dtype=torch.int64),
             num_classes=len(classes),
             image_size=image_size,
-            fingerprint=hash_parts("image folder", image_size, *listing),
+            fingerprint=hash_parts("image folder", image_size, *listing, contents),
             class_names=classes,
         )
         self.left_out, self.notices = dict(left_out), notices

@@ -19,6 +19,7 @@ from generative.core.errors import UserError
 from generative.data import CIFAR10Dataset, DigitsDataset, ImageFolderDataset, ParquetDataset, check_images
 from generative.data.base import hash_parts
 from generative.data.decode import decode_image, image_to_tensor
+from generative.data.image_files import ImageFilesDataset
 
 RNG_SEED = 0
 
@@ -129,6 +130,18 @@ def test_folder_fingerprint_follows_the_content_not_the_place(folder: Path) -> N
     (moved / "dog" / "x.Jpeg").rename(moved / "cat" / "x.Jpeg")
     Image.fromarray(random_pixels(1)[0]).save(moved / "dog" / "new.png")
     assert ImageFolderDataset(moved, image_size=8).fingerprint != before
+
+
+def test_files_of_equal_names_and_sizes_are_not_equal_images(tmp_path: Path) -> None:
+    for name, pixels in zip(("one", "other"), random_pixels(2), strict=True):
+        for label in ("cat", "dog"):
+            (tmp_path / name / label).mkdir(parents=True)
+            Image.fromarray(pixels).save(tmp_path / name / label / "x.bmp")
+    one, other = (ImageFolderDataset(tmp_path / name, image_size=8) for name in ("one", "other"))
+    assert one.fingerprint != other.fingerprint
+    before = ImageFilesDataset([tmp_path / "one"], 8).fingerprint
+    (tmp_path / "one" / "cat" / "x.bmp").write_bytes((tmp_path / "other" / "cat" / "x.bmp").read_bytes())
+    assert ImageFilesDataset([tmp_path / "one"], 8).fingerprint != before
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp"])
