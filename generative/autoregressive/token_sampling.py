@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,38 +30,42 @@ def check_sampling_options(temperature: float, top_k: int | None, top_p: float) 
         raise UserError(f"top_p must be in (0, 1], got {top_p}; 1 keeps every token")
 
 
-def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Rule out all but the ``top_k`` most probable tokens (arXiv 1805.04833); ties with the last one kept stay.
+def sort_values(values: Tensor) -> Tensor:
+    """Values (N, V) in ascending order along the rows, without gradients.
+
+    On a CPU by numpy, whose vectorised sort takes 3 ms for 2,048 rows of 1,024 float32 where torch's takes 120 and its topk of
+    900 takes 89 (one core of an AMD EPYC with AVX-512).
+    """
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1))
+    return values.sort(dim=-1).values
+
+
+def keep_most_probable(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:
+    """Rule out all but the ``top_k`` most probable tokens, then all but the nucleus of those (arXiv 1805.04833, 1904.09751).
+
+    Ties stay: a token as probable as the last one kept is kept too, whatever its place in the codebook.
 
     Args:
-        logits: (..., V).
-        top_k: At least 1; V or more keeps all.
+        logits: (..., V) float32 or float64.
+        top_k: At least 1; None, or V and more, for all.
+        top_p: In (0, 1]; the fewest most probable tokens that sum to at least this are kept, one at least.
 
     Returns:
         (..., V), -inf where ruled out.
     """
-    if top_k >= logits.shape[-1]:
+    num_codes = logits.shape[-1]
+    first = max(num_codes - top_k, 0) if top_k is not None else 0  # of those kept, in ascending order
+    if first == 0 and top_p >= 1:
         return logits
-    least = logits.topk(top_k, dim=-1).values[..., -1:]  # (..., 1)
-    return logits.masked_fill(logits < least, -math.inf)
-
-
-def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Rule out all but the nucleus: the fewest most probable tokens that sum to at least ``top_p`` (arXiv 1904.09751).
-
-    Args:
-        logits: (..., V).
-        top_p: In (0, 1]; 1 keeps all. At least one token is always kept.
-
-    Returns:
-        (..., V), -inf where ruled out.
-    """
-    if top_p >= 1:
-        return logits
-    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)  # (..., V)
-    mass_before = probabilities.cumsum(dim=-1) - probabilities
-    outside = (mass_before >= top_p).scatter(-1, order, mass_before >= top_p)  # back to the order of the codes
-    return logits.masked_fill(outside, -math.inf)
+    kept = sort_values(logits.flatten(0, -2))[:, first:]  # (N, K)
+    place = torch.zeros(len(kept), 1, dtype=torch.int64, device=kept.device)
+    if top_p < 1:
+        up_to = kept.softmax(dim=-1).cumsum(dim=-1)  # (N, K) probability of a token and all less probable ones
+        # A rounded sum may lie below 1 at the end too: the last, most probable one always stays.
+        place = (up_to[:, :-1] <= 1 - top_p).sum(dim=-1, keepdim=True)  # (N, 1)
+    least = kept.gather(1, place).view(*logits.shape[:-1], 1)
+    return logits.masked_fill(logits < least, -torch.inf)
 
 
 def invert_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -75,9 +80,12 @@ def invert_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         (B,) int64; a token of probability 0 is never drawn.
     """
+    device = logits.device
+    if device.type == "mps":  # has no float64
+        logits, uniform = logits.cpu(), uniform.cpu()
     cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)  # (B, V); float64, so that the last entries stay apart
     threshold = uniform.double()[:, None] * cumulative[:, -1:]  # below the last entry, whatever it sums to
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]  # (B,)
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].to(device)  # (B,)
 
 
 def sample_tokens(
@@ -98,10 +106,7 @@ def sample_tokens(
     device = logits.device
     if device.type == "mps":  # has no float64, which the draw needs
         logits, uniform = logits.cpu(), uniform.cpu()
-    logits = logits.double() / temperature
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    return invert_cdf(keep_top_p(logits, top_p), uniform).to(device)
+    return invert_cdf(keep_most_probable(logits.double() / temperature, top_k, top_p), uniform).to(device)
 
 
 def gumbel_noise(uniform: Tensor) -> Tensor:
@@ -116,25 +121,6 @@ def gumbel_noise(uniform: Tensor) -> Tensor:
     finfo = torch.finfo(uniform.dtype)
     # -log u is clamped too: next to 1, u may round to 1 in a 16-bit dtype.
     return -(-uniform.clamp(min=finfo.tiny).log()).clamp(min=finfo.tiny).log()
-
-
-def gumbel_sample(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> Tensor:
-    """Draw from softmax(logits / temperature) as the argmax of logits / temperature + Gumbel noise (Gumbel-max trick).
-
-    ``sample_tokens`` draws from the same distribution with one number per token rather than V; this one needs no sort, no sum
-    and no float64.
-
-    Args:
-        logits: (..., V), -inf where ruled out.
-        uniform: (..., V) in [0, 1), each image's rows from its own noise.
-        temperature: 0 takes the most probable.
-
-    Returns:
-        (...) int64.
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    return (logits / temperature + gumbel_noise(uniform)).argmax(dim=-1)
 
 
 def gumbel_softmax(logits: Tensor, uniform: Tensor, tau: float) -> Tensor:

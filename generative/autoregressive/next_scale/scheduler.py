@@ -8,9 +8,8 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.autoregressive.likeliest import keep_likeliest
 from generative.autoregressive.next_scale.block_causal import scale_offsets
-from generative.autoregressive.token_sampling import check_sampling_options, gumbel_softmax, invert_cdf
+from generative.autoregressive.token_sampling import check_sampling_options, gumbel_softmax, invert_cdf, keep_most_probable
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
@@ -42,14 +41,6 @@ def smooth_temperature(progress: float) -> float:
     return max(SMOOTH_TEMPERATURE * (1 - SMOOTH_DECAY * progress), SMOOTH_FLOOR)
 
 
-def draw_rows(logits: Tensor, uniform: Tensor) -> Tensor:
-    """One token (N,) per row of logits (N, V), by its own uniform number (N,)."""
-    device = logits.device
-    if device.type == "mps":  # has no float64, which the draw needs
-        logits, uniform = logits.cpu(), uniform.cpu()
-    return invert_cdf(logits, uniform).to(device)
-
-
 @dataclass(frozen=True)
 class KnownTokens:
     """Tokens that are not drawn but given, for editing.
@@ -72,8 +63,8 @@ class NextScaleScheduler:
     Args:
         tokenizer: Adds scales to the map and resizes it.
         temperature: Divides the logits.
-        top_k: See ``keep_likeliest``.
-        top_p: See ``keep_likeliest``.
+        top_k: See ``keep_most_probable``.
+        top_p: See ``keep_most_probable``.
         more_smooth: Take mixtures of codes, weighted by a relaxed draw, in place of codes: smoother images, for looking at only
             (the paper's scores are without it). The ids are then those of the largest weights.
         known: Tokens that are given; None draws all.
@@ -149,10 +140,10 @@ class NextScaleScheduler:
             (B, n_k) int64 ids, and the mixtures of codes (B, n_k, C) that stand for them where ``more_smooth``.
         """
         _, num_tokens, num_codes = logits.shape
-        logits = keep_likeliest(logits.float() / self.temperature, self.top_k, self.top_p)
+        logits = keep_most_probable(logits.float() / self.temperature, self.top_k, self.top_p)
         if not self.more_smooth:
             uniform = noise.rand(num_tokens)  # (B, n_k)
-            ids = draw_rows(logits.flatten(0, 1), uniform.flatten())
+            ids = invert_cdf(logits.flatten(0, 1), uniform.flatten())
             return ids.unflatten(0, uniform.shape), None
         progress = scale / max(self.num_scales - 1, 1)
         weights = gumbel_softmax(logits * (1 + progress), noise.rand(num_tokens, num_codes), smooth_temperature(progress))

@@ -12,12 +12,11 @@ from torch import Tensor
 from generative.autoregressive.token_sampling import (
     RasterScheduler,
     gumbel_noise,
-    gumbel_sample,
     gumbel_softmax,
     invert_cdf,
-    keep_top_k,
-    keep_top_p,
+    keep_most_probable,
     sample_tokens,
+    sort_values,
 )
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, sample_loop
@@ -51,16 +50,6 @@ def test_draws_follow_the_truncated_softmax() -> None:
     assert p_value(expected, top_p=float(probabilities[[2, 4]].sum()) + 0.01, top_k=2) > 0.01
 
 
-def test_gumbel_draws_follow_the_softmax() -> None:
-    uniform = torch.rand(20000, 5, generator=torch.Generator().manual_seed(0))
-    counts = gumbel_sample(LOGITS.expand(20000, -1), uniform, temperature=0.5).bincount(minlength=5)
-    expected = (LOGITS / 0.5).double().softmax(0) * 20000
-    assert chisquare(counts.numpy(), expected.numpy()).pvalue > 0.01
-    ruled_out = torch.where(torch.arange(5) == 2, -math.inf, LOGITS)
-    assert (gumbel_sample(ruled_out.expand(20000, -1), uniform) != 2).all()
-    assert gumbel_sample(LOGITS, uniform[0], temperature=0) == 2
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_gumbel_noise_is_finite(dtype: torch.dtype) -> None:
     edges = torch.tensor([0.0, 0.5, 1 - 2**-24, 1.0], dtype=dtype)
@@ -73,7 +62,8 @@ def test_relaxed_draws() -> None:
     uniform = torch.rand(2000, 5, generator=torch.Generator().manual_seed(0))
     soft, hard = (gumbel_softmax(LOGITS.expand(2000, -1), uniform, tau) for tau in (1.0, 1e-4))
     torch.testing.assert_close(soft.sum(1), torch.ones(2000))
-    assert torch.equal(soft.argmax(1), gumbel_sample(LOGITS.expand(2000, -1), uniform))  # the same draw, relaxed
+    counts = soft.argmax(1).bincount(minlength=5)  # the largest weight is a draw from the softmax
+    assert chisquare(counts.numpy(), (LOGITS.double().softmax(0) * 2000).numpy()).pvalue > 0.01
     torch.testing.assert_close(hard, torch.nn.functional.one_hot(soft.argmax(1), 5).float(), rtol=0, atol=1e-2)
     assert (soft.max(1).values < 0.99).float().mean() > 0.5
     for tau in (0.0, -1.0, math.nan):
@@ -89,21 +79,53 @@ def test_the_cdf_is_inverted() -> None:
     assert invert_cdf(leading_zero, torch.zeros(1)).tolist() == [1]  # u = 0 must not draw an impossible token
 
 
+def kept(logits: Tensor, top_k: int | None, top_p: float = 1.0) -> list[int]:
+    """Codes of one row (V,) that are kept."""
+    return keep_most_probable(logits[None], top_k, top_p)[0].isfinite().nonzero().flatten().tolist()
+
+
 def test_top_k_edges() -> None:
-    assert keep_top_k(LOGITS, 1).isfinite().nonzero().flatten().tolist() == [2]
-    torch.testing.assert_close(keep_top_k(LOGITS, 5), LOGITS)
-    torch.testing.assert_close(keep_top_k(LOGITS, 99), LOGITS)
-    assert keep_top_k(torch.tensor([1.0, 1.0, 0.0]), 1).isfinite().tolist() == [True, True, False]  # ties stay
+    assert kept(LOGITS, 1) == [2] and kept(LOGITS, 2) == [2, 4]
+    for top_k in (None, 5, 99):
+        assert keep_most_probable(LOGITS[None], top_k, 1.0)[0].tolist() == LOGITS.tolist()
 
 
 def test_top_p_edges() -> None:
-    torch.testing.assert_close(keep_top_p(LOGITS, 1.0), LOGITS)
-    assert keep_top_p(LOGITS, 1e-9).isfinite().nonzero().flatten().tolist() == [2]  # never nothing
-    halves = torch.tensor([0.5, 0.25, 0.25]).log()
-    assert keep_top_p(halves, 0.5).isfinite().tolist() == [True, False, False]  # reaches 0.5 with the first
-    assert keep_top_p(halves, 0.5001).isfinite().sum() == 2
+    assert kept(LOGITS, None, 1e-9) == [2]  # never nothing
+    halves = torch.tensor([0.5, 0.26, 0.24], dtype=torch.float64).log()
+    assert kept(halves, None, 0.4999) == [0] and kept(halves, None, 0.5001) == [0, 1]
     rows = torch.stack([LOGITS, LOGITS.flip(0)])
-    torch.testing.assert_close(keep_top_p(rows, 0.7)[1], keep_top_p(LOGITS, 0.7).flip(0))
+    assert torch.equal(keep_most_probable(rows, None, 0.7)[1], keep_most_probable(rows, None, 0.7)[0].flip(0))
+
+
+def test_the_nucleus_is_of_the_top_k() -> None:
+    logits = torch.tensor([0.05, 0.5, 0.15, 0.3]).log()
+    assert kept(logits, None, 0.75) == [1, 3] and kept(logits, None, 0.85) == [1, 2, 3]
+    assert kept(logits, 2, 0.9) == [1, 3] and kept(logits, 2, 0.6) == [1]  # 0.625 and 0.375 of what is left
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("top_k", [None, 1, 5, 40, 41])
+@pytest.mark.parametrize("top_p", [1.0, 0.96, 0.5, 1e-9])
+def test_what_is_kept_is_what_the_papers_say(top_k: int | None, top_p: float, dtype: torch.dtype) -> None:
+    logits = 2 * torch.randn(6, 3, 40, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    order = logits.argsort(dim=-1, descending=True)
+    expected = logits.masked_fill(order.argsort(dim=-1) >= (top_k or 40), -math.inf)
+    before = expected.softmax(-1).gather(-1, order).cumsum(-1) - expected.softmax(-1).gather(-1, order)
+    expected = expected.masked_fill((before >= top_p).gather(-1, order.argsort(dim=-1)), -math.inf)
+    assert torch.equal(keep_most_probable(logits, top_k, top_p), expected)
+
+
+def test_equally_probable_tokens_stay_together() -> None:
+    assert kept(torch.zeros(5), 2) == kept(torch.zeros(5), None, 0.3) == [0, 1, 2, 3, 4]
+    assert kept(torch.tensor([1.0, 1.0, 0.0]), 1) == [0, 1]
+    uniform = torch.tensor([0.1, 0.4, 0.6, 0.9])
+    assert sample_tokens(torch.zeros(4, 2), uniform, top_k=1).tolist() == [0, 0, 1, 1]
+
+
+def test_values_are_sorted_and_the_input_is_left_alone() -> None:
+    values = torch.tensor([[3.0, 1.0, 2.0]])
+    assert sort_values(values).tolist() == [[1.0, 2.0, 3.0]] and values.tolist() == [[3.0, 1.0, 2.0]]
 
 
 @pytest.mark.parametrize(
