@@ -412,6 +412,7 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write the checkpoint of this step with the pipeline of its averages, and the latter as the run's; keep the last few."""
         pending = self.observer.pending_state()
+        self.sampling_pipeline()  # on every process: standing statistics of cross-replica batch norm take all of them
         if self.accelerator.is_main_process:
             check_folder(self.config.output_dir)
             path, newest = ckpt.checkpoint_path(self.config.output_dir, self.step), self.config.output_dir / PIPELINE
