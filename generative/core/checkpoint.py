@@ -24,6 +24,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 NAME = re.compile(r"checkpoint-(\d{8,})")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+BUFFERS = "buffers.safetensors"
 
 # Keys of config.json that describe the software and not the network.
 PRIVATE_CONFIG_KEYS = ("_class_name", "_diffusers_version", "_name_or_path")
@@ -309,3 +310,31 @@ def load_network(network: ConfigMixin, folder: Path) -> None:
     if wrong:
         raise UserError(f"'{folder}' does not fit the network: '{wrong[0]}' is missing, unknown or of another shape")
     network.load_state_dict(tensors)
+
+
+def save_buffers(buffers: Mapping[str, Tensor], folder: Path) -> None:
+    """Write an objective's buffers into a checkpoint's folder; no file where there are none."""
+    if buffers:
+        save_file({name: value.detach().cpu().contiguous() for name, value in buffers.items()}, folder / BUFFERS)
+
+
+def load_buffers(buffers: Mapping[str, Tensor], folder: Path) -> None:
+    """Load what ``save_buffers`` wrote, in place.
+
+    A checkpoint of an older version keeps the same tensors as one more network: they are found by their names.
+
+    Raises:
+        UserError: If a buffer is missing, unknown, or of another shape.
+    """
+    if not buffers:
+        return
+    path = folder / BUFFERS
+    if not path.is_file():
+        networks = sorted((folder / "networks").glob(f"*/{WEIGHTS}"))
+        path = next((other for other in networks if buffers.keys() <= read_tensors(other).keys()), path)
+    tensors = {name: value for name, value in read_tensors(path).items() if name != "_extra_state"}
+    wrong = sorted(set(tensors) ^ set(buffers)) or [name for name in buffers if tensors[name].shape != buffers[name].shape]
+    if wrong:
+        raise UserError(f"'{path}' does not fit this configuration: buffer '{wrong[0]}' is missing, unknown or of another shape")
+    for name, buffer in buffers.items():
+        buffer.copy_(tensors[name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -12,26 +13,27 @@ from torch import Tensor, nn
 
 from generative.core.ema import EMASpec
 from generative.core.generation import SampleRequest, generate_images
-from generative.core.types import Batch, Losses, Networks
+from generative.core.types import Batch, Losses, Networks, StepContext
 
 if TYPE_CHECKING:
     from pipelines.base import ImageGenerationPipeline, ImagePipeline
 
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 """Parameter groups -> optimizer. In YAML: ``{class_path: torch.optim.AdamW, init_args: {lr: 1.0e-4}}``."""
+StepHook = Callable[[Networks, int], None]
+"""Called with the networks and the training steps done before this one."""
 
 
 class LossFn(Protocol):
     """Loss of one phase on one micro-batch: a function of tensors, with all its randomness handed in."""
 
-    def __call__(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def __call__(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Compute the losses.
 
         Args:
             networks: Every network of the objective; those outside the phase are frozen.
             batch: One micro-batch.
-            generator: On the batch's device; keyed by (seed, step, phase, repeat, slot): no draw depends on how a batch is split.
-            cache: Lives for one micro-batch of one step and is shared by its phases (a tokenizer reconstructs once for all).
+            context: The step, the generator of all its draws, and what phases share.
 
         Returns:
             ``Losses`` with key ``"loss"``.
@@ -50,8 +52,8 @@ class Phase:
         interval: Run at every ``interval``-th step only (lazy regularisation).
         repeats: Optimizer steps in a row, each with fresh data (several critic steps).
         eval_networks: Networks in eval mode during the phase; every other network is in train mode.
-        before_step: Called with the networks after gradients are reduced and before they are clipped: may edit gradients.
-        after_step: Called with the networks after the optimizer's step: may edit weights.
+        before_step: Called after gradients are reduced and before they are clipped: may edit gradients.
+        after_step: Called after the optimizer's step: may edit weights and the objective's buffers.
     """
 
     name: str
@@ -61,8 +63,8 @@ class Phase:
     interval: int = 1
     repeats: int = 1
     eval_networks: tuple[str, ...] = ()
-    before_step: Callable[[Networks], None] | None = None
-    after_step: Callable[[Networks], None] | None = None
+    before_step: StepHook | None = None
+    after_step: StepHook | None = None
 
     def __post_init__(self) -> None:
         for field, value in (("interval", self.interval), ("repeats", self.repeats)):
@@ -79,6 +81,8 @@ class Objective(abc.ABC):
     Attributes:
         networks: Trained networks by name; diffusers ``ModelMixin`` + ``ConfigMixin``.
         frozen: Networks that are used but never trained (a tokenizer, a feature network).
+        buffers: State of the training beside the networks, by name (moving averages, counts); checkpoints keep it. Written in
+            place, never replaced, and with the same values on every process: what processes measured is summed first.
         optimizers: Factories by name.
         ema: Averages by name. The one named like its network is the one that samples.
         num_classes: Classes of the data that the objective expects; class labels are in [0, num_classes).
@@ -100,6 +104,7 @@ class Objective(abc.ABC):
     uses_labels: bool = True
     networks: dict[str, nn.Module]
     frozen: dict[str, nn.Module]
+    buffers: Mapping[str, Tensor] = MappingProxyType({})
     optimizers: dict[str, OptimizerFactory]
     ema: dict[str, EMASpec]
     num_classes: int

@@ -123,13 +123,16 @@ class RunObserver:
             for step, phase, names, numbers in state
         ]
 
-    def check_finite(self, step: int, networks: Mapping[str, nn.Module] | None = None) -> None:
+    def check_finite(
+        self, step: int, networks: Mapping[str, nn.Module] | None = None, buffers: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Stop on a NaN or infinite value: when logging and before saving only, as reading losses each step would stall a GPU.
 
         Args:
             step: Steps done.
             networks: Look at these networks too, their weights and buffers: the last step can spoil them without a loss having
                 shown it yet.
+            buffers: Look at these buffers of the objective too.
 
         Raises:
             DivergenceError: On every process, if one of them met such a value.
@@ -146,6 +149,9 @@ class RunObserver:
             for kind, tensors in (("weights", network.parameters()), ("buffers", saved_buffers(network))):
                 if not message and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
                     message = f"{kind} of network '{name}' became NaN or infinite by step {step}"
+        for name, buffer in (buffers or {}).items():
+            if not message and not bool(torch.isfinite(buffer).all()):
+                message = f"the objective's buffer '{name}' became NaN or infinite by step {step}"
         # Every process must stop, or the others would wait for this one for ever.
         count = torch.tensor([float(bool(message))], device=self.accelerator.device)
         if not bool(self.accelerator.gather(count).sum()):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from generative.core.objective import Objective, Phase
 from generative.core.seeding import derive_seed, keyed_generator
-from generative.core.types import Batch, Losses
+from generative.core.types import Batch, Losses, StepContext
 
 
 class PhaseRunner:
@@ -47,13 +47,22 @@ class PhaseRunner:
         # What the objective left trainable when it was built; anything it froze stays frozen in every phase.
         self.trainable = {name: [p for p in net.parameters() if p.requires_grad] for name, net in objective.networks.items()}
 
-    def run(self, phase: Phase, repeat: int, step: int, batches: Sequence[Batch], caches: Sequence[dict[str, Any]]) -> Losses:
+    def run(
+        self,
+        phase: Phase,
+        repeat: int,
+        step: int,
+        images_seen: int,
+        batches: Sequence[Batch],
+        caches: Sequence[dict[str, Any]],
+    ) -> Losses:
         """Run one phase on one batch, given as micro-batches.
 
         Args:
             phase: The phase.
             repeat: Which of its repeats this is.
             step: Training steps done so far.
+            images_seen: Training images drawn so far.
             batches: This process's micro-batches.
             caches: One cache per micro-batch, shared with the other phases of the step.
 
@@ -69,15 +78,16 @@ class PhaseRunner:
             slot = micro_batch * self.accelerator.num_processes + self.accelerator.process_index
             key = (self.seed, step, phase.name, repeat, slot)
             torch.manual_seed(derive_seed(*key, "dropout"))
+            context = StepContext(step, images_seen, keyed_generator(*key, device=self.accelerator.device), cache)
             with self.accelerator.autocast():
-                losses = phase.loss_fn(networks, batch, keyed_generator(*key, device=self.accelerator.device), cache)
+                losses = phase.loss_fn(networks, batch, context)
             self.accelerator.backward(losses["loss"])
             records.append({name: value.detach().float() for name, value in losses.items()})
         values, divisor = self._average(records)
         self._reduce_gradients(parameters, divisor)
         self.accelerator.unscale_gradients(optimizer)
         if phase.before_step:
-            phase.before_step(networks)
+            phase.before_step(networks, step)
         gradients = [p.grad for p in parameters if p.grad is not None]
         values["grad_norm"] = torch.nn.utils.get_total_norm(gradients).float()
         if self.max_grad_norm is not None:
@@ -85,7 +95,7 @@ class PhaseRunner:
         optimizer.step()
         if phase.after_step:
             with torch.no_grad():
-                phase.after_step(networks)
+                phase.after_step(networks, step)
         return values
 
     def _select(self, phase: Phase) -> list[nn.Parameter]:

@@ -120,10 +120,13 @@ class Trainer:
         # Frozen parts keep their layout: they go into saved pipelines themselves, not as copies.
         for network in self.objective.frozen.values():
             network.to(self.accelerator.device).requires_grad_(False).eval()
+        for buffer in self.objective.buffers.values():
+            buffer.data = buffer.data.to(self.accelerator.device)
         if self.accelerator.num_processes > 1:
-            for network in self.objective.networks.values():
-                for tensor in [*network.parameters(), *network.buffers()]:
-                    tensor.data.copy_(broadcast(tensor.data))
+            networks = self.objective.networks.values()
+            trained = [tensor for network in networks for tensor in [*network.parameters(), *network.buffers()]]
+            for tensor in [*trained, *self.objective.buffers.values()]:
+                tensor.data.copy_(broadcast(tensor.data))
         self.averages: dict[str, nn.Module] = {
             name: start_average(self.objective.networks[spec.network]) for name, spec in self.objective.ema.items()
         }
@@ -163,11 +166,12 @@ class Trainer:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
+        images_seen = self.images_seen
         caches: list[list[dict[str, Any]]] = [[{} for _ in batches] for batches in micro_batches]
         for phase in self.phases:
             if self.step % phase.interval == 0:
                 for repeat in range(phase.repeats):
-                    values = self.runner.run(phase, repeat, self.step, micro_batches[repeat], caches[repeat])
+                    values = self.runner.run(phase, repeat, self.step, images_seen, micro_batches[repeat], caches[repeat])
                     self.observer.record(self.step, phase.name, values)
         average_buffers(self.objective.networks, self.accelerator)
         self.step += 1
@@ -310,7 +314,7 @@ class Trainer:
     def _check_weights(self) -> None:
         """Stop if anything that a checkpoint would hold is NaN or infinite, so that none ever is."""
         averages = {f"{name} (average)": average for name, average in self.averages.items()}
-        self.observer.check_finite(self.step, {**self.objective.networks, **averages})
+        self.observer.check_finite(self.step, {**self.objective.networks, **averages}, self.objective.buffers)
 
     def _evaluate_if_due(self) -> None:
         before = self.observer.last_evaluation
@@ -438,6 +442,7 @@ class Trainer:
         for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
             for name, network in networks.items():
                 ckpt.save_network(network, folder / kind / name)
+        ckpt.save_buffers(self.objective.buffers, folder)
         (folder / "optimizers").mkdir()
         state["optimizer_scalars"] = {
             name: ckpt.save_optimizer(optimizer.optimizer, self.parameter_names, folder / "optimizers" / f"{name}.safetensors")
@@ -478,6 +483,7 @@ class Trainer:
         for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
             for name, network in networks.items():
                 ckpt.load_network(network, folder / kind / name)
+        ckpt.load_buffers(self.objective.buffers, folder)
         for name, optimizer in self.optimizers.items():
             path = folder / "optimizers" / f"{name}.safetensors"
             ckpt.load_optimizer(optimizer.optimizer, self.parameter_names, path, saved["optimizer_scalars"][name])

@@ -7,8 +7,10 @@ D features, K guidance branches (conditional, null, ...), N M samples, T diffusi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypedDict
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
 
+import torch
 from torch import Tensor, nn
 
 
@@ -35,3 +37,20 @@ denominators summed over micro-batches and processes, so that a masked mean accu
 
 Networks = Mapping[str, nn.Module]
 """The networks of an objective by name, for example ``{"generator": ..., "discriminator": ...}``."""
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where a run is and what it draws from, for the loss of one phase on one micro-batch.
+
+    Attributes:
+        step: Training steps done before this one.
+        images_seen: Training images drawn before this step.
+        generator: On the batch's device; keyed by (seed, step, phase, repeat, slot): no draw depends on how a batch is split.
+        cache: Lives for one micro-batch of one step and is shared by its phases (a tokenizer reconstructs once for all).
+    """
+
+    step: int
+    images_seen: int
+    generator: torch.Generator
+    cache: dict[str, Any] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from generative.core.ema import EMAProfile, EMASpec
 from generative.core.errors import UserError
-from generative.core.objective import Objective, OptimizerFactory, Phase
-from generative.core.types import Batch, Losses, Networks
+from generative.core.objective import Objective, OptimizerFactory, Phase, StepHook
+from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.gan import diagnosis
 from generative.gan.augment import AUGMENTATIONS, Augmentation, augment
 from generative.gan.losses import ADVERSARIAL_LOSSES, AdversarialLoss
@@ -160,13 +160,13 @@ class GANObjective(Objective):
         )
         return [generator, *discriminator] if self.generator_first else [*discriminator, generator]
 
-    def _regularise(self, name: str) -> Callable[[Networks], None] | None:
+    def _regularise(self, name: str) -> StepHook | None:
         """What adds a network's orthogonal regularisation to its gradients, if it has any."""
         strength = self.orthogonal_weights[name]
         if strength == 0:
             return None
 
-        def before_step(networks: Networks) -> None:
+        def before_step(networks: Networks, step: int) -> None:
             network = networks[name]
             embedding = getattr(network, "class_embedding", None) if name == "generator" else None
             left_out = {id(p) for p in embedding.parameters()} if isinstance(embedding, nn.Module) else set()
@@ -203,46 +203,44 @@ class GANObjective(Objective):
         real_logits, fake_logits = both.chunk(2)
         return real_logits, fake_logits
 
-    def discriminator_loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def discriminator_loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Loss of the discriminator on real images and as many generated ones; see ``LossFn``."""
-        z, labels = self.draw_fake_inputs(batch, generator)
+        z, labels = self.draw_fake_inputs(batch, context.generator)
         with torch.no_grad():
             fake = networks["generator"](z, labels).to(batch["images"].dtype)  # (B, 3, H, W)
-        real_logits, fake_logits = self.discriminate_both(networks, batch, fake, labels, generator)
+        real_logits, fake_logits = self.discriminate_both(networks, batch, fake, labels, context.generator)
         losses = {
             "loss": self.loss.discriminator(real_logits, fake_logits),
             "real_logits": real_logits.detach().mean(),
             "fake_logits": fake_logits.detach().mean(),
         }
-        inputs = self.penalty_inputs(networks, batch, z, labels, fake, generator)
+        inputs = self.penalty_inputs(networks, batch, z, labels, fake, context.generator)
         for penalty in self.penalties:
             if penalty.interval == 1:
                 add_losses(losses, penalty.losses(inputs), penalty.name)
         return losses
 
-    def lazy_penalty_loss(
-        self, penalty: Penalty, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]
-    ) -> Losses:
+    def lazy_penalty_loss(self, penalty: Penalty, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """A penalty that is taken every so many steps only, scaled by as much; see ``LossFn``."""
         z = labels = batch["class_labels"][:0]
         fake = batch["images"][:0]
         if penalty.needs_fake:
-            z, labels = self.draw_fake_inputs(batch, generator)
+            z, labels = self.draw_fake_inputs(batch, context.generator)
             with torch.no_grad():
                 fake = networks["generator"](z, labels).to(batch["images"].dtype)  # (B, 3, H, W)
-        losses = penalty.losses(self.penalty_inputs(networks, batch, z, labels, fake, generator))
+        losses = penalty.losses(self.penalty_inputs(networks, batch, z, labels, fake, context.generator))
         return {**losses, "loss": penalty.interval * losses["loss"]}
 
-    def generator_loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def generator_loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Loss of the generator on as many images as the batch holds; see ``LossFn``."""
-        z, labels = self.draw_fake_inputs(batch, generator)
+        z, labels = self.draw_fake_inputs(batch, context.generator)
         fake = networks["generator"](z, labels)  # (B, 3, H, W)
         if self.loss.needs_real:
-            real_logits, fake_logits = self.discriminate_both(networks, batch, fake, labels, generator)
+            real_logits, fake_logits = self.discriminate_both(networks, batch, fake, labels, context.generator)
             losses = {"loss": self.loss.generator(fake_logits, real_logits)}
         else:
-            losses = {"loss": self.loss.generator(self.discriminate(networks, fake, labels, generator), None)}
-        inputs = self.penalty_inputs(networks, batch, z, labels, fake, generator)
+            losses = {"loss": self.loss.generator(self.discriminate(networks, fake, labels, context.generator), None)}
+        inputs = self.penalty_inputs(networks, batch, z, labels, fake, context.generator)
         for penalty in self.penalties:
             add_losses(losses, penalty.generator_losses(inputs), penalty.name)
         return losses

@@ -1,7 +1,6 @@
 """What a tokenizer's training must remember from step to step: use of codes, recent encoder vectors, moving averages.
 
-Loss functions know no step number and keep no state, so all of it lives in the buffers of one more network, which is saved with
-the others: a resumed run goes on bit-equal.
+All of it lives in tensors that the objective lists among its buffers, which checkpoints keep: a resumed run goes on bit-equal.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from generative.core.seeding import keyed_generator
@@ -21,6 +18,8 @@ PICKS_PER_MICRO_BATCH = 256
 """Encoder vectors of a micro-batch that enter the reservoir."""
 LECAM_DECAY = 0.999
 """Of the averages of logits (Open-MAGVIT2's code; 0.99 in arXiv 2104.03310)."""
+NEVER = 2**62
+"""Steps since the use of a code that was not used yet; counting on does not overflow."""
 
 
 def num_processes() -> int:
@@ -71,7 +70,7 @@ class CodebookMonitor(nn.Module):
         window_steps: Steps that "recently" means.
 
     Attributes:
-        idle: (V,) int64, steps since each code was used.
+        idle: (V,) int64, steps since each code was used; ``NEVER`` or more where it was not.
         counts: (V,) float32, moving average of its uses in a step.
         revived_step: (V,) int64, step of its last revival.
         revived: () int64, revivals so far.
@@ -79,7 +78,6 @@ class CodebookMonitor(nn.Module):
         filled: () int64.
     """
 
-    has_frozen_buffers = True  # alike on every process as they are made: averaging would only cost time and round
     idle: Tensor
     counts: Tensor
     revived_step: Tensor
@@ -92,7 +90,7 @@ class CodebookMonitor(nn.Module):
         self.num_codes = num_codes
         self.window_steps = window_steps
         self.is_learned = code_dim > 0
-        self.register_buffer("idle", torch.zeros(num_codes, dtype=torch.int64))
+        self.register_buffer("idle", torch.full((num_codes,), NEVER))
         self.register_buffer("counts", torch.zeros(num_codes))
         if self.is_learned:
             self.register_buffer("revived_step", torch.zeros(num_codes, dtype=torch.int64))
@@ -152,9 +150,9 @@ class CodebookMonitor(nn.Module):
         self.revived_step[rows] = step
         self.revived.add_(count)
 
-    def usage(self, step: int) -> Tensor:
+    def usage(self) -> Tensor:
         """Share of the codes that were used at all in the last ``window_steps`` steps, a scalar in [0, 1]."""
-        return (self.idle < min(self.window_steps, step)).float().mean()
+        return (self.idle < self.window_steps).float().mean()
 
     def perplexity(self) -> Tensor:
         """exp of the entropy (nats) of the codes' recent frequencies, a scalar in [1, V]: how many are used alike."""
@@ -162,8 +160,8 @@ class CodebookMonitor(nn.Module):
         return torch.special.entr(shares).sum().exp()
 
 
-class TokenizerMonitor(ModelMixin, ConfigMixin):
-    """Memory of a tokenizer's training; it has no parameters.
+class TokenizerMonitor(nn.Module):
+    """Memory of a tokenizer's training: a module for the names of its buffers, without parameters.
 
     Args:
         codebooks: V and D by codebook name; D is 0 for a codebook that is not learned.
@@ -171,19 +169,16 @@ class TokenizerMonitor(ModelMixin, ConfigMixin):
         window_steps: Steps that usage, perplexity and latents' moments look back.
 
     Attributes:
-        step: Training steps done (a plain integer: reading it waits for no device).
         logit_averages: (2,) moving averages of real and reconstructed images' mean logits, for LeCAM.
         latent_moments: (3,) moving averages of 1, of continuous latents' mean and of their mean square.
     """
 
-    has_frozen_buffers = True
     logit_averages: Tensor
     latent_moments: Tensor
 
-    @register_to_config
     def __init__(self, codebooks: dict[str, tuple[int, int]], reservoir_size: int = 4096, window_steps: int = 100) -> None:
         super().__init__()
-        self.step = 0
+        self.window_steps = window_steps
         self.uses = nn.ModuleDict(
             {name: CodebookMonitor(num_codes, dim, reservoir_size, window_steps) for name, (num_codes, dim) in codebooks.items()}
         )
@@ -191,14 +186,6 @@ class TokenizerMonitor(ModelMixin, ConfigMixin):
         self.register_buffer("latent_moments", torch.zeros(3))
         self._new_logits: list[Tensor] = []
         self._new_moments: list[Tensor] = []
-
-    def get_extra_state(self) -> Tensor:
-        """The step, for the state dict."""
-        return torch.tensor(self.step)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Go on from a saved step."""
-        self.step = int(state)
 
     def record_codes(self, codes: Mapping[str, CodeUse], generator: torch.Generator) -> None:
         """Take the codes of a micro-batch.
@@ -228,23 +215,23 @@ class TokenizerMonitor(ModelMixin, ConfigMixin):
         self._new_logits.append(means)
         return self.logit_averages.lerp(means, 1 - LECAM_DECAY)
 
-    def finish_codes(self, codebooks: Mapping[str, nn.Parameter], threshold: int | None, interval: int) -> None:
+    def finish_codes(self, codebooks: Mapping[str, nn.Parameter], threshold: int | None, interval: int, step: int) -> None:
         """End the tokenizer's phase: fold what was recorded, and revive dead codes when that is due.
 
         Args:
             codebooks: The learned codebooks.
             threshold: See ``CodebookMonitor.revive``; None to revive none.
             interval: Steps from one revival to the next.
+            step: Steps done, this one included.
         """
-        self.step += 1
         for name, use in self.uses.items():
             assert isinstance(use, CodebookMonitor)
             use.fold()
-            if threshold is not None and use.is_learned and self.step % interval == 0:
-                use.revive(codebooks[name], name, self.step, threshold)
+            if threshold is not None and use.is_learned and step % interval == 0:
+                use.revive(codebooks[name], name, step, threshold)
         if self._new_moments:
             moments = total(torch.stack(self._new_moments).mean(0)) / num_processes()
-            self.latent_moments.lerp_(moments, 1 / self.config.window_steps)
+            self.latent_moments.lerp_(moments, 1 / self.window_steps)
             self._new_moments = []
 
     def finish_logits(self) -> None:

@@ -13,7 +13,7 @@ from generative.core.ema import EMAProfile, EMASpec
 from generative.core.errors import UserError
 from generative.core.generation import SampleRequest
 from generative.core.objective import Objective, OptimizerFactory, Phase
-from generative.core.types import Batch, Losses, Networks
+from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.base import TrainableTokenizer
 from generative.tokenizers.diagnosis import find_warnings
 from generative.tokenizers.kl import KLAutoencoder, LatentReconstruction
@@ -123,7 +123,9 @@ class TokenizerObjective(Objective):
         if tokenizer.config.get("latents_std") is not None:
             raise UserError("latents_std is of an autoencoder trained elsewhere; leave it out, training measures it")
         check_adversary(tokenizer, discriminator, discriminator_optimizer, adversarial_weight)
-        self.networks = {"tokenizer": tokenizer, "monitor": TokenizerMonitor(codebook_sizes(tokenizer))}
+        self.networks = {"tokenizer": tokenizer}
+        self.monitor = TokenizerMonitor(codebook_sizes(tokenizer))
+        self.buffers = dict(self.monitor.named_buffers())
         self.optimizers = {"tokenizer": optimizer}
         if discriminator is not None and discriminator_optimizer is not None:
             self.networks["discriminator"] = discriminator
@@ -131,7 +133,7 @@ class TokenizerObjective(Objective):
         self.frozen = {} if perceptual is None else {"perceptual": perceptual.requires_grad_(False).eval()}
         self.loss_extractors = frozenset(() if perceptual is None else perceptual.feature_extractors)
         self.ema = {} if ema is None else {"tokenizer": EMASpec("tokenizer", ema)}
-        self.sampling_networks = ("tokenizer", "monitor")
+        self.sampling_networks = ("tokenizer",)
         self.num_classes = num_classes
         self.image_size = tokenizer.image_size
         self.perceptual = perceptual
@@ -172,11 +174,10 @@ class TokenizerObjective(Objective):
             )
         return phases
 
-    def tokenizer_loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def tokenizer_loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Weighted sum of all that the tokenizer minimises; see ``LossFn``."""
-        monitor = monitor_of(networks)
         images = batch["images"]
-        result = networks["tokenizer"](images, generator)
+        result = networks["tokenizer"](images, context.generator)
         output = result.images.float()  # (B, 3, H, W)
         error = output - images
         squared_error = error.square().mean()
@@ -190,9 +191,8 @@ class TokenizerObjective(Objective):
         for name, value in result.losses.items():
             losses[name] = value.float()
             loss = loss + self.regularizer_weights.get(name, 1.0) * losses[name]
-        cache["is_adversarial"] = "discriminator" in networks and monitor.step >= self.adversarial_start_steps
-        if cache["is_adversarial"]:
-            cache["reconstruction"] = output.detach()
+        if "discriminator" in networks and context.step >= self.adversarial_start_steps:
+            context.cache["reconstruction"] = output.detach()
             losses["adversarial"] = self.generator_side(networks["discriminator"](output).float())
             weight: Tensor | float = self.adversarial_weight
             if self.is_adaptive:
@@ -201,25 +201,25 @@ class TokenizerObjective(Objective):
                 losses["adaptive_weight"] = ratio
                 weight = self.adversarial_weight * ratio
             loss = loss + weight * losses["adversarial"]
-        monitor.record_codes(result.codes, generator)
+        self.monitor.record_codes(result.codes, context.generator)
         if isinstance(result, LatentReconstruction) and result.latents is not None:
-            monitor.record_latents(result.latents)
+            self.monitor.record_latents(result.latents)
         psnr = 10 * torch.log10(SQUARED_RANGE / squared_error.detach().clamp(min=torch.finfo(torch.float32).tiny))
         return {"loss": loss, **losses, "psnr": psnr}
 
-    def discriminator_loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def discriminator_loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Loss of the discriminator on the images and the reconstructions that the tokenizer's phase made; see ``LossFn``."""
         discriminator = networks["discriminator"]
-        if not cache["is_adversarial"]:
+        if context.step < self.adversarial_start_steps:
             # Gradients of exactly 0, as the official codes have before the start, without running the network.
             return {"loss": 0.0 * torch.stack([parameter.sum() for parameter in discriminator.parameters()]).sum()}
         # In two forwards, so that batch norm takes its statistics of each alone.
         real_logits = discriminator(batch["images"]).float()
-        fake_logits = discriminator(cache["reconstruction"]).float()
+        fake_logits = discriminator(context.cache["reconstruction"]).float()
         loss = self.discriminator_side(real_logits, fake_logits)
         losses = {"real_logits": real_logits.detach().mean(), "fake_logits": fake_logits.detach().mean()}
         if self.lecam_weight > 0:
-            real_average, fake_average = monitor_of(networks).record_logits(real_logits, fake_logits)
+            real_average, fake_average = self.monitor.record_logits(real_logits, fake_logits)
             losses["lecam"] = lecam_regulariser(real_logits, fake_logits, real_average, fake_average)
             loss = loss + self.lecam_weight * losses["lecam"]
         return {"loss": loss, **losses}
@@ -232,18 +232,18 @@ class TokenizerObjective(Objective):
                 f"{', '.join(sorted(losses)) or 'none'}"
             )
 
-    def finish_tokenizer(self, networks: Networks) -> None:
+    def finish_tokenizer(self, networks: Networks, step: int) -> None:
         """After the tokenizer's step: take note of the codes used, and revive dead ones."""
         codebooks = getattr(networks["tokenizer"], "codebooks", {})
-        monitor_of(networks).finish_codes(codebooks, self.revival_threshold, self.revival_interval)
+        self.monitor.finish_codes(codebooks, self.revival_threshold, self.revival_interval, step + 1)
 
-    def finish_discriminator(self, networks: Networks) -> None:
+    def finish_discriminator(self, networks: Networks, step: int) -> None:
         """After the discriminator's step: move the averages of its logits."""
-        monitor_of(networks).finish_logits()
+        self.monitor.finish_logits()
 
     def prepare_for_sampling(self, networks: Networks, generator: torch.Generator) -> None:
         """Give an autoencoder the scale that its latents were measured to have."""
-        std = monitor_of(networks).latent_std()
+        std = self.monitor.latent_std()
         if std:
             networks["tokenizer"].register_to_config(scaling_factor=1.0 / std)  # type: ignore[operator]
 
@@ -263,29 +263,21 @@ class TokenizerObjective(Objective):
 
     def diagnose(self, networks: Networks, real: Batch) -> Losses:
         """Use of every codebook lately: ``usage_NAME`` (share of codes), ``perplexity_NAME``, ``revived_NAME`` (rows so far)."""
-        monitor = monitor_of(networks)
         values: Losses = {}
-        for name, use in monitor.uses.items():
-            values[f"usage_{name}"] = use.usage(monitor.step)  # type: ignore[operator]
+        for name, use in self.monitor.uses.items():
+            values[f"usage_{name}"] = use.usage()  # type: ignore[operator]
             values[f"perplexity_{name}"] = use.perplexity()  # type: ignore[operator]
             if self.revival_threshold is not None and use.is_learned:
                 values[f"revived_{name}"] = use.revived  # type: ignore[assignment]
-        std = monitor.latent_std()
+        std = self.monitor.latent_std()
         if std is not None:
             values["latent_std"] = torch.tensor(std)
         return values
 
     def warnings(self, history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         """Signs of a collapsed codebook; see ``generative.tokenizers.diagnosis``."""
-        sizes = {name: use.num_codes for name, use in monitor_of(self.networks).uses.items()}
+        sizes = {name: use.num_codes for name, use in self.monitor.uses.items()}
         return find_warnings(history, sizes, self.revival_threshold is not None)  # type: ignore[arg-type]
-
-
-def monitor_of(networks: Networks) -> TokenizerMonitor:
-    """The monitor among an objective's networks."""
-    monitor = networks["monitor"]
-    assert isinstance(monitor, TokenizerMonitor)
-    return monitor
 
 
 def codebook_sizes(tokenizer: TrainableTokenizer | KLAutoencoder) -> dict[str, tuple[int, int]]:

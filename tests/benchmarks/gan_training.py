@@ -29,6 +29,8 @@ from our_gan import build_networks, build_objective
 from rival_gan import ATTENTION, RivalGAN
 from torch import Tensor, nn
 
+from generative.core.types import StepContext
+
 SIZES = ((32, 32, 32), (64, 32, 16))
 """Resolution, channel multiplier and batch of a run without options."""
 
@@ -103,7 +105,7 @@ def check_agreement(task: GANTask) -> None:
     for seed, (name, loss_fn) in enumerate(
         (("discriminator", objective.discriminator_loss), ("generator", objective.generator_loss))
     ):
-        loss = loss_fn(networks, batch, torch.Generator().manual_seed(seed), {})["loss"]  # type: ignore[arg-type]
+        loss = loss_fn(networks, batch, StepContext(0, 0, torch.Generator().manual_seed(seed)))["loss"]  # type: ignore[arg-type]
         loss.backward()
         ours |= {f"{name} loss": loss.detach(), f"{name} gradient": gradient_norm(networks[name])}
     for name, expected in theirs.items():

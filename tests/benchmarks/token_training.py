@@ -25,6 +25,8 @@ from contest import Contender, contest
 from token_task import SIZES, TokenTask
 from torch import Tensor, nn
 
+from generative.core.types import StepContext
+
 TOLERANCE = 1e-3
 """Relative, of losses, gradient norms, samples and conditions."""
 
@@ -74,7 +76,7 @@ def compared_values(task: TokenTask, rival: Any, ours: Any) -> dict[str, tuple[T
     without_dropout(rival.network)
     without_dropout(network)
     objective.label_dropout = 0.0
-    loss = objective.loss(objective.networks, batch, torch.Generator(), {})["loss"]
+    loss = objective.loss(objective.networks, batch, StepContext(0, 0, torch.Generator()))["loss"]
     expected = rival.loss(is_check=True)
     loss.backward()
     expected.backward()

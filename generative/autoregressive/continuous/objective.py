@@ -25,7 +25,7 @@ from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule, check_guidance
 from generative.core.labels import drop_labels
 from generative.core.objective import Objective, OptimizerFactory, Phase
-from generative.core.types import Batch, Losses, Networks
+from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.base import fingerprint
 from generative.tokenizers.latents import check_latents, encode_images, latent_stride
 
@@ -96,28 +96,27 @@ class ContinuousTokenObjective(Objective):
             return batch["latents"]
         return batch["images"] if self.autoencoder is None else encode_images(self.autoencoder, batch["images"], generator)
 
-    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Sum over noised masked tokens, see ``LossFn``.
 
         Args:
             networks: ``network`` is used.
             batch: ``images`` or ``latents``, and ``class_labels``.
-            generator: Source of masks, label dropout, timesteps and noise.
-            cache: Not used.
+            context: Its generator is the source of masks, label dropout, timesteps and noise.
 
         Returns:
             ``loss`` as a sum, ``denominator``, and the means ``mse``, ``variational_bound`` (bits a number), ``masked_share``.
         """
         network = cast(MaskedAutoencoder, networks["network"])
-        latents = self.latents(batch, generator)
+        latents = self.latents(batch, context.generator)
         device = latents.device
-        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, generator)
+        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, context.generator)
         tokens = network.patchify(latents)  # (B, L, C)
-        draw = self.masking.draw(len(tokens), network.num_tokens, generator)
+        draw = self.masking.draw(len(tokens), network.num_tokens, context.generator)
         draw = MaskDraw(draw.masked.to(device), None if draw.weights is None else draw.weights.to(device))
         count = int(draw.masked.sum()) * self.diffusion_batch_mul  # R N
-        timesteps = self.process.draw_timesteps(count, generator).to(device)
-        noise = torch.randn(count, network.token_size, generator=generator, device=generator.device).to(device)
+        timesteps = self.process.draw_timesteps(count, context.generator).to(device)
+        noise = torch.randn(count, network.token_size, generator=context.generator, device=context.generator.device).to(device)
         mse, bound = self.token_losses(network, tokens, draw.masked, labels, timesteps, noise)
         total = mse + bound
         if draw.weights is not None:

@@ -16,7 +16,7 @@ from generative.core.ema import EMAProfile, EMASpec
 from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule, step_guidance
 from generative.core.objective import Objective, OptimizerFactory, Phase
-from generative.core.types import Batch, Losses, Networks
+from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.base import ImageTokenizer
 
 
@@ -93,7 +93,7 @@ class MaskedTokenObjective(Objective, abc.ABC):
         return [Phase(name="transformer", networks=("transformer",), loss_fn=self.loss, optimizer="transformer")]
 
     @abc.abstractmethod
-    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """See ``generative.core.objective.LossFn``."""
 
     def tokens(self, batch: Batch) -> Tensor:

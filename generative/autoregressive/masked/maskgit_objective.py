@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule
 from generative.core.labels import drop_labels
 from generative.core.objective import OptimizerFactory
-from generative.core.types import Batch, Losses, Networks
+from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.base import ImageTokenizer, check_match
 
 if TYPE_CHECKING:
@@ -90,14 +90,13 @@ class MaskGITObjective(MaskedTokenObjective):
         self.masking = masking or CosineMasking()
         self.label_smoothing = label_smoothing
 
-    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Cross-entropy over the masked tokens, in nats.
 
         Args:
             networks: ``transformer`` is used.
             batch: ``images`` or ``tokens``, and ``class_labels``.
-            generator: Source of the masks and of label dropout.
-            cache: Not used.
+            context: Its generator is the source of the masks and of label dropout.
 
         Returns:
             ``loss``, the sum over masked tokens (with label smoothing), their count as ``denominator``, and of the masked tokens
@@ -105,8 +104,8 @@ class MaskGITObjective(MaskedTokenObjective):
         """
         tokens = self.tokens(batch)  # (B, L)
         network = networks["transformer"]
-        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, generator)
-        masks = self.masking.draw(tokens.shape[0], tokens.shape[1], generator)
+        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, context.generator)
+        masks = self.masking.draw(tokens.shape[0], tokens.shape[1], context.generator)
         is_masked = masks.masked  # (B, L)
         logits = network(tokens.masked_fill(is_masked, self.mask_token), labels).float()  # (B, L, V)
         log_probabilities = logits.log_softmax(dim=-1).transpose(1, 2)  # (B, V, L)

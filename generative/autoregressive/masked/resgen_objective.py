@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule
 from generative.core.labels import drop_labels
 from generative.core.objective import OptimizerFactory
-from generative.core.types import Batch, Losses, Networks
+from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.base import ImageTokenizer
 from generative.tokenizers.rvq import RVQTokenizer
 
@@ -96,30 +96,31 @@ class ResGenObjective(MaskedTokenObjective):
             top_k,
             top_p,
         )
-        self._is_measured = False
         self.masking = masking or CosineMasking()
         self.posterior_std = posterior_std
 
-    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Negative log-likelihood of the masked sums, in nats per value.
 
         Args:
             networks: ``transformer`` is used.
             batch: ``images`` or ``tokens``, and ``class_labels``.
-            generator: Source of the masks, of the noise on the targets and of label dropout.
-            cache: Not used.
+            context: Its generator is the source of the masks, of the noise on the targets and of label dropout.
 
         Returns:
             ``loss``, the sum over positions with masked codes, and their count as ``denominator``; ``mean_square_error`` of the
             mixture's mean there, 1 for a prediction of 0.
         """
         network = cast(ResGenTransformer, networks["transformer"])
-        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, generator)
+        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, context.generator)
         with torch.no_grad():
             ids = self.tokens(batch).unflatten(1, (-1, self.tokenizer.depth))  # (B, L, depth)
-            masks = self.masking.draw(len(ids), ids[0].numel(), generator)
+            masks = self.masking.draw(len(ids), ids[0].numel(), context.generator)
             num_known = (~masks.masked).unflatten(1, ids.shape[1:]).sum(dim=-1)  # (B, L)
-            known, target = self.split(ids, num_known, network, generator)  # (B, L, D) each
+            codes = code_vectors(ids, self.tokenizer.codebooks_tensor)  # (B, L, depth, D)
+            if context.step == 0 and not network.is_measured:  # asked in one step only: it waits for the device
+                network.measure_remainder_scales(codes)
+            known, target = self.split(codes, num_known, network, context.generator)  # (B, L, D) each
         mixture = network.mixture(network(known, num_known, labels))
         has_target = num_known < self.tokenizer.depth  # (B, L)
         losses = -mixture.log_prob(target) / target.shape[-1]  # (B, L)
@@ -135,12 +136,12 @@ class ResGenObjective(MaskedTokenObjective):
         }
 
     def split(
-        self, ids: Tensor, num_known: Tensor, network: ResGenTransformer, generator: torch.Generator
+        self, codes: Tensor, num_known: Tensor, network: ResGenTransformer, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Sum the embeddings of known codes, and of masked ones, the latter scaled for the network and with noise.
 
         Args:
-            ids: (B, L, depth).
+            codes: (B, L, depth, D), their embeddings.
             num_known: (B, L).
             network: Knows the scales.
             generator: Source of the noise.
@@ -148,12 +149,7 @@ class ResGenObjective(MaskedTokenObjective):
         Returns:
             Two (B, L, D) float32; the second is of no use where nothing is masked.
         """
-        codes = code_vectors(ids, self.tokenizer.codebooks_tensor)  # (B, L, depth, D)
-        if not self._is_measured:  # asked of the network once: it waits for the device
-            if not network.is_measured:
-                network.measure_remainder_scales(codes)
-            self._is_measured = True
-        is_known = known_codes(num_known, ids.shape[-1])[..., None]
+        is_known = known_codes(num_known, codes.shape[-2])[..., None]
         remainder = (codes * ~is_known).sum(dim=-2) / network.scale_of(num_known)
         noise = torch.randn(remainder.shape, generator=generator, device=generator.device)
         return (codes * is_known).sum(dim=-2), remainder + self.posterior_std * noise

@@ -17,7 +17,7 @@ from generative.core.errors import UserError
 from generative.core.guidance import GuidanceSchedule, step_guidance
 from generative.core.labels import drop_labels
 from generative.core.objective import Objective, OptimizerFactory, Phase
-from generative.core.types import Batch, Losses, Networks
+from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.layers.cross_entropy import token_cross_entropy
 from generative.tokenizers.base import ImageTokenizer
 
@@ -94,14 +94,13 @@ class VARObjective(Objective):
         """One phase: the transformer."""
         return [Phase(name="transformer", networks=("transformer",), loss_fn=self.loss, optimizer="transformer")]
 
-    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Mean cross-entropy over the tokens of all scales, in nats.
 
         Args:
             networks: ``transformer`` is used.
             batch: ``images`` or ``tokens``, and ``class_labels``.
-            generator: Source of label dropout.
-            cache: Not used.
+            context: Its generator is the source of label dropout.
 
         Returns:
             ``loss`` (the paper's L_m; with label smoothing) and ``last_scale_loss`` (its L_t; without), in nats; ``accuracy`` and
@@ -110,7 +109,7 @@ class VARObjective(Objective):
         with torch.no_grad():
             tokens = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(batch["images"])  # (B, L)
             inputs = self.tokenizer.teacher_inputs(tokens)  # (B, L - n_0, C)
-        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, generator)
+        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, context.generator)
         logits = networks["transformer"](inputs, labels)  # (B, L, V)
         last = self.last_scale(logits, tokens)  # first: the logits are overwritten
         loss, accuracy = token_cross_entropy(logits, tokens, self.label_smoothing)

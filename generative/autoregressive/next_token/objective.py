@@ -18,7 +18,7 @@ from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule, check_guidance
 from generative.core.labels import drop_labels
 from generative.core.objective import Objective, OptimizerFactory, Phase
-from generative.core.types import Batch, Losses, Networks
+from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.layers.cross_entropy import token_cross_entropy
 from generative.tokenizers.base import ImageTokenizer, check_match
 
@@ -70,7 +70,7 @@ class NextTokenObjective(Objective):
         return [Phase(name="transformer", networks=("transformer",), loss_fn=self.loss, optimizer="transformer")]
 
     @abc.abstractmethod
-    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Loss of a micro-batch, see ``LossFn``."""
 
     def inputs(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -153,20 +153,19 @@ class AutoregressiveObjective(NextTokenObjective):
         super().__init__(transformer, tokenizer, optimizer, label_dropout, ema, decay_embeddings, sampling)
         self.label_smoothing = label_smoothing
 
-    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Mean cross-entropy over all tokens, in nats.
 
         Args:
             networks: ``transformer`` is used.
             batch: ``images`` or ``tokens``, and ``class_labels``.
-            generator: Source of label dropout.
-            cache: Not used.
+            context: Its generator is the source of label dropout.
 
         Returns:
             ``loss`` (with label smoothing), and without smoothing ``bits_per_token`` and ``accuracy``, the share of tokens that
             are the most probable one.
         """
-        tokens, labels = self.inputs(batch, generator)  # (B, L), (B,)
+        tokens, labels = self.inputs(batch, context.generator)  # (B, L), (B,)
         logits = networks["transformer"](tokens, labels)  # (B, L, V)
         with torch.no_grad():
             nats = None if self.label_smoothing == 0 else token_cross_entropy(logits, tokens)[0]

@@ -14,7 +14,7 @@ from generative.autoregressive.sub_token.scheduler import check_sub_token_option
 from generative.core.ema import EMAProfile
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule
 from generative.core.objective import OptimizerFactory
-from generative.core.types import Batch, Losses, Networks
+from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.layers.cross_entropy import token_cross_entropy
 from generative.tokenizers.base import ImageTokenizer
 
@@ -70,19 +70,18 @@ class MAGVIT2Objective(NextTokenObjective):
         check_sub_token_options(len(transformer.bits), **sampling)
         super().__init__(transformer, tokenizer, optimizer, label_dropout, ema, decay_embeddings, sampling)
 
-    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Sum of the sub-tokens' mean cross-entropies, in nats.
 
         Args:
             networks: ``transformer`` is used.
             batch: ``images`` or ``tokens``, and ``class_labels``.
-            generator: Source of label dropout.
-            cache: Not used.
+            context: Its generator is the source of label dropout.
 
         Returns:
             ``loss``; ``loss_k`` and ``accuracy_k`` of each sub-token k; ``bits_per_token``.
         """
-        tokens, labels = self.inputs(batch, generator)  # (B, L), (B,)
+        tokens, labels = self.inputs(batch, context.generator)  # (B, L), (B,)
         transformer = cast(MAGVIT2Transformer, self.networks["transformer"])
         targets = transformer.split(tokens)  # (B, L, K)
         losses: Losses = {}

@@ -16,7 +16,7 @@ from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, check_guidance
 from generative.core.labels import drop_labels
 from generative.core.objective import Objective, OptimizerFactory, Phase
-from generative.core.types import Batch, Losses, Networks
+from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.samplers.choose import check_sampler, default_sampler
 from generative.tokenizers.base import fingerprint
@@ -89,16 +89,16 @@ class DiffusionObjective(Objective):
         """One phase: the denoiser's loss."""
         return [Phase(name="denoiser", networks=("denoiser",), loss_fn=self.loss, optimizer="denoiser")]
 
-    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Denoising loss of a micro-batch, see ``LossFn``.
 
         Returns:
             ``loss``, and its parts where it has several (``Formulation.losses``).
         """
-        x_start = self.data(batch, generator)  # (B, C, H, W)
-        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, generator)
-        times = self.formulation.draw_times(len(x_start), generator).to(x_start.device)
-        noise = torch.randn(x_start.shape, generator=generator, device=generator.device).to(x_start.device)
+        x_start = self.data(batch, context.generator)  # (B, C, H, W)
+        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, context.generator)
+        times = self.formulation.draw_times(len(x_start), context.generator).to(x_start.device)
+        noise = torch.randn(x_start.shape, generator=context.generator, device=context.generator.device).to(x_start.device)
         sample = self.formulation.add_noise(x_start, noise, times)
         output = networks["denoiser"](*self.formulation.network_input(sample, times), labels).float()
         parts = self.formulation.losses(output, x_start, noise, sample, times)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
 from generative.core.objective import OptimizerFactory
-from generative.core.types import Batch, Losses, Networks
+from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.gan.am_gan.losses import CLASS_GAMES, ClassGame, dynamic_targets
 from generative.gan.augment import Augmentation
 from generative.gan.objective import GANObjective
@@ -104,29 +104,29 @@ class AMGANObjective(GANObjective):
         self.game = CLASS_GAMES[game]
         self.labelling = labelling
 
-    def discriminator_loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def discriminator_loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Loss of the discriminator on real images and as many generated ones; see ``LossFn``."""
-        z, labels = self.draw_fake_inputs(batch, generator)
+        z, labels = self.draw_fake_inputs(batch, context.generator)
         with torch.no_grad():
             fake = networks["generator"](z, labels).to(batch["images"].dtype)  # (B, 3, H, W)
-        real_logits, fake_logits = self.discriminate_both(networks, batch, fake, labels, generator)  # (B, K + 1) each
+        real_logits, fake_logits = self.discriminate_both(networks, batch, fake, labels, context.generator)  # (B, K + 1) each
         losses = {
             "loss": self.game.discriminator(real_logits, batch["class_labels"], fake_logits),
             "real_logits": self.game.real_logit(real_logits.detach()).mean(),
             "fake_logits": self.game.real_logit(fake_logits.detach()).mean(),
             "real_accuracy": (dynamic_targets(real_logits) == batch["class_labels"]).float().mean(),
         }
-        inputs = self.penalty_inputs(networks, batch, z, labels, fake, generator)
+        inputs = self.penalty_inputs(networks, batch, z, labels, fake, context.generator)
         for penalty in self.penalties:
             if penalty.interval == 1:
                 add_losses(losses, penalty.losses(inputs), penalty.name)
         return losses
 
-    def generator_loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def generator_loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Loss of the generator on as many images as the batch holds; see ``LossFn``."""
-        z, labels = self.draw_fake_inputs(batch, generator)
+        z, labels = self.draw_fake_inputs(batch, context.generator)
         fake = networks["generator"](z, labels)  # (B, 3, H, W)
-        logits = self.discriminate(networks, fake, labels, generator)  # (B, K + 1)
+        logits = self.discriminate(networks, fake, labels, context.generator)  # (B, K + 1)
         found = dynamic_targets(logits)  # (B,)
         targets = found if self.labelling == "dynamic" else labels
         losses = {
@@ -134,7 +134,7 @@ class AMGANObjective(GANObjective):
             # Of the classes given to the generator, how many the discriminator sees: chance where the classes are not learnt.
             "given_class": (found == labels).float().mean(),
         }
-        inputs = self.penalty_inputs(networks, batch, z, labels, fake, generator)
+        inputs = self.penalty_inputs(networks, batch, z, labels, fake, context.generator)
         for penalty in self.penalties:
             add_losses(losses, penalty.generator_losses(inputs), penalty.name)
         return losses

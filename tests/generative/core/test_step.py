@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from generative.core.objective import Phase
 from generative.core.trainer import Trainer
-from generative.core.types import Batch
+from generative.core.types import Batch, StepContext
 
 
 def parameters(trainer: Trainer) -> dict[str, Tensor]:
@@ -51,12 +51,12 @@ def test_masked_mean_is_over_all_tokens_and_not_a_mean_of_means(toy: ModuleType,
     batch: Batch = {"images": images, "class_labels": labels}
 
     expected = toy.masked()
-    result = expected.loss(expected.networks, batch, torch.Generator(), {})
+    result = expected.loss(expected.networks, batch, StepContext(0, 0, torch.Generator()))
     (result["loss"] / result["denominator"]).backward()
     mean_of_means = toy.masked()
     micro: list[Batch] = [{"images": images[i : i + 2], "class_labels": labels[i : i + 2]} for i in range(0, 8, 2)]
     for part in micro:
-        losses = mean_of_means.loss(mean_of_means.networks, part, torch.Generator(), {})
+        losses = mean_of_means.loss(mean_of_means.networks, part, StepContext(0, 0, torch.Generator()))
         (losses["loss"] / losses["denominator"] / 4).backward()
 
     start = parameters(trainer)
@@ -117,14 +117,14 @@ def test_hooks_edit_gradients_before_clipping_and_weights_after_the_step(toy: Mo
     objective = toy.masked()
     order = []
 
-    def before_step(networks: Any) -> None:
-        order.append("before")
+    def before_step(networks: Any, step: int) -> None:
+        order.append(f"before {step}")
         for parameter in networks["net"].parameters():
             parameter.grad.zero_()
         networks["net"].last.bias.grad.fill_(3.0)
 
-    def after_step(networks: Any) -> None:
-        order.append("after")
+    def after_step(networks: Any, step: int) -> None:
+        order.append(f"after {step}")
         networks["net"].first.weight.fill_(7.0)
 
     phase = Phase(
@@ -139,7 +139,7 @@ def test_hooks_edit_gradients_before_clipping_and_weights_after_the_step(toy: Mo
     trainer = toy.build_trainer(objective, tmp_path, max_grad_norm=1.0)
     bias = objective.networks["net"].last.bias.detach().clone()
     trainer.train_step([[one_batch(toy)]])
-    assert order == ["before", "after"]
+    assert order == ["before 0", "after 0"]
     net = objective.networks["net"]
     assert (net.first.weight == 7).all()
     # 48 gradients of 3 are clipped to norm 1; lr is 0.1.
@@ -185,9 +185,9 @@ def test_modes_of_networks_in_a_phase(toy: ModuleType, tmp_path: Path) -> None:
     modes: list[tuple[str, bool, bool]] = []
 
     def loss(name: str) -> Any:
-        def compute(networks: Any, batch: Batch, generator: Any, cache: Any) -> Any:
+        def compute(networks: Any, batch: Batch, context: StepContext) -> Any:
             modes.append((name, networks["generator"].training, networks["discriminator"].training))
-            return objective.generator_loss(networks, batch, generator, cache)
+            return objective.generator_loss(networks, batch, context)
 
         return compute
 
@@ -207,10 +207,10 @@ def test_intervals_repeats_and_caches(toy: ModuleType, tmp_path: Path) -> None:
     caches: dict[str, list[Any]] = {"d": [], "g": []}
 
     def loss(name: str, original: Any) -> Any:
-        def compute(networks: Any, batch: Batch, generator: Any, cache: Any) -> Any:
+        def compute(networks: Any, batch: Batch, context: StepContext) -> Any:
             calls.append((trainer.step, name, batch["images"].sum().item()))
-            caches.setdefault(name, []).append(cache)
-            return original(networks, batch, generator, cache)
+            caches.setdefault(name, []).append(context.cache)
+            return original(networks, batch, context)
 
         return compute
 

@@ -64,7 +64,7 @@ def test_weights_that_the_last_step_spoiled_are_not_saved(toy: ModuleType, tmp_p
     objective = toy.denoiser()
     phase = objective.phases()[0]
 
-    def spoil(networks: Mapping[str, nn.Module]) -> None:
+    def spoil(networks: Mapping[str, nn.Module], step: int) -> None:
         if trainer.step == 3:
             networks["net"].first.weight[0, 0] = value
 
@@ -76,22 +76,29 @@ def test_weights_that_the_last_step_spoiled_are_not_saved(toy: ModuleType, tmp_p
     assert [p.name for p in ckpt.list_checkpoints(tmp_path)] == ["checkpoint-00000002"]
 
 
-@pytest.mark.parametrize("place", ["network", "average"])
+@pytest.mark.parametrize("place", ["network", "average", "objective"])
 def test_buffers_and_averages_that_a_step_spoiled_are_not_saved(toy: ModuleType, tmp_path: Path, place: str) -> None:
     """Batch-norm statistics overflow before any loss shows it, and an average keeps what its network has recovered from."""
     objective = toy.denoiser()
+    objective.buffers = {"mean": torch.zeros(2)}
     phase = objective.phases()[0]
 
-    def spoil(networks: Mapping[str, nn.Module]) -> None:
+    def spoil(networks: Mapping[str, nn.Module], step: int) -> None:
         if trainer.step == 3 and place == "network":
             networks["net"].norm.running_var[0] = math.inf
         if trainer.step == 3 and place == "average":
             trainer.averages["net"].first.weight[0, 0] = math.nan
+        if trainer.step == 3 and place == "objective":
+            objective.buffers["mean"].fill_(math.nan)
 
     object.__setattr__(phase, "after_step", spoil)
     objective.phases = lambda: [phase]
     trainer = toy.build_trainer(objective, tmp_path)
-    what = "buffers of network 'net'" if place == "network" else r"weights of network 'net \(average\)'"
+    what = {
+        "network": "buffers of network 'net'",
+        "average": r"weights of network 'net \(average\)'",
+        "objective": "the objective's buffer 'mean'",
+    }[place]
     with pytest.raises(DivergenceError, match=f"{what} became NaN or infinite by step 4; the last good .*checkpoint-00000002'"):
         trainer.fit()
     assert [p.name for p in ckpt.list_checkpoints(tmp_path)] == ["checkpoint-00000002"]

@@ -24,7 +24,7 @@ from generative.core.sampling import SampleState, sample_loop, unguided
 from generative.core.seeding import ImageNoise
 from generative.core.trainer import Trainer
 from generative.core.trainer_config import TrainerConfig
-from generative.core.types import Batch, Losses, Networks
+from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.data.base import ImageDataset, hash_parts
 from pipelines.base import ImageGenerationPipeline
 
@@ -185,14 +185,14 @@ class ToyGAN(Objective):
             z = torch.randn(z.shape, generator=generator)
         return networks["generator"](z, batch["class_labels"])
 
-    def discriminator_loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def discriminator_loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         labels = batch["class_labels"]
         real = networks["discriminator"](batch["images"], labels)
-        fake = networks["discriminator"](self.fake(networks, batch, generator).detach(), labels)
+        fake = networks["discriminator"](self.fake(networks, batch, context.generator).detach(), labels)
         return {"loss": F.softplus(-real).mean() + F.softplus(fake).mean(), "real_logits": real.detach().mean()}
 
-    def generator_loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
-        logits = networks["discriminator"](self.fake(networks, batch, generator), batch["class_labels"])
+    def generator_loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
+        logits = networks["discriminator"](self.fake(networks, batch, context.generator), batch["class_labels"])
         return {"loss": F.softplus(-logits).mean()}
 
     def pipeline(self, networks: Networks) -> ToyPipeline:
@@ -242,14 +242,14 @@ class ToyDenoiser(Objective):
     def phases(self) -> list[Phase]:
         return [Phase(name="denoise", networks=("net",), loss_fn=self.loss, optimizer="net")]
 
-    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         self.calls += 1
         if self.on_call is not None:
             self.on_call(batch)
         if self.calls == self.signal_at_call:
             os.kill(os.getpid(), self.signal_number)
         images = batch["images"]
-        noise = torch.randn(images.shape, generator=generator, device=generator.device)
+        noise = torch.randn(images.shape, generator=context.generator, device=context.generator.device)
         loss = (networks["net"](images + 0.1 * noise, batch["class_labels"]).float() - images).square().mean()
         if self.nan_at_call is not None and self.calls >= self.nan_at_call:
             loss = loss * float("nan")
@@ -274,7 +274,7 @@ class ToyMasked(Objective):
     def phases(self) -> list[Phase]:
         return [Phase(name="masked", networks=("net",), loss_fn=self.loss, optimizer="net")]
 
-    def loss(self, networks: Networks, batch: Batch, generator: torch.Generator, cache: dict[str, Any]) -> Losses:
+    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         images = batch["images"]
         # Classes differ much in how many pixels count, so micro-batches do too.
         mask = (images > self.threshold * (batch["class_labels"].view(-1, 1, 1, 1) - 1)) & (not self.empty)
@@ -346,8 +346,8 @@ def build_trainer(
 
 
 def snapshot(trainer: Trainer) -> dict[str, Tensor]:
-    """Every tensor that a run must carry over an interruption: networks, averages, optimizer states."""
-    tensors = {}
+    """Every tensor that a run must carry over an interruption: networks, averages, buffers, optimizer states."""
+    tensors = {f"buffers.{name}": value.clone() for name, value in trainer.objective.buffers.items()}
     for name, network in [*trainer.objective.networks.items(), *((f"ema {n}", a) for n, a in trainer.averages.items())]:
         tensors |= {f"{name}.{key}": value.detach().clone() for key, value in network.state_dict().items()}
     for name, optimizer in trainer.optimizers.items():

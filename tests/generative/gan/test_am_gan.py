@@ -10,7 +10,7 @@ from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.core.seeding import keyed_generator
-from generative.core.types import Batch
+from generative.core.types import Batch, StepContext
 from generative.gan.am_gan import (
     CLASS_GAMES,
     AMGANObjective,
@@ -126,7 +126,7 @@ def test_gradients_reach_only_the_networks_of_the_phase(game: Any, labelling: An
         for name, network in objective.networks.items():
             network.requires_grad_(name in phase.networks)
             network.zero_grad()
-        losses = phase.loss_fn(objective.networks, make_batch(), keyed_generator(0), {})
+        losses = phase.loss_fn(objective.networks, make_batch(), StepContext(0, 0, keyed_generator(0)))
         assert all(value.ndim == 0 and value.isfinite() for value in losses.values())
         losses["loss"].backward()
         for name, network in objective.networks.items():
@@ -150,7 +150,7 @@ def test_labelling_chooses_the_target() -> None:
         z, labels = objective.draw_inputs(6, keyed_generator(0))
         logits = objective.networks["generator"](z, labels)[:, 0, 0, : K + 1]
         targets = logits[:, :K].argmax(1) if labelling == "dynamic" else labels
-        losses = objective.generator_loss(objective.networks, make_batch(), keyed_generator(0), {})
+        losses = objective.generator_loss(objective.networks, make_batch(), StepContext(0, 0, keyed_generator(0)))
         assert losses["loss"].item() == pytest.approx(torch.nn.functional.cross_entropy(logits, targets).item(), rel=1e-5)
         share = (logits[:, :K].argmax(1) == labels).float().mean().item()
         assert losses["given_class"].item() == pytest.approx(share)
@@ -160,7 +160,7 @@ def test_the_penalty_is_on_the_log_odds_of_being_real() -> None:
     """For logits that are pixels the gradient is known: softmax over the classes and -1 for "generated"."""
     objective = make_objective(FixedLogits(), penalties=(R1(2.0, interval=1),))
     batch = make_batch()
-    losses = objective.discriminator_loss(objective.networks, batch, keyed_generator(0), {})
+    losses = objective.discriminator_loss(objective.networks, batch, StepContext(0, 0, keyed_generator(0)))
     logits = batch["images"][:, 0, 0, : K + 1]
     expected = (logits[:, :K].softmax(1).square().sum(1) + 1).mean().item()
     assert losses["r1_penalty"].item() == pytest.approx(expected, rel=1e-5)
@@ -180,7 +180,7 @@ def test_both_networks_learn() -> None:
             for name, network in objective.networks.items():
                 network.requires_grad_(name in phase.networks)
             optimizers[phase.optimizer].zero_grad()
-            losses = phase.loss_fn(objective.networks, {"images": images, "class_labels": labels}, generator, {})
+            losses = phase.loss_fn(objective.networks, {"images": images, "class_labels": labels}, StepContext(0, 0, generator))
             losses["loss"].backward()
             optimizers[phase.optimizer].step()
             if phase.name == "discriminator":

@@ -18,7 +18,7 @@ from generative.core.runtime import build_accelerator
 from generative.core.seeding import keyed_generator
 from generative.core.trainer import Trainer
 from generative.core.trainer_config import TrainerConfig
-from generative.core.types import Batch
+from generative.core.types import Batch, StepContext
 from generative.data.digits import DigitsDataset
 from generative.gan.consistency import Consistency
 from generative.gan.fastgan import FastGANGenerator
@@ -57,7 +57,7 @@ def run_phase(objective: GANObjective, phase: Phase, seed: int = 0) -> dict[str,
         network.train(name not in phase.eval_networks)
         network.requires_grad_(name in phase.networks)
         network.zero_grad()
-    losses = phase.loss_fn(objective.networks, make_batch(), keyed_generator(seed), {})
+    losses = phase.loss_fn(objective.networks, make_batch(), StepContext(0, 0, keyed_generator(seed)))
     losses["loss"].backward()
     return losses
 
@@ -107,7 +107,7 @@ def test_discriminator_loss_equals_two_separate_forwards(separate_batches: bool)
     objective = make_objective(separate_batches=separate_batches)
     generator, discriminator = objective.networks["generator"].eval(), objective.networks["discriminator"].eval()
     batch = make_batch()
-    losses = objective.discriminator_loss(objective.networks, batch, keyed_generator(7), {})
+    losses = objective.discriminator_loss(objective.networks, batch, StepContext(0, 0, keyed_generator(7)))
     z, labels = objective.draw_inputs(6, keyed_generator(7))
     real, fake = discriminator(batch["images"], batch["class_labels"]), discriminator(generator(z, labels), labels)
     expected = torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
@@ -158,7 +158,7 @@ def test_r1_equals_finite_differences_along_the_gradient() -> None:
     objective.networks["discriminator"].eval()
     phase = next(phase for phase in objective.phases() if phase.name == "r1")
     batch = make_batch(1)
-    losses = phase.loss_fn(objective.networks, batch, keyed_generator(0), {})
+    losses = phase.loss_fn(objective.networks, batch, StepContext(0, 0, keyed_generator(0)))
     torch.testing.assert_close(losses["loss"], losses["penalty"] * 0.5 * 3.0 * 5)
     images = batch["images"].double().requires_grad_(True)
     network = objective.networks["discriminator"].double()
@@ -178,14 +178,14 @@ def test_a_lazy_penalty_is_as_strong_as_one_at_every_step() -> None:
         for step in range(4):
             for phase in objective.phases():
                 if "discriminator" in phase.networks and step % phase.interval == 0:
-                    phase.loss_fn(objective.networks, make_batch(), keyed_generator(0), {})["loss"].backward()
+                    phase.loss_fn(objective.networks, make_batch(), StepContext(0, 0, keyed_generator(0)))["loss"].backward()
         gradients[interval] = gradient_of(objective.networks["discriminator"])
     torch.testing.assert_close(gradients[1], gradients[4], rtol=1e-4, atol=1e-5)
     objective = make_objective()
     for network in objective.networks.values():
         network.eval()
     for _ in range(4):
-        objective.discriminator_loss(objective.networks, make_batch(), keyed_generator(0), {})["loss"].backward()
+        objective.discriminator_loss(objective.networks, make_batch(), StepContext(0, 0, keyed_generator(0)))["loss"].backward()
     assert (gradient_of(objective.networks["discriminator"]) - gradients[1]).abs().max() > 1e-2
 
 
@@ -195,9 +195,9 @@ def gradient_of(network: nn.Module) -> Tensor:
 
 def test_penalties_of_every_step_are_added_and_logged() -> None:
     batch = make_batch()
-    plain = make_objective().discriminator_loss(make_objective().networks, batch, keyed_generator(0), {})
+    plain = make_objective().discriminator_loss(make_objective().networks, batch, StepContext(0, 0, keyed_generator(0)))
     objective = make_objective(penalties=(R1(2.0, interval=1),))
-    losses = objective.discriminator_loss(objective.networks, batch, keyed_generator(0), {})
+    losses = objective.discriminator_loss(objective.networks, batch, StepContext(0, 0, keyed_generator(0)))
     assert set(losses) - set(plain) == {"r1_penalty"}
     torch.testing.assert_close(losses["loss"], plain["loss"] + losses["r1_penalty"])
 
@@ -211,7 +211,7 @@ def test_orthogonal_regularisation_of_all_matrices_but_the_class_embedding() -> 
         network = objective.networks[name]
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        phases[name].before_step(objective.networks)
+        phases[name].before_step(objective.networks, 0)
         touched = {key for key, p in network.named_parameters() if p.grad.abs().max() > 0}
         matrices = {key for key, p in network.named_parameters() if p.ndim >= 2 and orthogonal_gradient(p).abs().max() > 0}
         assert touched == matrices - ({"class_embedding.weight"} if name == "generator" else set())
@@ -312,7 +312,7 @@ def test_a_few_steps_teach_the_class() -> None:
                 network.requires_grad_(name in phase.networks)
             optimizer = optimizers[phase.optimizer]
             optimizer.zero_grad()
-            phase.loss_fn(objective.networks, batch, keyed_generator(step, phase.name), {})["loss"].backward()
+            phase.loss_fn(objective.networks, batch, StepContext(0, 0, keyed_generator(step, phase.name)))["loss"].backward()
             optimizer.step()
     z, _ = objective.draw_inputs(32, keyed_generator("check"))
     with torch.no_grad():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from generative.core import checkpoint as ckpt
+from generative.core.errors import UserError
 from generative.tokenizers.base import CodeUse
 from generative.tokenizers.monitor import PICKS_PER_MICRO_BATCH, TokenizerMonitor
 
@@ -18,11 +19,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def run_step(monitor: TokenizerMonitor, ids: list[int], vectors: Tensor | None = None, **options: object) -> None:
-    """One step of one micro-batch whose codes are ``ids``."""
+def run_step(monitor: TokenizerMonitor, ids: list[int], vectors: Tensor | None = None, step: int = 1, **options: object) -> None:
+    """Step number ``step``, of one micro-batch whose codes are ``ids``."""
     num_codes = monitor.uses["codebook"].num_codes
     monitor.record_codes({"codebook": CodeUse(torch.tensor(ids), num_codes, vectors)}, generator())
-    defaults = {"codebooks": {}, "threshold": None, "interval": 1}
+    defaults = {"codebooks": {}, "threshold": None, "interval": 1, "step": step}
     monitor.finish_codes(**{**defaults, **options})
 
 
@@ -31,7 +32,7 @@ def test_usage_is_the_share_of_codes_of_the_last_steps() -> None:
     shares = []
     for ids in ([0, 0, 1], [2], [2], [3, 3]):
         run_step(monitor, ids)
-        shares.append(monitor.uses["codebook"].usage(monitor.step).item())
+        shares.append(monitor.uses["codebook"].usage().item())
     assert shares == [0.5, 0.75, 0.25, 0.5]
 
 
@@ -52,7 +53,7 @@ def test_micro_batches_add_up_and_may_leave_a_codebook_out() -> None:
     use = CodeUse(torch.tensor([0, 1]), 3, vectors)
     monitor.record_codes({"codebook_0": use, "codebook_1": use}, generator())
     monitor.record_codes({"codebook_0": use}, generator())
-    monitor.finish_codes({}, None, 1)
+    monitor.finish_codes({}, None, 1, 1)
     first, second = monitor.uses["codebook_0"], monitor.uses["codebook_1"]
     assert (first.counts * 100).round().tolist() == [2, 2, 0] and (second.counts * 100).round().tolist() == [1, 1, 0]
     assert int(first.filled) == 3 and int(second.filled) == 2  # a reservoir holds no more rows than the codebook
@@ -76,17 +77,17 @@ def test_dead_rows_are_revived_and_no_others() -> None:
     before = codebook.detach().clone()
     vectors = torch.randn(50, 2, generator=generator())
     options = {"codebooks": {"codebook": codebook}, "threshold": 3, "interval": 2}
-    for ids in ([0, 5], [0], [0]):
-        run_step(monitor, (ids * 50)[:50], vectors, **options)
+    for step, ids in enumerate(([0, 5], [0], [0]), start=1):
+        run_step(monitor, (ids * 50)[:50], vectors, step, **options)
         assert torch.equal(codebook, before)  # two steps are fewer than three, and step 3 is none of the interval's
-    run_step(monitor, [0] * 50, vectors, **options)
+    run_step(monitor, [0] * 50, vectors, 4, **options)
     changed = (codebook != before).any(1)
     assert changed.tolist() == [False, True, True, True, True, True]  # row 5 was used at step 1, three steps ago
     assert all(any(torch.equal(row, vector) for vector in vectors) for row in codebook[changed].detach())
     assert len(codebook[changed].detach().unique(dim=0)) == 5 and int(monitor.uses["codebook"].revived) == 5
     after = codebook.detach().clone()
-    run_step(monitor, [0] * 50, vectors, **options)
-    run_step(monitor, [0] * 50, vectors, **options)
+    run_step(monitor, [0] * 50, vectors, 5, **options)
+    run_step(monitor, [0] * 50, vectors, 6, **options)
     assert torch.equal(codebook, after)  # a row just revived has as long again to be used
 
 
@@ -103,7 +104,7 @@ def test_moments_of_latents_and_logits() -> None:
     latents = 3 + 2 * torch.randn(2, 1000, generator=generator())
     for part in latents:  # two micro-batches
         monitor.record_latents(part)
-    monitor.finish_codes({}, None, 1)
+    monitor.finish_codes({}, None, 1, 1)
     assert monitor.latent_std() == pytest.approx(latents.std(correction=0).item(), rel=1e-4)
     monitor.record_logits(torch.tensor([1.0, 3.0]), torch.tensor([-4.0]))
     monitor.record_logits(torch.tensor([4.0]), torch.tensor([0.0]))
@@ -115,11 +116,13 @@ def test_a_checkpoint_holds_all_of_it(tmp_path: Path) -> None:
     monitor = TokenizerMonitor({"codebook": (6, 2)})
     run_step(monitor, [0, 3], torch.rand(2, 2))
     monitor.record_latents(torch.rand(5))
-    monitor.finish_codes({}, None, 1)
-    ckpt.save_network(monitor, tmp_path / "monitor")
+    run_step(monitor, [0, 3], torch.rand(2, 2), step=2)
+    buffers = dict(monitor.named_buffers())
+    ckpt.save_buffers(buffers, tmp_path)
     loaded = TokenizerMonitor({"codebook": (6, 2)})
-    ckpt.load_network(loaded, tmp_path / "monitor")
-    assert loaded.step == 2
-    state = loaded.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in monitor.state_dict().items())
-    assert not list(monitor.parameters())
+    ckpt.load_buffers(dict(loaded.named_buffers()), tmp_path)
+    assert set(monitor.state_dict()) == set(buffers) and not list(monitor.parameters())
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in buffers.items())
+    for other in ({"codebook": (7, 2)}, {"other": (6, 2)}):
+        with pytest.raises(UserError, match="not fit this configuration: buffer 'uses.codebook.*' is missing, unknown or of"):
+            ckpt.load_buffers(dict(TokenizerMonitor(other).named_buffers()), tmp_path)

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from generative.core import checkpoint as ckpt
 from generative.core.errors import UserError
 from generative.core.generation import SampleRequest
 from generative.core.logging import read_metrics
+from generative.core.types import StepContext
 from generative.data.digits import DigitsDataset
 from generative.tokenizers.kl import KLAutoencoder
 from generative.tokenizers.objective import TokenizerObjective, codebook_sizes
@@ -67,7 +68,7 @@ def test_the_tokenizers_loss_by_hand(toy_tokenizer: ModuleType, kind: str) -> No
     )
     objective.networks["discriminator"].eval()  # the same function at every call
     batch, cache = make_batch(), {}
-    losses = objective.tokenizer_loss(objective.networks, batch, generator(), cache)
+    losses = objective.tokenizer_loss(objective.networks, batch, StepContext(0, 0, generator(), cache))
     result = objective.networks["tokenizer"](batch["images"])
     error = result.images - batch["images"]
     reconstruction = error.abs().mean() if kind == "l1" else error.square().mean()
@@ -87,7 +88,7 @@ def test_the_adaptive_weight_balances_gradients_at_the_last_layer(toy_tokenizer:
     )
     batch, networks = make_batch(), objective.networks
     networks["discriminator"].eval()  # the same function at every call
-    losses = objective.tokenizer_loss(networks, batch, generator(), {})
+    losses = objective.tokenizer_loss(networks, batch, StepContext(0, 0, generator()))
     images = networks["tokenizer"](batch["images"]).images
     last = networks["tokenizer"].decoder.weight
     (one,) = torch.autograd.grad((images - batch["images"]).abs().mean(), last, retain_graph=True)
@@ -97,25 +98,26 @@ def test_the_adaptive_weight_balances_gradients_at_the_last_layer(toy_tokenizer:
     limited = toy_tokenizer.build_objective(
         adversarial_start_steps=0, adaptive_adversarial_weight=True, adversarial="hinge", adaptive_weight_limit=0.01
     )
-    assert limited.tokenizer_loss(limited.networks, batch, generator(), {})["adaptive_weight"].item() == pytest.approx(0.01)
+    losses = limited.tokenizer_loss(limited.networks, batch, StepContext(0, 0, generator()))
+    assert losses["adaptive_weight"].item() == pytest.approx(0.01)
 
 
 def test_the_discriminators_loss_by_hand_with_lecam(toy_tokenizer: ModuleType) -> None:
     objective = toy_tokenizer.build_objective(adversarial_start_steps=0, lecam_weight=0.5)
-    monitor = objective.networks["monitor"]
+    monitor = objective.monitor
     monitor.logit_averages.copy_(torch.tensor([0.3, -0.2]))
     batch, cache = make_batch(), {}
-    objective.tokenizer_loss(objective.networks, batch, generator(), cache)
+    objective.tokenizer_loss(objective.networks, batch, StepContext(0, 0, generator(), cache))
     for network in objective.networks.values():
         network.eval()  # the same function at every call
-    losses = objective.discriminator_loss(objective.networks, batch, generator(), cache)
+    losses = objective.discriminator_loss(objective.networks, batch, StepContext(0, 0, generator(), cache))
     real = objective.networks["discriminator"](batch["images"])
     fake = objective.networks["discriminator"](cache["reconstruction"])
     averages = 0.999 * torch.tensor([0.3, -0.2]) + 0.001 * torch.stack([real.mean(), fake.mean()])
     lecam = (real - averages[1]).relu().square().mean() + (averages[0] - fake).relu().square().mean()
     hinge = 0.5 * ((1 - real).relu().mean() + (1 + fake).relu().mean())
     assert losses["loss"].item() == pytest.approx((hinge + 0.5 * lecam).item(), rel=1e-5)
-    objective.finish_discriminator(objective.networks)
+    objective.finish_discriminator(objective.networks, 0)
     torch.testing.assert_close(monitor.logit_averages, averages.detach())
 
 
@@ -163,10 +165,39 @@ def test_resuming_is_bit_equal(toy: ModuleType, toy_tokenizer: ModuleType, tmp_p
     parts, _ = train(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert not [name for name in whole if not torch.equal(whole[name], parts[name])]
-    assert int(objective.networks["monitor"].uses["codebook"].revived) > 0
+    assert int(objective.monitor.uses["codebook"].revived) > 0
     strip = [{k: v for k, v in entry.items() if k != "images_per_second"} for entry in read_metrics(tmp_path / "whole")]
     again = [{k: v for k, v in entry.items() if k != "images_per_second"} for entry in read_metrics(tmp_path / "parts")]
     assert strip == again
+
+
+def test_a_checkpoint_that_keeps_the_monitor_as_a_network_goes_on(
+    toy: ModuleType, toy_tokenizer: ModuleType, tmp_path: Path
+) -> None:
+    """As older versions wrote it: the same tensors and the step, in a network's folder."""
+
+    def train(folder: Path, **settings: Any) -> dict[str, Tensor]:
+        objective = toy_tokenizer.build_objective(**toy_tokenizer.REVIVING)
+        trainer = toy_tokenizer.build_trainer(toy, folder, objective, **settings)
+        trainer.fit(ckpt.resolve_checkpoint(folder, "auto"))
+        return toy.snapshot(trainer)
+
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "old", total_images=32)
+    checkpoint = ckpt.list_checkpoints(tmp_path / "old")[-1]
+    monitor = checkpoint / "networks" / "monitor"
+    monitor.mkdir()
+    tensors = load_file(checkpoint / ckpt.BUFFERS) | {"_extra_state": torch.tensor(4)}
+    for path in (checkpoint / ckpt.BUFFERS, checkpoint / ckpt.MANIFEST):
+        path.unlink()
+    ckpt.write_manifest(checkpoint)
+    with pytest.raises(UserError, match=r"buffers\.safetensors' is missing"):
+        train(tmp_path / "old")
+    save_file(tensors, monitor / ckpt.WEIGHTS)
+    (checkpoint / ckpt.MANIFEST).unlink()
+    ckpt.write_manifest(checkpoint)
+    again = train(tmp_path / "old")
+    assert whole.keys() == again.keys() and not [name for name in whole if not torch.equal(whole[name], again[name])]
 
 
 @pytest.mark.slow
@@ -196,7 +227,7 @@ def test_two_processes_equal_one_that_accumulates(toy: ModuleType, toy_tokenizer
     )
     trainer.fit()
     alone = toy.snapshot(trainer)
-    assert int(alone["monitor.uses.codebook.revived"]) > 0 and alone.keys() == one.keys()
+    assert int(alone["buffers.uses.codebook.revived"]) > 0 and alone.keys() == one.keys()
     for name in alone:
         # Batch norm's running statistics move once a forward, two of which make a step in one process; training reads none.
         if "running_" not in name and "num_batches" not in name:
@@ -244,7 +275,7 @@ def test_an_autoencoder_is_exported_with_its_measured_scale(toy: ModuleType, toy
     objective = TokenizerObjective(kl_autoencoder(), toy_tokenizer.adam, 3, regularizer_weights={"kl": 1e-6})
     trainer = toy_tokenizer.build_trainer(toy, tmp_path, objective)
     trainer.fit()
-    std = objective.networks["monitor"].latent_std()
+    std = objective.monitor.latent_std()
     assert read_metrics(tmp_path)[-1]["diagnosis/latent_std"] == pytest.approx(std)
     pipeline = load_any_pipeline(tmp_path)
     assert pipeline.tokenizer.config.scaling_factor == pytest.approx(1 / std)
@@ -258,8 +289,8 @@ def test_bfloat16_losses_are_float32(toy_tokenizer: ModuleType) -> None:
     objective = toy_tokenizer.build_objective(adversarial_start_steps=0, adaptive_adversarial_weight=True, perceptual=MeanGap())
     cache: dict[str, Any] = {}
     with torch.autocast("cpu", torch.bfloat16):
-        losses = objective.tokenizer_loss(objective.networks, make_batch(), generator(), cache)
-        others = objective.discriminator_loss(objective.networks, make_batch(), generator(), cache)
+        losses = objective.tokenizer_loss(objective.networks, make_batch(), StepContext(0, 0, generator(), cache))
+        others = objective.discriminator_loss(objective.networks, make_batch(), StepContext(0, 0, generator(), cache))
     assert {value.dtype for value in [*losses.values(), *others.values()]} == {torch.float32}
 
 
@@ -294,7 +325,7 @@ def test_bad_options_are_refused(toy_tokenizer: ModuleType, options: dict[str, A
 def test_a_weight_of_an_unknown_loss_is_refused(toy_tokenizer: ModuleType) -> None:
     objective = toy_tokenizer.build_objective(regularizer_weights={"entropy": 0.1})
     with pytest.raises(UserError, match="'entropy', but the losses of this tokenizer are codebook, commitment"):
-        objective.tokenizer_loss(objective.networks, make_batch(), generator(), {})
+        objective.tokenizer_loss(objective.networks, make_batch(), StepContext(0, 0, generator()))
 
 
 def test_gradients_reach_the_network_of_their_phase_only(toy: ModuleType, toy_tokenizer: ModuleType, tmp_path: Path) -> None:
@@ -307,12 +338,12 @@ def test_gradients_reach_the_network_of_their_phase_only(toy: ModuleType, toy_to
     seen: list[set[str]] = []
     cache: dict[str, Any] = {}
 
-    def watch(networks: Any) -> None:
+    def watch(networks: Any, step: int) -> None:
         seen.append({n for n, net in networks.items() if any(p.grad is not None for p in net.parameters())})
 
     for phase in trainer.phases:
         for network in objective.networks.values():
             nn.Module.zero_grad(network)
         object.__setattr__(phase, "before_step", watch)
-        trainer.runner.run(phase, 0, 0, [make_batch()], [cache])
+        trainer.runner.run(phase, 0, 0, 0, [make_batch()], [cache])
     assert seen == [{"tokenizer"}, {"discriminator"}]

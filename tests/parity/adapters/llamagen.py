@@ -13,6 +13,7 @@ from generative.convert.tokenizers.llamagen_vq import official_losses
 from generative.core.guidance import step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
+from generative.core.types import StepContext
 from pipelines.autoregressive import AutoregressiveImagePipeline
 
 SOURCE = "llamagen"
@@ -67,7 +68,7 @@ def transformer_outputs(gpt: Module, vq: Module, inputs: Tensors) -> dict[str, T
     ids = vq.encode(inputs["images"])
     objective = AutoregressiveObjective(gpt, vq, torch.optim.AdamW, label_dropout=0.0)
     batch = {"tokens": ids, "class_labels": inputs["tf_labels"]}
-    loss = objective.loss(objective.networks, batch, torch.Generator(), {})["loss"]
+    loss = objective.loss(objective.networks, batch, StepContext(0, 0, torch.Generator()))["loss"]
     return {"logits": gpt(ids, inputs["tf_labels"]), "loss": loss.reshape(1)}
 
 

@@ -11,6 +11,7 @@ from generative.autoregressive.sub_token.objective import MAGVIT2Objective
 from generative.autoregressive.sub_token.scheduler import SubTokenScheduler, sub_token_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
+from generative.core.types import StepContext
 from generative.tokenizers.lfq import LFQTokenizer
 from pipelines.magvit2 import MAGVIT2Pipeline
 
@@ -30,7 +31,7 @@ def forward_outputs(model: Module, tokenizer: LFQTokenizer, inputs: Tensors) -> 
     pre, post = model(tokens, inputs["tf_labels"])
     objective = MAGVIT2Objective(model, tokenizer, torch.optim.AdamW, label_dropout=0.0)
     batch = {"tokens": tokens, "class_labels": inputs["tf_labels"]}
-    losses = objective.loss(objective.networks, batch, torch.Generator(), {})
+    losses = objective.loss(objective.networks, batch, StepContext(0, 0, torch.Generator()))
     return {"logits_pre": pre, "logits_post": post, "loss": torch.stack([losses["loss_0"], losses["loss_1"]])}
 
 

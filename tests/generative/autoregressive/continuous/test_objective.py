@@ -13,7 +13,7 @@ from generative.autoregressive.continuous.mar import MAR
 from generative.autoregressive.continuous.objective import ContinuousTokenObjective, EMIGMObjective, MARObjective
 from generative.core.ema import ConstantEMA
 from generative.core.errors import UserError
-from generative.core.types import Batch
+from generative.core.types import Batch, StepContext
 from generative.tokenizers.base import fingerprint
 
 SMALL: dict[str, Any] = {
@@ -50,7 +50,7 @@ def autoencoder(**options: Any) -> AutoencoderKL:
 @pytest.mark.parametrize("index", range(3))
 def test_loss_is_a_sum_over_noised_masked_tokens(index: int) -> None:
     objective = objectives()[index]
-    losses = objective.loss(objective.networks, batch(), generator(), {})
+    losses = objective.loss(objective.networks, batch(), StepContext(0, 0, generator()))
     masked = round(float(losses["masked_share"]) * 24)  # 6 images of 4 tokens
     assert losses["denominator"] == masked * objective.diffusion_batch_mul
     mean = losses["loss"] / losses["denominator"]
@@ -58,9 +58,9 @@ def test_loss_is_a_sum_over_noised_masked_tokens(index: int) -> None:
         torch.testing.assert_close(mean, losses["mse"] + losses["variational_bound"])
         assert 0.5 < float(losses["mse"].detach()) < 2  # a new head predicts no noise
     losses["loss"].backward()
-    again = objective.loss(objective.networks, batch(), generator(), {})
+    again = objective.loss(objective.networks, batch(), StepContext(0, 0, generator()))
     assert torch.equal(again["loss"], losses["loss"])
-    assert not torch.equal(objective.loss(objective.networks, batch(), generator(1), {})["loss"], losses["loss"])
+    assert not torch.equal(objective.loss(objective.networks, batch(), StepContext(0, 0, generator(1)))["loss"], losses["loss"])
 
 
 def test_weights_are_those_of_each_image() -> None:
@@ -69,8 +69,8 @@ def test_weights_are_those_of_each_image() -> None:
     assert draw.weights is not None and len(draw.weights.unique()) == 6
     plain = EMIGMObjective(objective.networks["network"], torch.optim.AdamW)  # type: ignore[arg-type]
     plain.masking = type(plain.masking)("linear", per_image=True)  # type: ignore[call-arg]
-    weighted = objective.loss(objective.networks, batch(), generator(), {})
-    unweighted = plain.loss(objective.networks, batch(), generator(), {})
+    weighted = objective.loss(objective.networks, batch(), StepContext(0, 0, generator()))
+    unweighted = plain.loss(objective.networks, batch(), StepContext(0, 0, generator()))
     torch.testing.assert_close(weighted["mse"], unweighted["mse"])
     assert bool(weighted["loss"] > unweighted["loss"])  # 1 / p is above 1
 
@@ -82,7 +82,7 @@ def test_the_loss_falls(index: int) -> None:
     optimizer = torch.optim.AdamW(objective.parameter_groups("network"), lr=1e-2)
     first = last = 0.0
     for step in range(40):
-        losses = objective.loss(objective.networks, batch(), generator(step), {})
+        losses = objective.loss(objective.networks, batch(), StepContext(0, 0, generator(step)))
         optimizer.zero_grad()
         (losses["loss"] / losses["denominator"]).backward()
         optimizer.step()
@@ -98,7 +98,7 @@ def test_all_parameters_learn_and_the_head_and_vectors_do_not_decay() -> None:
         torch.nn.init.normal_(parameter, std=0.3)
     objective.label_dropout = 0.5
     for seed in range(12):  # some masks leave nothing to see
-        objective.loss(objective.networks, batch(), generator(seed), {})["loss"].backward()
+        objective.loss(objective.networks, batch(), StepContext(0, 0, generator(seed)))["loss"].backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
     decayed, kept = objective.parameter_groups("network")
     names = {id(p): name for name, p in network.named_parameters()}

@@ -12,6 +12,7 @@ from generative.autoregressive.masked.maskgit import MaskGITTransformer
 from generative.autoregressive.masked.maskgit_objective import MaskGITObjective
 from generative.autoregressive.masking import MaskDraw, MaskingLaw, ScheduledMasking
 from generative.core.errors import UserError
+from generative.core.types import StepContext
 from generative.tokenizers.pixel import PixelTokenizer
 
 
@@ -57,7 +58,7 @@ def test_the_loss_by_hand(smoothing: float, weights: list[float] | None) -> None
     objective = make_objective(masking=masking, label_smoothing=smoothing, label_dropout=0.0)
     probabilities = [0.5, 0.3, 0.2]
     network = FixedLogits(probabilities)
-    losses = objective.loss({"transformer": network}, BATCH, generator(), {})
+    losses = objective.loss({"transformer": network}, BATCH, StepContext(0, 0, generator()))
     assert network.tokens.tolist() == [[3, 1, 3, 2], [1, 1, 0, 3]] and network.class_labels.tolist() == [0, 1]
     spread = -sum(math.log(p) for p in probabilities) / 3
     by_hand = [(1 - smoothing) * -math.log(p) + smoothing * spread for p in probabilities]
@@ -73,7 +74,7 @@ def test_a_masked_mean_is_exact_over_micro_batches() -> None:
     """Sums and counts of parts add up to those of the whole, so the trainer's quotient is the mean of one large batch."""
     masked = [[1, 0, 1, 1], [0, 0, 0, 1]]
     whole = make_objective(masking=FixedMasks(masked), label_dropout=0.0)
-    losses = whole.loss(whole.networks, BATCH, generator(), {})
+    losses = whole.loss(whole.networks, BATCH, StepContext(0, 0, generator()))
     (losses["loss"] / losses["denominator"]).backward()
     expected = [p.grad.clone() for p in whole.networks["transformer"].parameters()]
     parts = make_objective(label_dropout=0.0)
@@ -81,7 +82,7 @@ def test_a_masked_mean_is_exact_over_micro_batches() -> None:
     for i in range(2):
         parts.masking = FixedMasks(masked[i : i + 1])
         part = {"tokens": TOKENS[i : i + 1], "class_labels": BATCH["class_labels"][i : i + 1]}
-        losses = parts.loss(parts.networks, part, generator(), {})
+        losses = parts.loss(parts.networks, part, StepContext(0, 0, generator()))
         losses["loss"].backward()
         total = total + losses["denominator"]
     for parameter, gradient in zip(parts.networks["transformer"].parameters(), expected, strict=True):
@@ -92,9 +93,13 @@ def test_images_and_cached_tokens_give_the_same_loss() -> None:
     objective = make_objective()
     grey = torch.tensor([[[-1.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [-1.0, 1.0]]])
     images = {"images": grey[:, None].expand(-1, 3, -1, -1), "class_labels": BATCH["class_labels"]}
-    losses = [objective.loss(objective.networks, batch, generator(), {})["loss"].item() for batch in (images, BATCH)]
+    losses = [
+        objective.loss(objective.networks, batch, StepContext(0, 0, generator()))["loss"].item() for batch in (images, BATCH)
+    ]
     assert losses[0] == losses[1]
-    assert objective.loss(objective.networks, BATCH, generator(1), {})["loss"].item() != losses[1], "masks come of the generator"
+    assert objective.loss(objective.networks, BATCH, StepContext(0, 0, generator(1)))["loss"].item() != losses[1], (
+        "masks come of the generator"
+    )
 
 
 def test_it_learns_what_depends_on_the_class_and_trains_the_transformer_only() -> None:
@@ -103,7 +108,7 @@ def test_it_learns_what_depends_on_the_class_and_trains_the_transformer_only() -
     (phase,) = objective.phases()
     noise = generator()
     for _ in range(150):
-        losses = phase.loss_fn(objective.networks, BATCH, noise, {})
+        losses = phase.loss_fn(objective.networks, BATCH, StepContext(0, 0, noise))
         optimizer.zero_grad()
         (losses["loss"] / losses["denominator"]).backward()
         optimizer.step()
@@ -129,7 +134,7 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
 
 def test_masks_of_the_unified_framework() -> None:
     objective = make_objective(masking=ScheduledMasking("linear", weighted=True, per_image=True), label_smoothing=0.0)
-    records = [objective.loss(objective.networks, BATCH, generator(seed), {}) for seed in range(300)]
+    records = [objective.loss(objective.networks, BATCH, StepContext(0, 0, generator(seed))) for seed in range(300)]
     assert min(record["denominator"].item() for record in records) == 0, "this law may mask nothing"
     assert all(value.isfinite() for record in records for value in record.values())
     # Weighted by 1 / p, a token counts once on average: the bound is L ln V for an even guess.

@@ -10,6 +10,7 @@ from generative.autoregressive.masked.resgen import ResGenTransformer
 from generative.autoregressive.masked.resgen_objective import ResGenObjective
 from generative.autoregressive.masking import MaskDraw, MaskingLaw
 from generative.core.errors import UserError
+from generative.core.types import StepContext
 from generative.tokenizers.rvq import RVQTokenizer
 
 
@@ -55,7 +56,7 @@ def test_the_loss_by_hand() -> None:
     objective = make_objective(masking=FixedMasks(MASKED), posterior_std=0.0, label_dropout=0.0)
     network = objective.networks["transformer"].eval()
     assert not network.is_measured
-    losses = objective.loss(objective.networks, BATCH, generator(), {})
+    losses = objective.loss(objective.networks, BATCH, StepContext(0, 0, generator()))
     assert network.is_measured
     counts = torch.tensor([[0, 3, 2, 1], [3, 3, 3, 1]])
     codebooks = objective.tokenizer.codebooks_tensor
@@ -73,7 +74,7 @@ def test_the_loss_by_hand() -> None:
 
 def test_a_masked_mean_is_exact_over_micro_batches() -> None:
     whole = make_objective(masking=FixedMasks(MASKED), label_dropout=0.0, posterior_std=0.0)
-    losses = whole.loss(whole.networks, BATCH, generator(), {})
+    losses = whole.loss(whole.networks, BATCH, StepContext(0, 0, generator()))
     (losses["loss"] / losses["denominator"]).backward()
     expected = [p.grad.clone() for p in whole.networks["transformer"].parameters()]
     parts, total = make_objective(label_dropout=0.0, posterior_std=0.0), torch.tensor(0)
@@ -81,7 +82,7 @@ def test_a_masked_mean_is_exact_over_micro_batches() -> None:
     for i in range(2):
         parts.masking = FixedMasks(MASKED[i : i + 1])
         part = {"tokens": IDS[i : i + 1], "class_labels": BATCH["class_labels"][i : i + 1]}
-        losses = parts.loss(parts.networks, part, generator(), {})
+        losses = parts.loss(parts.networks, part, StepContext(0, 0, generator()))
         losses["loss"].backward()
         total = total + losses["denominator"]
     for parameter, gradient in zip(parts.networks["transformer"].parameters(), expected, strict=True):
@@ -90,17 +91,17 @@ def test_a_masked_mean_is_exact_over_micro_batches() -> None:
 
 def test_scales_of_a_resumed_run_are_not_measured_again() -> None:
     objective = make_objective()
-    objective.loss(objective.networks, BATCH, generator(), {})
+    objective.loss(objective.networks, BATCH, StepContext(0, 0, generator()))
     scales = objective.networks["transformer"].remainder_scales.clone()
     resumed = make_objective()
     resumed.networks["transformer"].load_state_dict(objective.networks["transformer"].state_dict())
-    resumed.loss(resumed.networks, {**BATCH, "tokens": (IDS + 1) % 8}, generator(), {})
+    resumed.loss(resumed.networks, {**BATCH, "tokens": (IDS + 1) % 8}, StepContext(0, 0, generator()))
     assert torch.equal(resumed.networks["transformer"].remainder_scales, scales)
 
 
 def test_a_batch_without_masks_teaches_nothing() -> None:
     objective = make_objective(masking=FixedMasks(torch.zeros(2, 12, dtype=torch.bool)))
-    losses = objective.loss(objective.networks, BATCH, generator(), {})
+    losses = objective.loss(objective.networks, BATCH, StepContext(0, 0, generator()))
     losses["loss"].backward()
     assert losses["loss"].item() == 0 and losses["denominator"].item() == 0 and losses["mean_square_error"].item() == 0
     assert all(p.grad is None or (p.grad == 0).all() for p in objective.networks["transformer"].parameters())
@@ -109,7 +110,7 @@ def test_a_batch_without_masks_teaches_nothing() -> None:
 def test_noise_of_the_posterior_comes_of_the_generator() -> None:
     objective = make_objective(masking=FixedMasks(MASKED), posterior_std=0.5)
     objective.networks["transformer"].eval()
-    losses = [objective.loss(objective.networks, BATCH, generator(seed), {})["loss"].item() for seed in (0, 0, 1)]
+    losses = [objective.loss(objective.networks, BATCH, StepContext(0, 0, generator(seed)))["loss"].item() for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -122,7 +123,7 @@ def test_it_learns_and_samples_what_it_learnt() -> None:
     noise, first = generator(), None
     repeated = {name: value.repeat(4, *[1] * (value.ndim - 1)) for name, value in BATCH.items()}
     for _ in range(300):
-        losses = phase.loss_fn(objective.networks, repeated, noise, {})
+        losses = phase.loss_fn(objective.networks, repeated, StepContext(0, 0, noise))
         mean = losses["loss"] / losses["denominator"]
         first = first or mean.item()
         optimizer.zero_grad()

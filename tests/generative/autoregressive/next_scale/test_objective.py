@@ -12,6 +12,7 @@ from generative.autoregressive.next_scale.objective import VARObjective
 from generative.autoregressive.next_scale.var import VAR
 from generative.core.ema import HalfLifeEMA
 from generative.core.errors import UserError
+from generative.core.types import StepContext
 from generative.tokenizers.multi_scale_vq import MultiScaleVQTokenizer
 
 
@@ -57,7 +58,7 @@ def test_the_loss_by_hand(label_smoothing: float) -> None:
     objective = make_objective(label_dropout=0.0, label_smoothing=label_smoothing)
     probabilities = [0.1, 0.3, 0.2, 0.2, 0.1, 0.1]
     network = FixedLogits(probabilities)
-    losses = objective.loss({"transformer": network}, make_batch(), generator(), {})
+    losses = objective.loss({"transformer": network}, make_batch(), StepContext(0, 0, generator()))
     logs = [math.log(p) for p in probabilities]
     first, last = [0, 5], [1, 2, 3, 3, 0, 1, 1, 0]
     nats = -sum(logs[token] for token in first + last) / 10
@@ -71,7 +72,7 @@ def test_the_loss_by_hand(label_smoothing: float) -> None:
 def test_statistics_and_loss_are_of_the_same_logits_while_training() -> None:
     objective = make_objective(label_dropout=0.0)
     network, batch = objective.networks["transformer"].train(), make_batch()
-    losses = objective.loss(objective.networks, batch, generator(), {})
+    losses = objective.loss(objective.networks, batch, StepContext(0, 0, generator()))
     with torch.no_grad():
         logits = network(objective.tokenizer.teacher_inputs(batch["tokens"]), batch["class_labels"])
     nats = nn.functional.cross_entropy(logits.flatten(0, 1), batch["tokens"].flatten(), reduction="none").view(2, 5)
@@ -83,16 +84,16 @@ def test_images_are_encoded_where_there_are_no_tokens() -> None:
     objective = make_objective()
     images = torch.rand(2, 3, 4, 4) * 2 - 1
     labels = make_batch()["class_labels"]
-    encoded = objective.loss(objective.networks, {"images": images, "class_labels": labels}, generator(), {})
+    encoded = objective.loss(objective.networks, {"images": images, "class_labels": labels}, StepContext(0, 0, generator()))
     tokens = objective.tokenizer.encode(images)
-    cached = objective.loss(objective.networks, {"tokens": tokens, "class_labels": labels}, generator(), {})
+    cached = objective.loss(objective.networks, {"tokens": tokens, "class_labels": labels}, StepContext(0, 0, generator()))
     assert cached["loss"].item() == encoded["loss"].item()
     assert objective.encoder_fingerprint() == objective.tokenizer.fingerprint
 
 
 def test_label_dropout() -> None:
     network = FixedLogits([1 / 6] * 6)
-    make_objective(label_dropout=0.999999).loss({"transformer": network}, make_batch(), generator(), {})
+    make_objective(label_dropout=0.999999).loss({"transformer": network}, make_batch(), StepContext(0, 0, generator()))
     assert network.class_labels.tolist() == [2, 2]
 
 
@@ -116,7 +117,7 @@ def test_the_loss_falls_on_one_batch_and_trains_the_transformer_only() -> None:
     assert phase.networks == ("transformer",) and set(objective.networks) == {"transformer"}
     first = None
     for _ in range(80):
-        loss = phase.loss_fn(objective.networks, make_batch(), generator(), {})["loss"]
+        loss = phase.loss_fn(objective.networks, make_batch(), StepContext(0, 0, generator()))["loss"]
         first = first or loss.item()
         optimizer.zero_grad()
         loss.backward()

@@ -12,6 +12,7 @@ from generative.autoregressive.next_token.objective import AutoregressiveObjecti
 from generative.autoregressive.next_token.transformer import ImageTransformer
 from generative.core.ema import HalfLifeEMA
 from generative.core.errors import UserError
+from generative.core.types import StepContext
 from generative.tokenizers.pixel import PixelTokenizer
 
 
@@ -48,7 +49,7 @@ def test_the_loss_by_hand(label_smoothing: float) -> None:
     objective = make_objective(label_dropout=0.0, label_smoothing=label_smoothing)
     probabilities = [0.5, 0.3, 0.2]
     network = FixedLogits([math.log(p) for p in probabilities])
-    losses = objective.loss({"transformer": network}, make_batch(), generator(), {})
+    losses = objective.loss({"transformer": network}, make_batch(), StepContext(0, 0, generator()))
     assert network.tokens.tolist() == [[0, 1, 2, 2], [1, 1, 0, 2]]
     counts = [2, 3, 3]
     nats = -sum(n * math.log(p) for n, p in zip(counts, probabilities, strict=True)) / 8
@@ -62,14 +63,14 @@ def test_cached_tokens_replace_images() -> None:
     objective = make_objective()
     batch = make_batch()
     tokens = objective.frozen["tokenizer"].encode(batch["images"])
-    from_images = objective.loss(objective.networks, batch, generator(), {})
+    from_images = objective.loss(objective.networks, batch, StepContext(0, 0, generator()))
     cached = {"tokens": tokens, "class_labels": batch["class_labels"]}
-    assert objective.loss(objective.networks, cached, generator(), {})["loss"].item() == from_images["loss"].item()
+    assert objective.loss(objective.networks, cached, StepContext(0, 0, generator()))["loss"].item() == from_images["loss"].item()
 
 
 def test_label_dropout() -> None:
     network = FixedLogits([0.0, 0.0, 0.0])
-    make_objective(label_dropout=0.999999).loss({"transformer": network}, make_batch(), generator(), {})
+    make_objective(label_dropout=0.999999).loss({"transformer": network}, make_batch(), StepContext(0, 0, generator()))
     assert network.class_labels.tolist() == [2, 2]  # the network's null label
 
 
@@ -112,7 +113,7 @@ def test_the_loss_falls_on_one_batch_and_trains_the_transformer_only() -> None:
     assert phase.networks == ("transformer",) and set(objective.networks) == {"transformer"}
     first = None
     for _ in range(60):
-        loss = phase.loss_fn(objective.networks, make_batch(), generator(), {})["loss"]
+        loss = phase.loss_fn(objective.networks, make_batch(), StepContext(0, 0, generator()))["loss"]
         first = first or loss.item()
         optimizer.zero_grad()
         loss.backward()

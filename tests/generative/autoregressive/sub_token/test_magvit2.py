@@ -12,6 +12,7 @@ from generative.autoregressive.sub_token.magvit2 import MAGVIT2Transformer
 from generative.autoregressive.sub_token.objective import MAGVIT2Objective
 from generative.autoregressive.sub_token.scheduler import SubTokenScheduler, sub_token_guidance
 from generative.core.errors import UserError
+from generative.core.types import StepContext
 from generative.tokenizers.pixel import PixelTokenizer
 
 GRID = (2, 3)
@@ -114,7 +115,7 @@ def test_the_first_loss_is_that_of_uniform_guesses_and_falls() -> None:
     optimizer = objective.optimizers["transformer"](objective.parameter_groups("transformer"))
     losses = []
     for _ in range(60):
-        result = objective.loss(objective.networks, batch, torch.Generator().manual_seed(0), {})
+        result = objective.loss(objective.networks, batch, StepContext(0, 0, torch.Generator().manual_seed(0)))
         losses.append(result["loss"].item())
         assert result["loss"].item() == pytest.approx((result["loss_0"] + result["loss_1"]).item(), abs=1e-5)
         optimizer.zero_grad()

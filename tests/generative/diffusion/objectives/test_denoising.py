@@ -12,7 +12,7 @@ from torch import Tensor
 
 from generative.core.ema import ConstantEMA
 from generative.core.errors import UserError
-from generative.core.types import Batch
+from generative.core.types import Batch, StepContext
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.formulations.continuous import ContinuousDiffusion
@@ -62,7 +62,7 @@ def make_batch(size: int = 8, image_size: int = 4) -> Batch:
 def loss_of(objective: DiffusionObjective, batch: Batch, seed: int = 0, network: Any = None) -> dict[str, Tensor]:
     """Loss with a fresh generator."""
     networks = {"denoiser": network or objective.networks["denoiser"]}
-    return objective.loss(networks, batch, torch.Generator().manual_seed(seed), {})
+    return objective.loss(networks, batch, StepContext(0, 0, torch.Generator().manual_seed(seed)))
 
 
 class Recorder(torch.nn.Module):
