@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from metrics import registry
 from metrics.named_datasets import MODES, dataset_lines
 from metrics.notes import say_warnings_plainly
+from metrics.options import JSON_TO_STDOUT, MATCHED_CLASSES, PRECISIONS, ScoreOptions, read_options, reader
 from metrics.terminal import prepare, until_nobody_reads
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it.
-_SHOWN_DIGITS = 24
 
 _DESCRIPTION = """\
 Score generated images B against reference images A, and print the number with its protocol.
@@ -63,53 +63,24 @@ exit codes: 0 a score, 2 wrong input (one sentence says what), 130 interrupted, 
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, printed, or raised for a caller in Python."""
-
-    raises = False
+    """A parser whose errors are one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        if self.raises:
-            raise ValueError(f"{message}.")
         sys.stderr.write(f"error: {message} (fid-score --help shows how)\n")
         raise SystemExit(EXIT_USER_ERROR)
 
 
-#: Limits of what flags take: far beyond any use, and before memory or a day ends.
-_MOST_IMAGES = 10_000_000
-_MOST_PARTS = 1_000_000
-_MOST_EPOCHS = 10_000
-_MOST_PIXELS = 2048
-_MOST_AT_ONCE = 65_536
-_MOST_THREADS = 1024
-_MOST_SEED = 2**64 - 1  # What torch's generators take.
-_MOST_LEGACY_SEED = 2**32 - 1  # What numpy's legacy generator takes, whose stream the published tools draw from.
+def _read(name: str) -> Callable[[str], Any]:
+    """Return a flag's type: what reads that option, with its sentence where it refuses a text."""
+    read = reader(name)
 
-
-def _count(most: int, least: int = 1) -> Callable[[str], int]:
-    """Return a flag's type: a whole number within limits, which a message names."""
-
-    def parse(text: str) -> int:
-        shown = text if len(text) <= _SHOWN_DIGITS else f"{text[:_SHOWN_DIGITS]}..."
+    def parse(text: str) -> Any:
         try:
-            value = int(text)
-        except ValueError:  # Also of thousands of digits.
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most:,}, got {shown!r}") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {shown}")
-        if value > most:
-            raise argparse.ArgumentTypeError(f"must be at most {most:,}, got {shown}")
-        return value
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse
-
-
-def _extractor(text: str) -> str:
-    """Accept a name of ours, torch-fidelity's name of the same network, or FILE.py:CLASS."""
-    name = {"inception-v3-compat": "inception-v3"}.get(text, text)
-    if name not in registry.EXTRACTORS and ".py:" not in name:
-        choices = ", ".join(registry.EXTRACTORS)
-        raise argparse.ArgumentTypeError(f"{text!r} is not known: choose from {choices}, or name your own as FILE.py:CLASS")
-    return name
 
 
 def _epilog() -> str:
@@ -162,13 +133,12 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--extractor",
         "--feature-extractor",
-        type=_extractor,
-        default="inception-v3",
+        type=_read("extractor"),
         metavar="NAME",
         help=f"feature network: {', '.join(registry.EXTRACTORS)}, or your own as FILE.py:CLASS (default: inception-v3)",
     )
     group.add_argument(
-        "--input-size", type=_count(_MOST_PIXELS), metavar="PX", help="side that images are brought to, if the network lets you"
+        "--input-size", type=_read("input_size"), metavar="PX", help="side that images are brought to, if the network lets you"
     )
     group.add_argument(
         "--dims", type=int, choices=list(registry.FEATURE_BY_DIMS), help="Inception-v3 feature by its dimension (default: 2048)"
@@ -177,7 +147,6 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         "--weights",
         "--feature-extractor-weights-path",
         action="append",
-        default=[],
         metavar="[NAME=]PATH",
         help="weight file of the network (NAME: of that network)",
     )
@@ -188,17 +157,15 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         help="train --extractor resnet9 on the labelled images of the first path (tested on those of the second, where there are "
         "three) and write its weights to the last, a .safetensors",
     )
-    group.add_argument(
-        "--train-epochs", type=_count(_MOST_EPOCHS), default=10, metavar="N", help="passes over them (default: 10)"
-    )
+    group.add_argument("--train-epochs", type=_read("train_epochs"), metavar="N", help="passes over them (default: 10)")
     group.add_argument(
         "--num-samples",
         "--num",
-        type=_count(_MOST_IMAGES),
+        type=_read("num_samples"),
         metavar="N",
         help="images to sample, where a path is a saved pipeline",
     )
-    group.add_argument("--seed", type=_count(_MOST_SEED, least=0), help="seed of those samples")
+    group.add_argument("--seed", type=_read("seed"), help="seed of those samples")
 
 
 def _add_dataset(group: argparse._ArgumentGroup) -> None:
@@ -209,7 +176,7 @@ def _add_dataset(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--dataset-split", metavar="NAME", help="its part (default: train where there is one; custom)")
     group.add_argument(
-        "--dataset-res", type=_count(_MOST_PIXELS), metavar="PX", help="side of its images, where there are several"
+        "--dataset-res", type=_read("dataset_res"), metavar="PX", help="side of its images, where there are several"
     )
     group.add_argument(
         "--dataset-root",
@@ -219,20 +186,20 @@ def _add_dataset(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_how_metrics(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--isc-splits", type=_count(_MOST_PARTS), metavar="N", help="splits of the Inception Score (default: 10)")
+    group.add_argument("--isc-splits", type=_read("isc_splits"), metavar="N", help="splits of the Inception Score (default: 10)")
     group.add_argument("--no-samples-shuffle", action="store_true", help="Inception Score in file order, as the official script")
-    group.add_argument("--kid-subsets", type=_count(_MOST_PARTS), metavar="N", help="subsets of KID (default: 100)")
-    group.add_argument("--kid-subset-size", type=_count(_MOST_PARTS), metavar="N", help="images per subset (default: 1000)")
+    group.add_argument("--kid-subsets", type=_read("kid_subsets"), metavar="N", help="subsets of KID (default: 100)")
+    group.add_argument("--kid-subset-size", type=_read("kid_subset_size"), metavar="N", help="images per subset (default: 1000)")
     group.add_argument(
         "--prc-neighborhood",
         "--nearest-k",
-        type=_count(_MOST_PARTS),
+        type=_read("prc_neighborhood"),
         metavar="K",
         help="neighbour that sets a ball's radius (default: 3)",
     )
     group.add_argument(
         "--rng-seed",
-        type=_count(_MOST_LEGACY_SEED, least=0),
+        type=_read("rng_seed"),
         metavar="SEED",
         help="seed of KID's subsets, the IS shuffle, MIND, FID-infinity, class matching",
     )
@@ -241,18 +208,16 @@ def _add_how_metrics(group: argparse._ArgumentGroup) -> None:
 def _add_analyses(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--match-classes",
-        choices=["top1", "top-n", "middle-n", "logits"],
+        choices=list(MATCHED_CLASSES),
         help="draw samples so that their ImageNet classes are distributed as the reference's, and score those (arXiv:2203.06026)",
     )
-    group.add_argument("--match-num", type=_count(_MOST_IMAGES), metavar="N", help="samples to draw (default: a fifth)")
+    group.add_argument("--match-num", type=_read("match_num"), metavar="N", help="samples to draw (default: a fifth)")
     group.add_argument("--sensitivity-map", metavar="FILE.png", help="draw what in the first samples FID reacts to")
     group.add_argument(
         "--cas", metavar="ARCH", help="train a torchvision classifier on the samples, test it on the reference (labels needed)"
     )
-    group.add_argument("--cas-size", type=_count(_MOST_PIXELS), default=224, metavar="PX", help="its input size (default: 224)")
-    group.add_argument(
-        "--cas-epochs", type=_count(_MOST_EPOCHS), default=90, metavar="N", help="passes over the samples (default: 90)"
-    )
+    group.add_argument("--cas-size", type=_read("cas_size"), metavar="PX", help="its input size (default: 224)")
+    group.add_argument("--cas-epochs", type=_read("cas_epochs"), metavar="N", help="passes over the samples (default: 90)")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -260,7 +225,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "-j",
         "--json",
         nargs="?",
-        const="-",
+        const=JSON_TO_STDOUT,
         metavar="FILE.json",
         help="print JSON instead of the table, or write it to FILE.json beside the table",
     )
@@ -275,17 +240,12 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_how(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-b", "--batch-size", type=_count(_MOST_AT_ONCE), default=50, metavar="N", help="images per forward pass (default: 50)"
-    )
+    group.add_argument("-b", "--batch-size", type=_read("batch_size"), metavar="N", help="images per forward pass (default: 50)")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:0, mps (default: cuda if there is one, else cpu)")
-    group.add_argument(
-        "--num-workers", type=_count(_MOST_THREADS, least=0), metavar="N", help="decoding threads (default: min(8, CPUs))"
-    )
+    group.add_argument("--num-workers", type=_read("num_workers"), metavar="N", help="decoding threads (default: min(8, CPUs))")
     group.add_argument(
         "--precision",
-        choices=["float32", "bfloat16", "float16"],
-        default="float32",
+        choices=list(PRECISIONS),
         help="of the network; less than float32 is faster on some hardware, moves the score, and says by how much",
     )
     group.add_argument("--skip-corrupt", action="store_true", help="leave unreadable images out and say which")
@@ -309,104 +269,36 @@ def _add_spellings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-c", "--cpu", action="store_true", help="as --device cpu")
     group.add_argument("--samples-find-deep", action="store_true", help="folders are always searched recursively")
     group.add_argument("--save-cpu-ram", action="store_true", help="no N x N matrix is ever held")
-    group.add_argument("--prc-batch-size", type=_count(_MOST_IMAGES), metavar="N", help="tiles have a fixed size")
+    group.add_argument("--prc-batch-size", type=_read("prc_batch_size"), metavar="N", help="tiles have a fixed size")
 
 
-def parse_arguments(argv: Sequence[str], parser: _Parser | None = None, paths: Sequence[str] = ()) -> argparse.Namespace:
-    """Parse, and bring other tools' spellings to ours.
+def parse_arguments(argv: Sequence[str]) -> ScoreOptions:
+    """Return the options that a command line names.
 
     Args:
         argv: Arguments without the program's name.
-        parser: From `build_parser`, or None.
-        paths: Paths in front of those in `argv`, whatever they look like.
 
     Raises:
         SystemExit: After --help, or after one sentence on stderr.
     """
-    parser = parser or build_parser()
+    parser = build_parser()
     words = list(argv)
     end = words.index("--") if "--" in words else len(words)  # argparse forgets it where paths and flags are intermixed.
-    args = parser.parse_intermixed_args(_with_explicit_json(words[:end]))
-    args.path = [*paths, *args.path, *words[end + 1 :]]
-    if args.input1 is not None or args.input2 is not None:
-        if args.path:
-            parser.error("--input1 and --input2 replace the two paths: give either")
-        if args.input1 is None:
-            parser.error("--input2 is the reference: give the samples as --input1")
-        args.path = [args.input1] if args.input2 is None else [args.input2, args.input1]
-        args.protocol = args.protocol or "tensorflow"
-    if args.cpu or args.gpu is not None:
-        if args.device is not None or (args.cpu and args.gpu is not None):
-            parser.error("--device, --gpu and --cpu name the device: give one of them")
-        args.device = "cpu" if args.cpu else f"cuda:{args.gpu}"
-    if "" in args.path:
-        parser.error("a path is empty")  # As of a variable of the shell that is not set; it would be the current folder.
-    if not args.path:
-        parser.error("the following arguments are required: PATH, a reference and at least one sample set")
-    _apply_dataset(args, parser)
-    if args.train_extractor and len(args.path) not in (2, 3):
-        parser.error(f"--train-extractor takes TRAIN [TEST] OUT.safetensors, got {len(args.path)} paths")
-    if args.save_stats and len(args.path) != 2:
-        parser.error(f"--save-stats takes two paths, images and the .npz to write, got {len(args.path)}")
-    return args
-
-
-def _apply_dataset(args: argparse.Namespace, parser: _Parser) -> None:
-    """Check what goes with --dataset, and bring clean-fid's --mode to a protocol."""
-    if args.mode is not None:
-        if args.protocol not in (None, MODES[args.mode]) and args.input1 is None:
-            parser.error(f"--mode {args.mode} is --protocol {MODES[args.mode]}, got --protocol {args.protocol}: give one of them")
-        args.protocol = MODES[args.mode]
-    if args.dataset is None:
-        for flag in ("dataset_split", "dataset_res", "dataset_root"):
-            if getattr(args, flag) is not None:
-                parser.error(f"--{flag.replace('_', '-')} says more of --dataset: name a data set as well")
-    elif args.input2 is not None or args.save_stats or args.train_extractor:
-        other = "--input2" if args.input2 is not None else "--save-stats" if args.save_stats else "--train-extractor"
-        parser.error(f"--dataset names the reference of samples, and does not go with {other}: give one of them")
-
-
-def parse_options(paths: Sequence[str], options: Mapping[str, Any]) -> argparse.Namespace:
-    """Parse options given from Python as the command line's are, with the same defaults, conversions and refusals.
-
-    Args:
-        paths: Reference, if any, then sample sets.
-        options: Value by the flag's long name with underscores; lists for --metrics and --weights may be lists.
-
-    Raises:
-        TypeError: If an option is no flag.
-        ValueError: If a value is refused.
-    """
-    parser = build_parser()
-    flags = {action.dest: action for action in parser._actions if action.option_strings}
-    argv = []
-    for name, value in options.items():
-        if name not in flags:
-            raise TypeError(f"score() has no option {name!r}: its options are the long flags of fid-score.")
-        flag = max(flags[name].option_strings, key=len)
-        if value is None or value is False:
-            continue
-        if value is True:
-            argv.append(flag)
-        elif isinstance(value, list | tuple):
-            joined = [",".join(map(str, value))] if name == "metrics" else map(str, value)
-            argv += [f"{flag}={item}" for item in joined]
-        else:
-            argv.append(f"{flag}={value}")
-    parser.raises = True
-    # Paths are no words of a command line: "-cfg3" is a folder.
-    return parse_arguments(argv, parser, paths)
+    values = vars(parser.parse_intermixed_args(_with_explicit_json(words[:end])))
+    paths = [*values.pop("path"), *words[end + 1 :]]
+    try:
+        return read_options(paths, len(paths) > 1, values)
+    except ValueError as error:
+        parser.error(str(error).removesuffix("."))
 
 
 def _with_explicit_json(argv: Sequence[str]) -> list[str]:
     """Let `--json A B` print: only what ends with .json right behind the flag is its file."""
-    result = []
-    for position, word in enumerate(argv):
-        following = argv[position + 1] if position + 1 < len(argv) else ""
-        result.append(
-            f"{'--json' if word == '-j' else word}=-" if word in ("-j", "--json") and not following.endswith(".json") else word
-        )
-    return result
+    following = [*argv[1:], ""]
+    return [
+        f"--json={JSON_TO_STDOUT}" if word in ("-j", "--json") and not next_word.endswith(".json") else word
+        for word, next_word in zip(argv, following, strict=False)
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -424,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     try:
-        args = parse_arguments(argv)
+        options = parse_arguments(argv)
     except SystemExit as stop:  # argparse exits for --help and for errors.
         return int(stop.code or 0)
     try:
@@ -434,7 +326,7 @@ def _run(argv: list[str]) -> int:
         keep_freed_memory()
         from metrics.scoring import run
 
-        run(args)
+        run(options)
     except BrokenPipeError:
         raise
     except (ValueError, TypeError, OSError) as error:
@@ -448,7 +340,7 @@ def _run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         kept = (
             "nothing was written"
-            if args.train_extractor
+            if options.train_extractor
             else "run the same command again and it goes on from the features kept so far"
         )
         sys.stderr.write(f"interrupted: {kept}\n")

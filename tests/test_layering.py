@@ -60,6 +60,30 @@ def imports(path: Path, at_import_time: bool = False) -> set[str]:
     return found
 
 
+def imported_modules(path: Path, known: set[str]) -> set[str]:
+    """Those of the known modules that a file imports, anywhere in it; ``from a import b`` is ``a.b`` where that is a module."""
+    found = imports(path)
+    names = found - {name.rpartition(".")[0] for name in found}
+    return {name if name in known else name.rpartition(".")[0] for name in names} & known - {module_name(path)}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that can be reached from one another."""
+    reached = {name: closure(name, graph) for name in graph}
+    groups = {frozenset(other for other in reached[name] if name in reached[other]) for name in graph if name in reached[name]}
+    return sorted(sorted(group) for group in groups)
+
+
+def closure(start: str, graph: dict[str, set[str]]) -> set[str]:
+    """Whatever can be reached from a module."""
+    found: set[str] = set()
+    new = set(graph[start])
+    while new:
+        found |= new
+        new = set().union(*(graph[name] for name in new)) - found
+    return found
+
+
 def within(name: str, *prefixes: str) -> bool:
     return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
 
@@ -151,6 +175,17 @@ def test_only_the_command_line_imports_the_command_line() -> None:
     cli = PROJECT / "generative" / "cli"
     others = [path for package in PACKAGES for path in modules(package) if cli not in path.parents]
     assert offences(others, "generative.cli") == []
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c", "x"}, "c": {"a"}, "x": {"y"}, "y": set(), "d": {"a", "e"}, "e": {"d", "e"}, "f": {"d"}}
+    assert circles(graph) == [["a", "b", "c"], ["d", "e"]]
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Those within functions count: what hides there is a circle all the same, and a reader meets it."""
+    files = {module_name(path): path for package in PACKAGES for path in modules(package)}
+    assert circles({name: imported_modules(path, set(files)) for name, path in files.items()}) == []
 
 
 def test_nobody_imports_tests() -> None:

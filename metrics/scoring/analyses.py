@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,7 @@ from metrics.distributed import describe_error
 from metrics.extraction import Extraction, map_on_cores, microbatch_size, num_cores
 from metrics.frechet import FrechetDistance, frechet_distance_from_features
 from metrics.metric import FeatureCollector
+from metrics.options import ScoreOptions
 from metrics.scoring.report import Result
 from metrics.scoring.sides import Side
 from metrics.suite import MetricSuite
@@ -23,27 +23,25 @@ _PRECISION_IMAGES = 64  # Of each side: enough to see a percent, seconds on a CP
 _READ_IMAGES = 16
 
 
-def check(
-    suites: Sequence[MetricSuite], reference: Side | None, samples: Sequence[Side | None], args: argparse.Namespace
-) -> None:
-    """Raise before any work if an analysis that the arguments ask for lacks what it needs.
+def check(suites: Sequence[MetricSuite], reference: Side | None, samples: Sequence[Side | None], options: ScoreOptions) -> None:
+    """Raise before any work if an analysis that is asked for lacks what it needs.
 
     Args:
         suites: The run's networks with their metrics.
         reference: What samples are compared with, if anything.
         samples: The sample sets.
-        args: The parsed arguments.
+        options: What is asked for.
 
     Raises:
         ValueError: If it does.
     """
-    wanted = [flag for flag in ("match_classes", "sensitivity_map", "cas") if getattr(args, flag) is not None]
+    wanted = [flag for flag in ("match_classes", "sensitivity_map", "cas") if getattr(options, flag) is not None]
     if not wanted:
         return
     if reference is None or len(samples) != 1 or samples[0] is None:
         raise ValueError(f"--{wanted[0].replace('_', '-')} needs a reference and one sample set: fid-score A B.")
     fakes = samples[0]
-    if args.match_classes is not None:
+    if options.match_classes is not None:
         for side in (reference, fakes):
             if side.images is None:
                 raise ValueError(f"--match-classes needs the images of both sides, and {side.path} holds statistics.")
@@ -51,14 +49,14 @@ def check(
             raise ValueError("--match-classes needs a network that is a classifier: score fid (Inception-v3) as well.")
         if not any(isinstance(metric, FrechetDistance) for suite in suites for metric in suite.metrics):
             raise ValueError("--match-classes shows what matching does to Frechet distances: score fid or another as well.")
-        if args.match_num is not None and args.match_num > len(fakes.images or ()):
-            raise ValueError(f"--match-num must not exceed the samples ({len(fakes.images or ())}), got {args.match_num}.")
-    if args.sensitivity_map is not None and (fakes.images is None or _fid_of(suites) is None):
+        if options.match_num is not None and options.match_num > len(fakes.images or ()):
+            raise ValueError(f"--match-num must not exceed the samples ({len(fakes.images or ())}), got {options.match_num}.")
+    if options.sensitivity_map is not None and (fakes.images is None or _fid_of(suites) is None):
         raise ValueError("--sensitivity-map needs FID and sample images: score fid on a set of images.")
-    if args.cas is not None:
+    if options.cas is not None:
         from metrics.classification_accuracy import check_architecture
 
-        check_architecture(args.cas)
+        check_architecture(options.cas)
         for side in (fakes, reference):
             if side.images is None:
                 raise ValueError(f"--cas needs labelled images, and {side.path} holds statistics.")
@@ -66,20 +64,26 @@ def check(
                 raise ValueError(f"--cas needs class labels, and {side.images.lack_of_labels()}")
 
 
-def run_all(suites: Sequence[MetricSuite], reference: Side, samples: Side, args: argparse.Namespace, result: Result) -> None:
-    """Run the analyses that the arguments ask for, after `check` has passed them.
+def run_all(suites: Sequence[MetricSuite], reference: Side, samples: Side, options: ScoreOptions, result: Result) -> None:
+    """Run the analyses that are asked for, after `check` has passed them.
 
     One that fails is said in the result and keeps neither the scores nor the others from being published; one that is
     interrupted, too, and ends the run.
     """
     work: list[tuple[str, Callable[[], None]]] = []
-    if args.match_classes is not None:
-        work.append(("class matching", lambda: _match_classes(suites, args, result)))
-    if args.sensitivity_map is not None:
-        work.append(("the sensitivity map", lambda: _draw_sensitivity(suites, samples, Path(args.sensitivity_map), result)))
-    if args.cas is not None:
-        work.append(("the classification accuracy score", lambda: _classification_accuracy(reference, samples, args, result)))
-    if args.precision != "float32":
+    matched, map_file, architecture = options.match_classes, options.sensitivity_map, options.cas
+    if matched is not None:
+        work.append(("class matching", lambda: _match_classes(suites, matched, options, result)))
+    if map_file is not None:
+        work.append(("the sensitivity map", lambda: _draw_sensitivity(suites, samples, Path(map_file), result)))
+    if architecture is not None:
+        work.append(
+            (
+                "the classification accuracy score",
+                lambda: _classification_accuracy(reference, samples, architecture, options, result),
+            )
+        )
+    if options.precision != "float32":
         work.append(("the effect of the precision", lambda: _precision_effect(suites, reference, samples, result)))
     for name, analyse in work:
         try:
@@ -99,7 +103,7 @@ def _fid_of(suites: Sequence[MetricSuite]) -> tuple[MetricSuite, FrechetDistance
     return None
 
 
-def _match_classes(suites: Sequence[MetricSuite], args: argparse.Namespace, result: Result) -> None:
+def _match_classes(suites: Sequence[MetricSuite], kind: str, options: ScoreOptions, result: Result) -> None:
     """Draw samples whose classes are distributed as the reference's and score those."""
     from metrics.class_matching import match_classes
 
@@ -111,15 +115,13 @@ def _match_classes(suites: Sequence[MetricSuite], args: argparse.Namespace, resu
             if isinstance(metric, FrechetDistance):
                 pair = _collected(suite, str(metric.feature))
                 real[metric.key], fake[metric.key] = pair
-    num = args.match_num or max(2, len(logits[1]) // _PAPER_POOL_SHARE)
-    found = match_classes(
-        logits[0], logits[1], real, fake, num, args.match_classes, seed=args.rng_seed or 0, progress=not args.quiet
-    )
+    num = options.match_num or max(2, len(logits[1]) // _PAPER_POOL_SHARE)
+    found = match_classes(logits[0], logits[1], real, fake, num, kind, seed=options.rng_seed or 0, progress=not options.quiet)
     for key in found.after:
         result.scores[f"{key}_drawn"] = found.before[key]
         result.scores[f"{key}_matched"] = found.after[key]
     result.notes.append(
-        f"class matching: {num} samples drawn of {len(logits[1])} at random (_drawn) and so that {args.match_classes} classes of "
+        f"class matching: {num} samples drawn of {len(logits[1])} at random (_drawn) and so that {kind} classes of "
         f"{classifier.extractor.name} are distributed as the reference's (_matched; {found.num_distinct} distinct): "
         "what a distance loses thereby was class proportions, not image quality."
     )
@@ -148,24 +150,24 @@ def _draw_sensitivity(suites: Sequence[MetricSuite], side: Side, path: Path, res
     result.notes.append(f"{path} shows what FID looks at in the first {len(images)} samples (arXiv:2203.06026, section 3).")
 
 
-def _classification_accuracy(reference: Side, samples: Side, args: argparse.Namespace, result: Result) -> None:
+def _classification_accuracy(reference: Side, samples: Side, architecture: str, options: ScoreOptions, result: Result) -> None:
     from metrics.classification_accuracy import classification_accuracy_score
 
     assert samples.images is not None and reference.images is not None
     scores = classification_accuracy_score(
         samples.images,
         reference.images,
-        architecture=args.cas,
-        image_size=args.cas_size,
-        epochs=args.cas_epochs,
-        seed=args.rng_seed or 0,
-        device=args.device,
-        progress=not args.quiet,
+        architecture=architecture,
+        image_size=options.cas_size,
+        epochs=options.cas_epochs,
+        seed=options.rng_seed or 0,
+        device=options.device,
+        progress=not options.quiet,
     )
     result.scores.update(scores)
     result.notes.append(
-        f"classification accuracy: {args.cas} at {args.cas_size} px trained {args.cas_epochs} epochs on the samples, tested on "
-        "the reference (arXiv:1905.10887)."
+        f"classification accuracy: {architecture} at {options.cas_size} px trained {options.cas_epochs} epochs on the samples, "
+        "tested on the reference (arXiv:1905.10887)."
     )
 
 

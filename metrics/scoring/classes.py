@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from metrics.class_names import check_known_classes, check_same_classes, name_classes
+from metrics.options import ScoreOptions
 from metrics.scoring.prepare import SampleSet
 from metrics.scoring.sides import Side
 from metrics.suite import MetricSuite
@@ -14,7 +14,7 @@ _LEAST_IMAGES = 2  # Of a class, for a covariance.
 
 
 def match_classes(
-    suites: Sequence[MetricSuite], reference: Side | None, sets: Sequence[SampleSet], args: argparse.Namespace
+    suites: Sequence[MetricSuite], reference: Side | None, sets: Sequence[SampleSet], options: ScoreOptions
 ) -> list[str]:
     """Bring the labels of all sides to one set of names, and check what the scores need of them.
 
@@ -22,7 +22,7 @@ def match_classes(
         suites: The run's networks with their metrics.
         reference: The reference, if there is one.
         sets: The sample sets; one whose classes are others lacks the metrics that compare them.
-        args: The parsed arguments.
+        options: What is asked for.
 
     Returns:
         What was taken for what.
@@ -31,14 +31,14 @@ def match_classes(
         ValueError: If numbers have no place in the order of names, or a class to be tested is not trained on.
     """
     needing = [metric for suite in suites for metric in suite.metrics if metric.needs_labels]
-    if reference is None or reference.images is None or not (needing or args.cas is not None):
+    if reference is None or reference.images is None or not (needing or options.cas is not None):
         return []
     opened = [(each, each.side.images) for each in sets if each.side is not None and each.side.images is not None]
     notes = name_classes([reference.images, *(images for _, images in opened)])
     for each, images in opened:
         if not (reference.images.has_labels and images.has_labels):
             continue  # Told by whoever needs them.
-        if args.cas is not None:
+        if options.cas is not None:
             check_known_classes(images, reference.images)
         try:
             if needing:

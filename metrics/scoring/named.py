@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tarfile
 import tempfile
@@ -18,7 +17,8 @@ from metrics.cache import download, failure_reason
 from metrics.frechet import FrechetDistance
 from metrics.frechet_infinity import FrechetInfinity
 from metrics.named_datasets import CUSTOM_SPLIT, MODES, NamedReference, published, resolve_reference
-from metrics.scoring.plan import DEFAULT_PROTOCOL, extractor_of, plan_metric
+from metrics.options import DEFAULT_PROTOCOL, ScoreOptions
+from metrics.scoring.plan import extractor_of, plan_metric
 from metrics.scoring.sides import Side
 from metrics.statistics import FeatureEntry, ReferenceStatistics, load_statistics
 
@@ -45,27 +45,28 @@ class _AskedError(Exception):
     """Carries out of clean-fid the file that it was about to fetch."""
 
 
-def open_named(names: Sequence[str], args: argparse.Namespace) -> Side:
+def open_named(names: Sequence[str], options: ScoreOptions) -> Side:
     """Return the reference that --dataset names, with what the scores need of it.
 
     Args:
         names: From `score_names`.
-        args: The parsed arguments.
+        options: What is asked for.
 
     Raises:
         FileNotFoundError: If a file is neither here nor to be had.
         ValueError: If no such data set is known, a score needs what clean-fid does not store, or a file is damaged.
     """
-    reference = resolve_reference(args.dataset, args.dataset_split, args.dataset_res)
-    mode = _mode(args)
+    assert options.dataset is not None
+    reference = resolve_reference(options.dataset, options.dataset_split, options.dataset_res)
+    mode = _mode(options)
     entries: list[FeatureEntry] = []
     paths: list[str] = []
-    for network, kinds in _wanted(names, args).items():
+    for network, kinds in _wanted(names, options).items():
         model, feature = _MODELS[network]
         entry = FeatureEntry(network, feature)
         for kind in kinds:
             file = _ask_clean_fid(reference, mode, model, kind)
-            shown, found = _load(file, reference, args.dataset_root)
+            shown, found = _load(file, reference, options.dataset_root)
             entry = _add(entry, found, kind, shown)
             paths.append(shown)
         entries.append(entry)
@@ -75,8 +76,8 @@ def open_named(names: Sequence[str], args: argparse.Namespace) -> Side:
     return Side(Path(paths[0]), statistics=ReferenceStatistics(paths[0], tuple(entries), count, source))
 
 
-def _mode(args: argparse.Namespace) -> str:
-    chosen = args.protocol or DEFAULT_PROTOCOL
+def _mode(options: ScoreOptions) -> str:
+    chosen = options.protocol or DEFAULT_PROTOCOL
     mode = next((mode for mode, protocol in MODES.items() if protocol == chosen), None)
     if mode is None:
         raise ValueError(
@@ -86,11 +87,11 @@ def _mode(args: argparse.Namespace) -> str:
     return mode
 
 
-def _wanted(names: Sequence[str], args: argparse.Namespace) -> dict[str, list[str]]:
+def _wanted(names: Sequence[str], options: ScoreOptions) -> dict[str, list[str]]:
     """Return network -> kinds of files ("FID": moments, "KID": features) that the scores read."""
     wanted: dict[str, list[str]] = {}
     for name in names:
-        metric, network = plan_metric(name, args), extractor_of(name, args)
+        metric, network = plan_metric(name, options), extractor_of(name, options)
         if not metric.needs_real:
             continue
         if metric.needs_labels or network not in _MODELS or metric.feature not in (None, _MODELS[network][1]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -10,22 +9,22 @@ from pathlib import Path
 
 from metrics.distributed import describe_error
 from metrics.files import check_writable
+from metrics.options import JSON_TO_STDOUT, ScoreOptions
 from metrics.scoring.report import Report, format_table, write_csv, write_json, write_plot
 
-JSON_TO_STDOUT = "-"
 _FIGURES = ("--plot", "--sensitivity-map")
 _FIGURE_FORMATS = (".png", ".pdf", ".svg", ".jpg")
 
 
-def check_outputs(args: argparse.Namespace) -> None:
-    """Raise unless every file that the arguments name can be written.
+def check_outputs(options: ScoreOptions) -> None:
+    """Raise unless every file that the options name can be written.
 
     Raises:
         ValueError: If a name is no file name of its kind, names an input, or two flags name one file.
         OSError: If the file system refuses.
     """
-    flags = {f"--{name.replace('_', '-')}": getattr(args, name) for name in ("json", "csv", "plot", "sensitivity_map")}
-    taken = {Path(path).absolute(): "" for path in args.path}
+    flags = {f"--{name.replace('_', '-')}": getattr(options, name) for name in ("json", "csv", "plot", "sensitivity_map")}
+    taken = {Path(path).absolute(): "" for path in options.paths}
     for flag, name in flags.items():
         if name is None or name == JSON_TO_STDOUT:
             continue
@@ -61,27 +60,27 @@ def check_output(path: Path, flag: str) -> None:
         raise OSError(f"{flag} {path} can't be written ({error.strerror or error}): choose another name or folder.") from error
 
 
-def publish(report: Report, args: argparse.Namespace) -> None:
+def publish(report: Report, options: ScoreOptions) -> None:
     """Print, then write the files: one that can't be written must not cost the numbers.
 
     Raises:
         OSError: If a file can't be written; the others are.
     """
-    if args.json == JSON_TO_STDOUT:
+    if options.json == JSON_TO_STDOUT:
         sys.stdout.write(json.dumps(report.record(), indent=2) + "\n")
     else:
         sys.stdout.write(format_table(report))
-    write_files(report, args)
+    write_files(report, options)
 
 
-def write_files(report: Report, args: argparse.Namespace) -> None:
-    """Write the files that the arguments ask for.
+def write_files(report: Report, options: ScoreOptions) -> None:
+    """Write the files that the options ask for.
 
     Raises:
         OSError: If one can't be written; the others are.
     """
     failures = []
-    for name, write in ((args.json, write_json), (args.csv, write_csv), (args.plot, write_plot)):
+    for name, write in ((options.json, write_json), (options.csv, write_csv), (options.plot, write_plot)):
         if name in (None, JSON_TO_STDOUT):
             continue
         try:

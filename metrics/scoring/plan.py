@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ from metrics.extractors import FeatureExtractor, build_extractor
 from metrics.extractors.inception import WEIGHTS as INCEPTION_WEIGHTS
 from metrics.kernel import KernelDistance
 from metrics.metric import FeatureCollector, Metric
+from metrics.options import DEFAULT_EXTRACTOR, DEFAULT_PROTOCOL, ScoreOptions
 from metrics.suite import MetricSuite, build_metric
 
-DEFAULT_EXTRACTOR = "inception-v3"
-DEFAULT_PROTOCOL = "clean"
-#: Flag -> (score, constructor argument).
-_OPTION_FLAGS = {
+#: Option of a run -> (score, constructor argument).
+_ARGUMENTS = {
     "isc_splits": ("is", "splits"),
     "kid_subsets": ("kid", "subsets"),
     "kid_subset_size": ("kid", "subset_size"),
@@ -30,18 +28,13 @@ _DAY_SECONDS = 86_400.0
 _SEEDED = {"is": "shuffle_seed", "kid": "seed", "mind": "seed", "fid-infinity": "seed"}
 
 
-def score_names(args: argparse.Namespace) -> list[str]:
+def score_names(options: ScoreOptions) -> list[str]:
     """Return the scores to compute, by our names, each once.
 
     Raises:
-        ValueError: If none is named or one is not known.
+        ValueError: If one is not known.
     """
-    flags = {"isc": "is", "fid": "fid", "kid": "kid", "prc": "prc", "mind": "mind"}
-    flagged = [name for flag, name in flags.items() if getattr(args, flag)]
-    listed = [name.strip() for name in (args.metrics or "").split(",") if name.strip()]
-    if args.metrics is not None and not listed:
-        raise ValueError(f"--metrics names no metric, got {args.metrics!r}: try --metrics fid.")
-    names = listed + flagged or [name for name in protocol(args).scores if not args.save_stats or _needs_reference(name)]
+    names = options.metrics or [name for name in protocol(options).scores if not options.save_stats or _needs_reference(name)]
     return list(dict.fromkeys(registry.canonical_metric(name) for name in names))
 
 
@@ -49,33 +42,33 @@ def _needs_reference(name: str) -> bool:
     return bool(registry.load(registry.SCORES[name].metric).needs_real)
 
 
-def protocol(args: argparse.Namespace) -> registry.Protocol:
+def protocol(options: ScoreOptions) -> registry.Protocol:
     """Return the run's protocol: the one named; `clean` without a name."""
-    return registry.PROTOCOLS[args.protocol or DEFAULT_PROTOCOL]
+    return registry.PROTOCOLS[options.protocol or DEFAULT_PROTOCOL]
 
 
-def extractor_of(name: str, args: argparse.Namespace) -> str:
+def extractor_of(name: str, options: ScoreOptions) -> str:
     """Return the network that a score reads: its definition's, or the run's."""
-    return registry.SCORES[name].extractor or str(args.extractor)
+    return registry.SCORES[name].extractor or options.extractor
 
 
-def plan_metric(name: str, args: argparse.Namespace) -> Metric:
-    """Build a metric with its definition's options, then the protocol's, then the user's."""
+def plan_metric(name: str, options: ScoreOptions) -> Metric:
+    """Build a metric with its definition's arguments, then the protocol's, then the user's."""
     score = registry.SCORES[name]
-    options: dict[str, Any] = {**score.options, **protocol(args).options.get(name, {})}
-    for flag, (owner, argument) in _OPTION_FLAGS.items():
-        if owner == name and getattr(args, flag) is not None:
-            options[argument] = getattr(args, flag)
-    if args.isc_splits is not None and name == "is":
-        options["split_size"] = None  # The user's count of splits, not the protocol's size of them.
-    if args.rng_seed is not None and name in _SEEDED and options.get(_SEEDED[name], 0) is not None:
-        options[_SEEDED[name]] = args.rng_seed
-    if args.no_samples_shuffle and name == "is":
-        options["shuffle_seed"] = None
+    arguments: dict[str, Any] = {**score.options, **protocol(options).options.get(name, {})}
+    for option, (owner, argument) in _ARGUMENTS.items():
+        if owner == name and getattr(options, option) is not None:
+            arguments[argument] = getattr(options, option)
+    if options.isc_splits is not None and name == "is":
+        arguments["split_size"] = None  # The user's count of splits, not the protocol's size of them.
+    if options.rng_seed is not None and name in _SEEDED and arguments.get(_SEEDED[name], 0) is not None:
+        arguments[_SEEDED[name]] = options.rng_seed
+    if options.no_samples_shuffle and name == "is":
+        arguments["shuffle_seed"] = None
     reads_logits = name in ("is", "am")
-    if args.dims is not None and score.extractor is None and not reads_logits:
-        options["feature"] = registry.FEATURE_BY_DIMS[args.dims]
-    metric = build_metric(name, **options)
+    if options.dims is not None and score.extractor is None and not reads_logits:
+        arguments["feature"] = registry.FEATURE_BY_DIMS[options.dims]
+    metric = build_metric(name, **arguments)
     if isinstance(metric, KernelDistance):
         _check_duration(metric.subsets, metric.subset_size)
     return metric
@@ -91,18 +84,18 @@ def _check_duration(subsets: int, subset_size: int) -> None:
         )
 
 
-def plan_suites(names: Sequence[str], args: argparse.Namespace, collect: bool = False) -> list[MetricSuite]:
+def plan_suites(names: Sequence[str], options: ScoreOptions, collect: bool = False) -> list[MetricSuite]:
     """Build one suite per network and resizer, in the order of the names.
 
     Args:
         names: From `score_names`.
-        args: The parsed arguments.
+        options: What is asked for.
         collect: Whether each suite also keeps the features themselves.
     """
     groups: dict[tuple[str, str | None], list[str]] = {}
     for name in names:
-        groups.setdefault((extractor_of(name, args), resizer_of(name, args)), []).append(name)
-    weights = parse_weights(args.weights, [extractor for extractor, _ in groups])
+        groups.setdefault((extractor_of(name, options), resizer_of(name, options)), []).append(name)
+    weights = parse_weights(options.weights, [extractor for extractor, _ in groups])
     built: dict[str, FeatureExtractor] = {}
     suites = []
     for (extractor, resizer), group in groups.items():
@@ -110,23 +103,23 @@ def plan_suites(names: Sequence[str], args: argparse.Namespace, collect: bool = 
             built[extractor] = build_extractor(
                 extractor,
                 weights=weights.get(extractor),
-                input_size=args.input_size if extractor == args.extractor else None,
-                device=args.device,
+                input_size=options.input_size if extractor == options.extractor else None,
+                device=options.device,
             )
-        metrics: list[Metric] = [plan_metric(name, args) for name in group]
+        metrics: list[Metric] = [plan_metric(name, options) for name in group]
         if collect:
             metrics += _collectors(metrics, built[extractor])
-        suites.append(MetricSuite(metrics, built[extractor], resizer, args.batch_size, precision=args.precision))
+        suites.append(MetricSuite(metrics, built[extractor], resizer, options.batch_size, precision=options.precision))
     return suites
 
 
-def resizer_of(name: str, args: argparse.Namespace) -> str | None:
+def resizer_of(name: str, options: ScoreOptions) -> str | None:
     """Return the resizer of a score: its definition's, else the named protocol's, else (None) the network's own."""
     score = registry.SCORES[name]
     if score.resizer is not None:
         return score.resizer
-    is_inception = extractor_of(name, args) == DEFAULT_EXTRACTOR
-    return protocol(args).resizer if args.protocol is not None or is_inception else None
+    is_inception = extractor_of(name, options) == DEFAULT_EXTRACTOR
+    return protocol(options).resizer if options.protocol is not None or is_inception else None
 
 
 def _collectors(metrics: Sequence[Metric], extractor: FeatureExtractor) -> list[Metric]:
@@ -153,12 +146,12 @@ def parse_weights(given: Sequence[str], extractors: Sequence[str]) -> dict[str, 
     return result
 
 
-def spelling_notes(names: Sequence[str], args: argparse.Namespace) -> list[str]:
+def spelling_notes(names: Sequence[str], options: ScoreOptions) -> list[str]:
     """Return where a line in another tool's spelling gives another number than that tool."""
     notes = []
-    if args.dims is not None and args.protocol is None:
+    if options.dims is not None and options.protocol is None:
         notes.append("the number of `python -m pytorch_fid` needs --protocol pytorch-fid; this is under clean-fid's.")
-    if args.input1 is not None and "prc" in names and args.extractor == DEFAULT_EXTRACTOR:
+    if options.is_fidelity_line and "prc" in names and options.extractor == DEFAULT_EXTRACTOR:
         notes.append(
             "precision and recall of torch-fidelity are on VGG16: they need --extractor vgg16; these are on Inception-v3."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from metrics.distributed import Processes, describe_error
 from metrics.metric import FeatureMetric, Metric, side_name
+from metrics.options import ScoreOptions
 from metrics.scoring.feed import Consumer
 from metrics.scoring.report import Result
 from metrics.scoring.sides import OpenOptions, Side, check_draw, open_side
@@ -37,31 +37,29 @@ class SampleSet:
             self.result.errors.append(reason)
 
 
-def open_all(
-    names: Sequence[str], args: argparse.Namespace, processes: Processes, has_reference: bool
-) -> tuple[Side | None, list[SampleSet]]:
+def open_all(names: Sequence[str], options: ScoreOptions, processes: Processes) -> tuple[Side | None, list[SampleSet]]:
     """Open the reference (the first path, or --dataset, if there is one) and the sample sets (the others).
 
     A set that is damaged is no reason to give up the others: its result says so.
 
     Raises:
         FileNotFoundError: If a path does not exist, which is a mistake in the command.
-        ValueError: If the reference or the only sample set can't be opened, or the arguments don't fit the inputs.
+        ValueError: If the reference or the only sample set can't be opened, or the options don't fit the inputs.
     """
-    paths = [Path(path) for path in args.path]
+    paths = [Path(path) for path in options.paths]
     needing = [name for name in names if build_metric(name).needs_real]
-    if needing and not has_reference:
+    if needing and not options.has_reference:
         given = ", ".join(map(str, paths))
         raise ValueError(f"metric {needing[0]} compares samples with a reference, and only {given} is given: fid-score A B.")
-    check_draw(paths, args)
-    options = OpenOptions(args.num_samples, args.seed, args.batch_size, args.device, args.skip_corrupt)
+    check_draw(paths, options)
+    opening = OpenOptions.of(options)
     reference = None
-    if args.dataset is not None:
+    if options.dataset is not None:
         from metrics.scoring.named import open_named
 
-        reference = open_named(names, args)
-    elif has_reference:
-        reference = open_side(paths.pop(0), options)
+        reference = open_named(names, options)
+    elif options.has_reference:
+        reference = open_side(paths.pop(0), opening)
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:
         raise FileNotFoundError(f"path {missing[0]} does not exist.")
@@ -69,7 +67,7 @@ def open_all(
     failures: list[str | None] = []
     for path in paths:
         try:
-            side = open_side(path, options)
+            side = open_side(path, opening)
             sets.append(SampleSet(Result(path, side.describe()), side))
             failures.append(None)
         except (ValueError, TypeError, OSError) as error:

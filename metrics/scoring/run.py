@@ -1,54 +1,55 @@
-"""A run of `fid-score` from parsed arguments to the report."""
+"""A run of `fid-score` from its options to the report."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from metrics.distributed import Processes, SharedError, choose_device, join_processes
 from metrics.feature_cache import FeatureCache, default_cache_root
+from metrics.options import ANY_DEVICE, ScoreOptions, read_options
 from metrics.scoring.feed import Feeder
 from metrics.scoring.outputs import check_outputs, publish, write_files
-from metrics.scoring.plan import DEFAULT_EXTRACTOR, protocol, score_names
+from metrics.scoring.plan import protocol, score_names
 from metrics.scoring.report import IncompleteError, Report
 from metrics.scoring.save import save_reference
 from metrics.scoring.sets import score_sets
-from metrics.scoring.train import train_from_arguments
+from metrics.scoring.train import train_from_options
 
 _MAX_WORKERS = 8
 
 
-def run(args: argparse.Namespace) -> None:
-    """Score, or save statistics, as parsed by `metrics.cli.build_parser`; print and write what was asked for."""
+def run(options: ScoreOptions) -> None:
+    """Score, save statistics or train, as `fid-score` does; print and write what was asked for."""
     with join_processes() as processes, _told_to_all(processes):
-        _complete(args, processes)
-        if args.train_extractor:
-            sys.stdout.write(train_from_arguments(args, processes) + "\n")
+        options = _on_this_machine(options, processes)
+        if options.train_extractor:
+            sys.stdout.write(train_from_options(options, processes) + "\n")
             return
-        names = score_names(args)
-        if args.save_stats:
-            message = save_reference(Path(args.path[0]), Path(args.path[1]), names, args, _feeder(args, processes))
+        names = score_names(options)
+        if options.save_stats:
+            source, output = map(Path, options.paths)
+            message = save_reference(source, output, names, options, _feeder(options, processes))
             if processes.is_main:
                 sys.stdout.write(message + "\n")
             return
         report = Report()
-        with _published(report, processes, lambda: publish(report, args)):
-            has_reference = len(args.path) > 1 or args.dataset is not None
-            score_sets(report, names, args, _feeder(args, processes), has_reference, _warner(processes))
+        with _published(report, processes, lambda: publish(report, options)):
+            score_sets(report, names, options, _feeder(options, processes), _warner(processes))
 
 
-def score(samples: str | Path | Sequence[str | Path], reference: str | Path | None = None, **options: Any) -> dict[str, Any]:
+def score(samples: str | Path | Sequence[str | Path], reference: str | Path | None = None, **keywords: Any) -> dict[str, Any]:
     """Score from Python as `fid-score` does.
 
     Args:
         samples: Folder, archive, npz, statistics file or saved pipeline; or several of them.
         reference: What to compare with; None for scores that need none (the Inception Score), and with `dataset="cifar10"`.
-        **options: Flags of `fid-score` by their long names: `metrics="fid,kid"`, `protocol="pytorch-fid"`,
+        **keywords: Flags of `fid-score` by their long names: `metrics="fid,kid"`, `protocol="pytorch-fid"`,
             `extractor=...`, `weights=[...]`, `num_samples=...`, `no_cache=True`.
 
     Returns:
@@ -60,22 +61,20 @@ def score(samples: str | Path | Sequence[str | Path], reference: str | Path | No
         IncompleteError: If some scores could be computed and others not; its `record` holds the former. A ValueError.
         ValueError: If the input is wrong, like FileNotFoundError.
     """
-    from metrics.cli import parse_options
-
     sets = [samples] if isinstance(samples, str | Path) else list(samples)
-    args = parse_options([str(path) for path in ([] if reference is None else [reference]) + sets], {"quiet": True, **options})
-    if args.save_stats:
+    paths = [str(path) for path in ([] if reference is None else [reference]) + sets]
+    options = read_options(paths, reference is not None, {"quiet": True, **keywords})
+    if options.save_stats:
         raise ValueError("score() writes no statistics: run fid-score --save-stats IMAGES OUT.npz.")
-    if args.train_extractor:
+    if options.train_extractor:
         raise ValueError("score() trains nothing: call metrics.extractor_training.train_extractor.")
-    if args.dataset is not None and reference is not None:
-        raise ValueError(f"score() got the reference {reference} and the data set {args.dataset}: give one of them.")
+    if options.dataset is not None and reference is not None:
+        raise ValueError(f"score() got the reference {reference} and the data set {options.dataset}: give one of them.")
     with join_processes() as processes, _told_to_all(processes):
-        _complete(args, processes)
+        options = _on_this_machine(options, processes)
         report = Report()
-        with _published(report, processes, lambda: write_files(report, args)):
-            has_reference = reference is not None or args.dataset is not None
-            score_sets(report, score_names(args), args, _feeder(args, processes), has_reference, tell=lambda sentence: None)
+        with _published(report, processes, lambda: write_files(report, options)):
+            score_sets(report, score_names(options), options, _feeder(options, processes), tell=lambda sentence: None)
         return report.record()
 
 
@@ -117,25 +116,24 @@ def _told_to_all(processes: Processes) -> Iterator[None]:
     processes.agree(error)
 
 
-def _complete(args: argparse.Namespace, processes: Processes) -> None:
-    """Fill in what depends on the machine, and check what depends on several flags."""
-    if args.match_num is not None and args.match_classes is None:
-        raise ValueError("--match-num counts the samples that --match-classes draws: name what to match, --match-classes top1.")
-    if args.dims is not None and args.extractor != DEFAULT_EXTRACTOR:
-        raise ValueError(f"--dims chooses a feature of inception-v3; {args.extractor} has no such choice: leave it out.")
-    args.device = choose_device(args.device, processes)
-    if args.num_workers is None:
-        args.num_workers = min(_MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    check_outputs(args)
+def _on_this_machine(options: ScoreOptions, processes: Processes) -> ScoreOptions:
+    """Return the options with the device to run on, after a look at where files shall be written."""
+    device = choose_device(None if options.device == ANY_DEVICE else options.device, processes)
+    check_outputs(options)
+    return replace(options, device=device)
 
 
-def _feeder(args: argparse.Namespace, processes: Processes) -> Feeder:
-    cache = None if args.no_cache else FeatureCache(Path(args.cache_root) if args.cache_root else default_cache_root())
+def _num_workers() -> int:
+    return min(_MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+
+def _feeder(options: ScoreOptions, processes: Processes) -> Feeder:
+    cache = None if options.no_cache else FeatureCache(Path(options.cache_root) if options.cache_root else default_cache_root())
     return Feeder(
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
+        batch_size=options.batch_size,
+        num_workers=_num_workers() if options.num_workers is None else options.num_workers,
         processes=processes,
         cache=cache,
-        same_size_for=args.protocol if protocol(args).same_size else None,
-        progress=False if args.quiet else None,
+        same_size_for=options.protocol if protocol(options).same_size else None,
+        progress=False if options.quiet else None,
     )

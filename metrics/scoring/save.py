@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from metrics.frechet import FrechetDistance
 from metrics.metric import FeatureCollector, FeatureMetric, Metric
+from metrics.options import ScoreOptions
 from metrics.scoring.feed import Consumer, Feeder
 from metrics.scoring.outputs import check_output
 from metrics.scoring.plan import plan_suites
@@ -16,14 +16,14 @@ from metrics.statistics import FeatureEntry, save_statistics
 from metrics.suite import MetricSuite
 
 
-def save_reference(source: Path, output: Path, names: Sequence[str], args: argparse.Namespace, feeder: Feeder) -> str:
+def save_reference(source: Path, output: Path, names: Sequence[str], options: ScoreOptions, feeder: Feeder) -> str:
     """Extract, and write moments (for Frechet distances) and features (for metrics that need them).
 
     Args:
         source: The images.
         output: The npz to write; must not exist.
         names: Scores that the file shall serve.
-        args: The parsed arguments.
+        options: What is asked for.
         feeder: How images are read and run.
 
     Returns:
@@ -38,9 +38,9 @@ def save_reference(source: Path, output: Path, names: Sequence[str], args: argpa
     if output.exists():
         raise FileExistsError(f"output file {output} exists: remove it or choose another name.")
     check_output(output, "--save-stats output")
-    check_draw([source], args)
-    images = open_images(source, OpenOptions(args.num_samples, args.seed, args.batch_size, args.device, args.skip_corrupt))
-    suites = [_storing(suite, args) for suite in plan_suites(names, args)]
+    check_draw([source], options)
+    images = open_images(source, OpenOptions.of(options))
+    suites = [_storing(suite) for suite in plan_suites(names, options)]
     fed = feeder.feed([Consumer(suite, suite.metrics) for suite in suites], images, real=True)
     entries = [entry for suite in suites for entry in _entries(suite)]
     if feeder.processes.is_main:
@@ -55,7 +55,7 @@ def save_reference(source: Path, output: Path, names: Sequence[str], args: argpa
     return "\n".join([*(f"note: {note}" for note in images.notes), message])
 
 
-def _storing(suite: MetricSuite, args: argparse.Namespace) -> MetricSuite:
+def _storing(suite: MetricSuite) -> MetricSuite:
     """Return a suite that collects what the given one's metrics would read of a reference."""
     wanted: dict[str, Metric] = {}
     for metric in suite.metrics:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 
 from metrics import registry
 from metrics.distributed import Processes, describe_error
 from metrics.notes import notes_of_warnings
+from metrics.options import DEFAULT_PROTOCOL, ScoreOptions
 from metrics.scoring import analyses, stored
 from metrics.scoring.classes import match_classes
 from metrics.scoring.feed import Consumer, Feeder
-from metrics.scoring.plan import DEFAULT_PROTOCOL, network_notes, plan_suites, protocol, spelling_notes
+from metrics.scoring.plan import network_notes, plan_suites, protocol, spelling_notes
 from metrics.scoring.prepare import SampleSet, check_sets, consumers_of, open_all, refusals, require_scores
 from metrics.scoring.report import Report, Result
 from metrics.scoring.sides import Side
@@ -25,9 +25,8 @@ _FAILURES = (ValueError, TypeError, OSError)
 def score_sets(
     report: Report,
     names: Sequence[str],
-    args: argparse.Namespace,
+    options: ScoreOptions,
     feeder: Feeder,
-    has_reference: bool,
     tell: Callable[[str], object],
 ) -> None:
     """Fill the report; when this raises it holds what was found until then.
@@ -35,39 +34,36 @@ def score_sets(
     Args:
         report: To be filled.
         names: From `metrics.scoring.plan.score_names`.
-        args: The parsed arguments.
+        options: What is asked for.
         feeder: How images are read and run.
-        has_reference: Whether the first path, or --dataset, is one.
         tell: Takes, before any work, a sentence about a set that will lack scores.
 
     Raises:
         ValueError: If the reference, or every sample set, cannot be scored.
         FileNotFoundError: If a path does not exist.
     """
-    reference, sets = open_all(names, args, feeder.processes, has_reference)
-    chosen = args.protocol or DEFAULT_PROTOCOL
+    reference, sets = open_all(names, options, feeder.processes)
+    chosen = options.protocol or DEFAULT_PROTOCOL
     report.reference = "none" if reference is None else reference.describe()
     report.protocol = f"{chosen}, as {registry.PROTOCOLS[chosen].origin}"
     opened = [each.side for each in sets if each.side is not None]
     _note_trust([side for side in (reference, *opened) if side is not None], report)
     with notes_of_warnings(report.notes):
         if reference is not None and reference.images is None and all(side.images is None for side in opened):
-            analyses.check([], reference, [each.side for each in sets], args)
+            analyses.check([], reference, [each.side for each in sets], options)
             _tell_errors(sets, tell)
-            _score_files(report, reference, sets, names, args)
+            _score_files(report, reference, sets, names, options)
         else:
-            _score_images(report, reference, sets, names, args, feeder, tell)
+            _score_images(report, reference, sets, names, options, feeder, tell)
     if not any(result.scores for result in report.results):
         raise ValueError(report.failure())
 
 
-def _score_files(
-    report: Report, reference: Side, sets: Sequence[SampleSet], names: Sequence[str], args: argparse.Namespace
-) -> None:
+def _score_files(report: Report, reference: Side, sets: Sequence[SampleSet], names: Sequence[str], options: ScoreOptions) -> None:
     for each in sets:
         report.results.append(each.result)
         if each.side is not None:
-            stored.score_file(reference, each.side, names, args, each.result)
+            stored.score_file(reference, each.side, names, options, each.result)
 
 
 def _score_images(
@@ -75,23 +71,23 @@ def _score_images(
     reference: Side | None,
     sets: Sequence[SampleSet],
     names: Sequence[str],
-    args: argparse.Namespace,
+    options: ScoreOptions,
     feeder: Feeder,
     tell: Callable[[str], object],
 ) -> None:
-    suites = plan_suites(names, args, collect=args.match_classes is not None)
+    suites = plan_suites(names, options, collect=options.match_classes is not None)
     if reference is not None:
         refused = refusals(suites, reference, real=True)
         if refused:
             raise ValueError(next(iter(refused.values())))
     check_sets(suites, sets)
-    report.notes += match_classes(suites, reference, sets, args)
+    report.notes += match_classes(suites, reference, sets, options)
     require_scores(suites, sets)
-    analyses.check(suites, reference, [each.side for each in sets], args)
+    analyses.check(suites, reference, [each.side for each in sets], options)
     _tell_errors(sets, tell)
-    if args.protocol is None and all(suite.extraction.resizer.name != protocol(args).resizer for suite in suites):
+    if options.protocol is None and all(suite.extraction.resizer.name != protocol(options).resizer for suite in suites):
         report.protocol = "each network's own"
-    report.notes += spelling_notes(names, args)
+    report.notes += spelling_notes(names, options)
     for suite in suites:
         report.notes += network_notes(suite)
     if reference is not None:
@@ -100,9 +96,9 @@ def _score_images(
     for each in sets:
         report.results.append(each.result)
         if each.side is not None:
-            _score_set(suites, each, args, feeder)
+            _score_set(suites, each, options, feeder)
     if reference is not None and any(result.scores for result in report.results):
-        _run_analyses(suites, reference, sets, args, feeder.processes)
+        _run_analyses(suites, reference, sets, options, feeder.processes)
     if feeder.cache is not None:
         if feeder.processes.is_main:
             feeder.cache.prune()
@@ -110,7 +106,7 @@ def _score_images(
             report.notes.append(feeder.cache.failure)
 
 
-def _score_set(suites: Sequence[MetricSuite], each: SampleSet, args: argparse.Namespace, feeder: Feeder) -> None:
+def _score_set(suites: Sequence[MetricSuite], each: SampleSet, options: ScoreOptions, feeder: Feeder) -> None:
     """Score one set; what fails is said in its result, on all processes."""
     side, result = each.side, each.result
     assert side is not None
@@ -130,9 +126,11 @@ def _score_set(suites: Sequence[MetricSuite], each: SampleSet, args: argparse.Na
         error = caught
     _agree(error, result, feeder.processes)
     count = result.protocols[0]["num_fake"] if result.protocols else 0
-    wanted = protocol(args).num_samples
-    if args.protocol in ("adm", "edm") and count and count < wanted:
-        result.notes.append(f"published {args.protocol} figures use {wanted:,} samples, here {count:,}: not comparable to them.")
+    wanted = protocol(options).num_samples
+    if options.protocol in ("adm", "edm") and count and count < wanted:
+        result.notes.append(
+            f"published {options.protocol} figures use {wanted:,} samples, here {count:,}: not comparable to them."
+        )
 
 
 def _compute(suite: MetricSuite, each: SampleSet) -> None:
@@ -174,13 +172,13 @@ def _feed(consumers: Sequence[Consumer], side: Side, real: bool, feeder: Feeder,
 
 
 def _run_analyses(
-    suites: Sequence[MetricSuite], reference: Side, sets: Sequence[SampleSet], args: argparse.Namespace, processes: Processes
+    suites: Sequence[MetricSuite], reference: Side, sets: Sequence[SampleSet], options: ScoreOptions, processes: Processes
 ) -> None:
-    """Run what the arguments ask for beyond scores, on the main process; the others hear of what failed."""
+    """Run what is asked for beyond scores, on the main process; the others hear of what failed."""
     if processes.is_main:
         for each in sets:
             if each.side is not None and each.result.scores:
-                analyses.run_all(suites, reference, each.side, args, each.result)
+                analyses.run_all(suites, reference, each.side, options, each.result)
     for each, errors in zip(sets, processes.gather([each.result.errors for each in sets])[0], strict=True):
         each.result.errors = errors
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from metrics.options import ScoreOptions
 from metrics.sources import ImageSource, is_generator, open_source
 from metrics.statistics import ReferenceStatistics, holds_images, is_statistics, load_statistics
 
@@ -57,6 +57,11 @@ class OpenOptions:
     device: str = "cpu"
     skip_corrupt: bool = False
 
+    @classmethod
+    def of(cls, options: ScoreOptions) -> OpenOptions:
+        """Return what a run's options say of it."""
+        return cls(options.num_samples, options.seed, options.batch_size, options.device, options.skip_corrupt)
+
 
 def open_side(path: Path, options: OpenOptions) -> Side:
     """Open a path as what it is.
@@ -71,9 +76,9 @@ def open_side(path: Path, options: OpenOptions) -> Side:
     return Side(path, open_images(path, options))
 
 
-def check_draw(paths: Sequence[Path], args: argparse.Namespace) -> None:
-    """Raise `ValueError` if the arguments say how to draw samples and no path is a saved pipeline."""
-    if (args.num_samples is not None or args.seed is not None) and not any(is_generator(path) for path in paths):
+def check_draw(paths: Sequence[Path], options: ScoreOptions) -> None:
+    """Raise `ValueError` if the options say how to draw samples and no path is a saved pipeline."""
+    if (options.num_samples is not None or options.seed is not None) and not any(is_generator(path) for path in paths):
         raise ValueError("--num-samples and --seed apply to saved pipelines only, and no path is one.")
 
 

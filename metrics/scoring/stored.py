@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -12,6 +11,7 @@ from metrics.distributed import describe_error
 from metrics.extractors import FeatureExtractor, build_extractor
 from metrics.metric import Metric
 from metrics.notes import notes_of_warnings
+from metrics.options import ScoreOptions
 from metrics.scoring.plan import extractor_of, parse_weights, plan_metric, resizer_of
 from metrics.scoring.report import Result
 from metrics.scoring.sides import Side
@@ -29,7 +29,7 @@ class NetworkFacts:
     feature_dims: Mapping[str, int] = field(default_factory=dict)
 
 
-def score_file(reference: Side, samples: Side, names: Sequence[str], args: argparse.Namespace, result: Result) -> None:
+def score_file(reference: Side, samples: Side, names: Sequence[str], options: ScoreOptions, result: Result) -> None:
     """Fill a result from two files alone; a score that they do not serve, or not under one protocol, is said in it."""
     assert reference.statistics is not None and samples.statistics is not None
     is_known = reference.statistics.has_provenance or samples.statistics.has_provenance
@@ -39,7 +39,7 @@ def score_file(reference: Side, samples: Side, names: Sequence[str], args: argpa
     with notes_of_warnings(result.notes):
         for name in names:
             try:
-                metric, entries = _loaded(name, reference.statistics, samples.statistics, args, is_known)
+                metric, entries = _loaded(name, reference.statistics, samples.statistics, options, is_known)
                 scores = metric.compute()
             except (ValueError, TypeError, OSError) as error:
                 result.errors.append(describe_error(error))
@@ -47,34 +47,38 @@ def score_file(reference: Side, samples: Side, names: Sequence[str], args: argpa
             for key, value in scores.items():
                 result.scores[key if key not in result.scores else f"{key}_{metric.feature}"] = value
             known = entries[0].provenance or entries[1].provenance or {}
-            protocol = protocols.setdefault(extractor_of(name, args), {key: known.get(key) for key in PROTOCOL_FIELDS})
+            protocol = protocols.setdefault(extractor_of(name, options), {key: known.get(key) for key in PROTOCOL_FIELDS})
             protocol.setdefault("metrics", {})[metric.name] = metric.parameters
             protocol["num_real"], protocol["num_fake"] = reference.statistics.num_images, samples.statistics.num_images
     result.protocols = list(protocols.values())
 
 
-def _network(name: str, args: argparse.Namespace) -> FeatureExtractor | type[FeatureExtractor]:
+def _network(name: str, options: ScoreOptions) -> FeatureExtractor | type[FeatureExtractor]:
     """Return what states a network's names: its class, or one's own network, which may state them when it is built."""
     if ".py:" in name:
-        return build_extractor(name, weights=parse_weights(args.weights, [name]).get(name), input_size=args.input_size)
+        return build_extractor(name, weights=parse_weights(options.weights, [name]).get(name), input_size=options.input_size)
     cls: type[FeatureExtractor] = registry.resolve("extractor", registry.EXTRACTORS, name)
     return cls
 
 
 def _protocol_of_run(
-    name: str, entry: FeatureEntry, known: FeatureExtractor | type[FeatureExtractor], args: argparse.Namespace
+    name: str, entry: FeatureEntry, known: FeatureExtractor | type[FeatureExtractor], options: ScoreOptions
 ) -> dict[str, Any]:
-    """Return the protocol that a file must have been made under: its own, where the arguments leave it open."""
-    wanted = {**(entry.provenance or {}), "resizer": resizer_of(name, args) or known.default_resizer, "precision": args.precision}
-    return wanted if args.input_size is None else {**wanted, "input_size": args.input_size}
+    """Return the protocol that a file must have been made under: its own, where the options leave it open."""
+    wanted = {
+        **(entry.provenance or {}),
+        "resizer": resizer_of(name, options) or known.default_resizer,
+        "precision": options.precision,
+    }
+    return wanted if options.input_size is None else {**wanted, "input_size": options.input_size}
 
 
 def _loaded(
-    name: str, first: ReferenceStatistics, second: ReferenceStatistics, args: argparse.Namespace, is_known: bool
+    name: str, first: ReferenceStatistics, second: ReferenceStatistics, options: ScoreOptions, is_known: bool
 ) -> tuple[Metric, tuple[FeatureEntry, FeatureEntry]]:
     """Return a metric that holds both files' sides, and what they hold of its feature."""
-    metric = plan_metric(name, args)
-    known = _network(extractor_of(name, args), args)
+    metric = plan_metric(name, options)
+    known = _network(extractor_of(name, options), options)
     network, feature = known.name, metric.feature or known.embedding
     found = [stored.find(network, feature, None) for stored in (first, second)]
     for stored, entry in zip((first, second), found, strict=True):
@@ -84,7 +88,7 @@ def _loaded(
     if ours.provenance is not None and theirs.provenance is not None:
         check_protocol(ours, theirs.provenance, first.path, str(second.path))
     for stored, entry in ((first, ours), (second, theirs)):
-        check_protocol(entry, _protocol_of_run(name, entry, known, args), stored.path, "this run")
+        check_protocol(entry, _protocol_of_run(name, entry, known, options), stored.path, "this run")
     facts = NetworkFacts(
         name=network if is_known else "unknown",
         embedding=known.embedding,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +9,16 @@ from typing import Any
 
 from metrics.class_names import name_classes
 from metrics.distributed import Processes
+from metrics.options import ScoreOptions
 from metrics.scoring.sides import OpenOptions, open_images
 from metrics.sources import is_generator
 
 
-def train_from_arguments(args: argparse.Namespace, processes: Processes) -> str:
-    """Train the extractor that the arguments name on labelled images.
+def train_from_options(options: ScoreOptions, processes: Processes) -> str:
+    """Train the extractor that the options name on labelled images.
 
     Args:
-        args: The parsed arguments; two paths (training images, output) or three (test images between them).
+        options: What is asked for; two paths (training images, output) or three (test images between them).
         processes: Must be one.
 
     Returns:
@@ -30,23 +30,23 @@ def train_from_arguments(args: argparse.Namespace, processes: Processes) -> str:
     """
     from metrics.extractor_training import TRAINABLE, train_extractor
 
-    if args.extractor != TRAINABLE:
-        raise ValueError(f"--train-extractor trains {TRAINABLE}, got {args.extractor}: add --extractor {TRAINABLE}.")
+    if options.extractor != TRAINABLE:
+        raise ValueError(f"--train-extractor trains {TRAINABLE}, got {options.extractor}: add --extractor {TRAINABLE}.")
     if processes.count > 1:
         raise ValueError(f"--train-extractor runs in one process, got {processes.count}: start it without torchrun.")
-    output = Path(args.path[-1])
+    output = Path(options.paths[-1])
     _check_output(output)
-    train, test = _open_labelled(args.path[:-1], args)
+    train, test = _open_labelled(options.paths[:-1], options)
     notes = train.notes if test is None else [*train.notes, *test.notes, *name_classes([train, test])]
     facts = train_extractor(
         train,
         test,
         output,
-        image_size=args.input_size,
-        epochs=args.train_epochs,
-        seed=args.seed or 0,
-        device=args.device,
-        progress=not args.quiet,
+        image_size=options.input_size,
+        epochs=options.train_epochs,
+        seed=options.seed or 0,
+        device=options.device,
+        progress=not options.quiet,
     )
     classes = f"{len(facts['classes'])} classes at {facts['input_size']} px"
     message = (
@@ -82,15 +82,13 @@ def _check_output(output: Path) -> None:
         raise ValueError(f"output file {output} can't be written: {parent} is no folder that this user may write to.")
 
 
-def _open_labelled(paths: Sequence[str], args: argparse.Namespace) -> list[Any]:
+def _open_labelled(paths: Sequence[str], options: ScoreOptions) -> list[Any]:
     """Open training and test images; None for a test set that is not given."""
-    if args.num_samples is not None and not any(is_generator(Path(path)) for path in paths):
+    if options.num_samples is not None and not any(is_generator(Path(path)) for path in paths):
         raise ValueError("--num-samples applies to saved pipelines only, and no path is one.")
     sources: list[Any] = []
     for path in paths:
-        source = open_images(
-            Path(path), OpenOptions(args.num_samples, args.seed, args.batch_size, args.device, args.skip_corrupt)
-        )
+        source = open_images(Path(path), OpenOptions.of(options))
         if not source.has_labels:
             raise ValueError(f"--train-extractor needs class labels, and {source.lack_of_labels()}")
         sources.append(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import importlib.metadata
 import json
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from metrics.cli import build_parser, main, parse_arguments
+from metrics.options import ScoreOptions
 from metrics.scoring import score
 from metrics.scoring.report import Report, Result, write_plot
 from metrics.scoring.steps import step_of
@@ -306,8 +306,8 @@ def test_torch_fidelitys_line_with_one_input(sets, printed: Printed, refused) ->
 
 
 def test_pytorch_fids_line(sets, tiny_options, capsys) -> None:
-    args = parse_arguments([*sets, "--dims", "64", "--batch-size", "50", "--device", "cpu", "--num-workers", "2"])
-    assert (args.path, args.dims, args.batch_size, args.num_workers) == (list(sets), 64, 50, 2)
+    options = parse_arguments([*sets, "--dims", "64", "--batch-size", "50", "--device", "cpu", "--num-workers", "2"])
+    assert (options.paths, options.dims, options.batch_size, options.num_workers) == (tuple(sets), 64, 50, 2)
     assert main([*sets, "--batch-size", "50", "--num-workers", "2", "--protocol", "pytorch-fid", *tiny_options]) == 0
     assert "resize pytorch-fid to 8 px" in capsys.readouterr().out
 
@@ -789,7 +789,7 @@ def test_interrupted_while_torch_is_imported(sets, tiny_options, capsys, monkeyp
 
 
 def test_interrupted(sets, tiny_options, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(args: argparse.Namespace) -> None:
+    def stop(options: ScoreOptions) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("metrics.scoring.run", stop)
@@ -803,8 +803,8 @@ def test_other_tools_lines_say_where_the_number_differs() -> None:
     from metrics.scoring.plan import score_names, spelling_notes
 
     def notes(*words: str) -> list[str]:
-        args = parse_arguments(words)
-        return spelling_notes(score_names(args), args)
+        options = parse_arguments(words)
+        return spelling_notes(score_names(options), options)
 
     assert "--protocol pytorch-fid" in notes("a", "b", "--dims", "2048", "--batch-size", "50")[0]
     assert "--extractor vgg16" in notes("--input1", "b", "--input2", "a", "--prc")[0]
