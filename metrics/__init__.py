@@ -6,7 +6,7 @@ features; metrics accumulate the features. `MetricSuite` does the three for any 
 over the images.
 
 Importing this package imports nothing heavy: each name below is loaded when it is first used. The pure
-function of the Inception Score is `metrics.inception_score.inception_score`.
+function of the Inception Score is `metrics.scores.inception_score.inception_score`.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metrics.extractors import FeatureExtractor, build_extractor
-    from metrics.frechet import FrechetDistance, frechet_distance, frechet_distance_from_features
-    from metrics.inception_score import InceptionScore
-    from metrics.kernel import CMMD, KernelDistance, cmmd, kernel_distance, polynomial_mmd2
-    from metrics.manifold import PrecisionRecall, precision_recall
+    from metrics.files.statistics import FeatureEntry, ReferenceStatistics, load_statistics, save_statistics
     from metrics.metric import Metric
     from metrics.resize import build_resizer
+    from metrics.scores.frechet import FrechetDistance, frechet_distance, frechet_distance_from_features
+    from metrics.scores.inception_score import InceptionScore
+    from metrics.scores.kernel import CMMD, KernelDistance, cmmd, kernel_distance, polynomial_mmd2
+    from metrics.scores.manifold import PrecisionRecall, precision_recall
     from metrics.scoring import score
     from metrics.sources import open_source
-    from metrics.statistics import FeatureEntry, ReferenceStatistics, load_statistics, save_statistics
     from metrics.suite import MetricSuite, score_images
 
 _EXPORTS = {
-    "CMMD": "metrics.kernel",
+    "CMMD": "metrics.scores.kernel",
     "FeatureExtractor": "metrics.extractors",
-    "FeatureEntry": "metrics.statistics",
-    "ReferenceStatistics": "metrics.statistics",
-    "FrechetDistance": "metrics.frechet",
-    "InceptionScore": "metrics.inception_score",
-    "KernelDistance": "metrics.kernel",
+    "FeatureEntry": "metrics.files.statistics",
+    "ReferenceStatistics": "metrics.files.statistics",
+    "FrechetDistance": "metrics.scores.frechet",
+    "InceptionScore": "metrics.scores.inception_score",
+    "KernelDistance": "metrics.scores.kernel",
     "Metric": "metrics.metric",
     "MetricSuite": "metrics.suite",
-    "PrecisionRecall": "metrics.manifold",
+    "PrecisionRecall": "metrics.scores.manifold",
     "build_extractor": "metrics.extractors",
     "build_resizer": "metrics.resize",
-    "cmmd": "metrics.kernel",
-    "frechet_distance": "metrics.frechet",
-    "frechet_distance_from_features": "metrics.frechet",
-    "kernel_distance": "metrics.kernel",
-    "load_statistics": "metrics.statistics",
+    "cmmd": "metrics.scores.kernel",
+    "frechet_distance": "metrics.scores.frechet",
+    "frechet_distance_from_features": "metrics.scores.frechet",
+    "kernel_distance": "metrics.scores.kernel",
+    "load_statistics": "metrics.files.statistics",
     "open_source": "metrics.sources",
-    "polynomial_mmd2": "metrics.kernel",
-    "precision_recall": "metrics.manifold",
-    "save_statistics": "metrics.statistics",
+    "polynomial_mmd2": "metrics.scores.kernel",
+    "precision_recall": "metrics.scores.manifold",
+    "save_statistics": "metrics.files.statistics",
     "score": "metrics.scoring",
     "score_images": "metrics.suite",
 }

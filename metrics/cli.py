@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from metrics import registry
-from metrics.named_datasets import MODES, dataset_lines
+from metrics.files.named_datasets import MODES, dataset_lines
 from metrics.notes import say_warnings_plainly
 from metrics.options import JSON_TO_STDOUT, MATCHED_CLASSES, PRECISIONS, ScoreOptions, read_options, reader
 from metrics.terminal import prepare, until_nobody_reads

@@ -48,7 +48,7 @@ class Extraction:
         self.precision = precision
 
     def protocol(self, feature: str) -> dict[str, Any]:
-        """Return what decides a feature's values: the `metrics.statistics.PROTOCOL_FIELDS`."""
+        """Return what decides a feature's values: the `metrics.files.statistics.PROTOCOL_FIELDS`."""
         return {
             "extractor": self.extractor.name,
             "weights_sha256": self.extractor.weights_sha256,

@@ -13,7 +13,7 @@ from metrics.notes import ScoreNote
 
 if TYPE_CHECKING:
     from metrics.extractors.base import FeatureExtractor
-    from metrics.statistics import FeatureEntry
+    from metrics.files.statistics import FeatureEntry
 
 #: Name under which a batch's class labels (B,) int64 stand beside its features, where the images have any.
 CLASS_LABELS = "class_labels"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from metrics import registry
-from metrics.named_datasets import MODES
+from metrics.files.named_datasets import MODES
 
 DEFAULT_EXTRACTOR = "inception-v3"
 DEFAULT_PROTOCOL = "clean"

@@ -35,27 +35,31 @@ class Score:
 
 
 SCORES: dict[str, Score] = {
-    "fid": Score("metrics.frechet:FrechetDistance", "Frechet distance (FID on Inception-v3)"),
-    "sfid": Score("metrics.frechet:FrechetDistance", "FID on spatial features", "inception-v3", "spatial"),
-    "fid-infinity": Score("metrics.frechet_infinity:FrechetInfinity", "FID extrapolated to infinitely many samples"),
-    "class-fid": Score("metrics.class_frechet:ClassFrechetDistance", "mean FID over classes (needs labels)"),
+    "fid": Score("metrics.scores.frechet:FrechetDistance", "Frechet distance (FID on Inception-v3)"),
+    "sfid": Score("metrics.scores.frechet:FrechetDistance", "FID on spatial features", "inception-v3", "spatial"),
+    "fid-infinity": Score("metrics.scores.frechet_infinity:FrechetInfinity", "FID extrapolated to infinitely many samples"),
+    "class-fid": Score("metrics.scores.class_frechet:ClassFrechetDistance", "mean FID over classes (needs labels)"),
     "fd-dinov2": Score(
-        "metrics.frechet:FrechetDistance", "Frechet distance on DINOv2 ViT-L/14", "dinov2-vit-l-14", resizer="dinov2"
+        "metrics.scores.frechet:FrechetDistance", "Frechet distance on DINOv2 ViT-L/14", "dinov2-vit-l-14", resizer="dinov2"
     ),
-    "clip-fid": Score("metrics.frechet:FrechetDistance", "clean-fid's CLIP-FID (ViT-B/32)", "clip-vit-b-32", resizer="clip-fid"),
-    "is": Score("metrics.inception_score:InceptionScore", "Inception Score"),
-    "am": Score("metrics.am_score:AMScore", "AM score of AM-GAN (lower is better)"),
-    "kid": Score("metrics.kernel:KernelDistance", "kernel Inception distance"),
-    "cmmd": Score("metrics.kernel:CMMD", "CLIP maximum mean discrepancy, as published", "clip-vit-l-14-336", resizer="cmmd"),
+    "clip-fid": Score(
+        "metrics.scores.frechet:FrechetDistance", "clean-fid's CLIP-FID (ViT-B/32)", "clip-vit-b-32", resizer="clip-fid"
+    ),
+    "is": Score("metrics.scores.inception_score:InceptionScore", "Inception Score"),
+    "am": Score("metrics.scores.am_score:AMScore", "AM score of AM-GAN (lower is better)"),
+    "kid": Score("metrics.scores.kernel:KernelDistance", "kernel Inception distance"),
+    "cmmd": Score(
+        "metrics.scores.kernel:CMMD", "CLIP maximum mean discrepancy, as published", "clip-vit-l-14-336", resizer="cmmd"
+    ),
     "cmmd-unbiased": Score(
-        "metrics.kernel:CMMD",
+        "metrics.scores.kernel:CMMD",
         "CMMD without the diagonals",
         "clip-vit-l-14-336",
         resizer="cmmd",
         options=MappingProxyType({"estimator": "unbiased"}),
     ),
-    "mind": Score("metrics.mind:MongeInceptionDistance", "Monge Inception distance (sliced Wasserstein)"),
-    "prc": Score("metrics.manifold:PrecisionRecall", "precision, recall, density, coverage"),
+    "mind": Score("metrics.scores.mind:MongeInceptionDistance", "Monge Inception distance (sliced Wasserstein)"),
+    "prc": Score("metrics.scores.manifold:PrecisionRecall", "precision, recall, density, coverage"),
 }
 
 #: Other names for the same, those of earlier versions and of the literature -> ours.

@@ -17,7 +17,7 @@ from metrics.metric import CLASS_LABELS, SIDES, FeatureCollector, Metric, side_n
 from metrics.resize import check_images
 
 if TYPE_CHECKING:
-    from metrics.statistics import ReferenceStatistics
+    from metrics.files.statistics import ReferenceStatistics
 
 __all__ = ["Metric", "MetricSuite", "build_metric", "score_images"]
 
@@ -200,7 +200,7 @@ class MetricSuite:
         Raises:
             ValueError: If the file was made under another protocol or dimension.
         """
-        from metrics.statistics import check_protocol
+        from metrics.files.statistics import check_protocol
 
         lacking = []
         wanting = [metric for metric in self.metrics if metric.needs_real or not real]

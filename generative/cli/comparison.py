@@ -18,8 +18,8 @@ from generative.data.base import ImageDataset
 from generative.data.cache_statistics import code_statistics
 from generative.tokenizers.base import ImageTokenizer
 from metrics.notes import notes_of_warnings
-from metrics.psnr import psnr
-from metrics.ssim import WINDOW, ssim
+from metrics.scores.psnr import psnr
+from metrics.scores.ssim import WINDOW, ssim
 
 if TYPE_CHECKING:
     from metrics.suite import MetricSuite

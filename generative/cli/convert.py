@@ -240,7 +240,7 @@ def describe(recognised: Recognised, parts: Sequence[NetworkPart], paths: Sequen
     """What ``conversion.json`` says: where a pipeline is from, and nothing that differs from one conversion to the next."""
     import torch
 
-    from metrics.cache import sha256_of
+    from metrics.files.weights import sha256_of
 
     autoencoder = recognised.autoencoder
     decoded_by = {AUTOENCODER: {"source": autoencoder.source.name, "options": autoencoder.config}} if autoencoder else {}

@@ -22,7 +22,7 @@ from generative.data.base import ImageDataset
 from generative.data.class_matching import match_classes
 
 if TYPE_CHECKING:
-    from metrics.classification import LabelClassifier
+    from metrics.scores.classification import LabelClassifier
     from metrics.suite import MetricSuite
     from pipelines.base import ImageGenerationPipeline
 
@@ -199,7 +199,7 @@ class Evaluator:
             raise UserError(f"evaluation: {error}") from error
 
     def _remedy(self, training: ImageDataset) -> str:
-        from metrics.extractor_training import TRAINABLE
+        from metrics.extractors.training import TRAINABLE
 
         if self.extractor != TRAINABLE:
             return "put the file there, or name another with --evaluation.init_args.weights"
@@ -300,7 +300,7 @@ class Evaluator:
 
     def _label_classifier(self) -> LabelClassifier:
         if self._classifier is None:
-            from metrics.classification import LabelClassifier
+            from metrics.scores.classification import LabelClassifier
 
             assert self.classifier_data is not None
             self._classifier = LabelClassifier().fit(self.classifier_data.images_uint8(), self.classifier_data.labels)

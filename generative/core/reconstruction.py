@@ -18,7 +18,7 @@ from generative.core.seeding import keyed_generator
 from generative.data.base import ImageDataset
 
 if TYPE_CHECKING:
-    from metrics.lpips import LPIPS
+    from metrics.scores.lpips import LPIPS
     from metrics.suite import MetricSuite
     from pipelines.base import ImagePipeline
 
@@ -40,7 +40,7 @@ class ReconstructionEvaluator(Evaluator):
         num_images: Only so many of the images, the first; None for all (papers: ImageNet's 50,000 of the validation set).
         batch_size: Images reconstructed at a time on each process.
         lpips_vgg_weights: File of torchvision's VGG16; with ``lpips_linear_weights``, LPIPS is measured too.
-        lpips_linear_weights: File of LPIPS's linear layers, see ``metrics.lpips``.
+        lpips_linear_weights: File of LPIPS's linear layers, see ``metrics.scores.lpips``.
 
     Raises:
         UserError: If an argument is out of range or one LPIPS file is given without the other.
@@ -78,7 +78,7 @@ class ReconstructionEvaluator(Evaluator):
         super().prepare(accelerator, progress)
         vgg, linear = self.lpips_files
         if vgg is not None and linear is not None and self._lpips is None:
-            from metrics.lpips import LPIPS
+            from metrics.scores.lpips import LPIPS
 
             try:
                 self._lpips = LPIPS.from_files(vgg, linear).to(accelerator.device)
@@ -95,7 +95,7 @@ class ReconstructionEvaluator(Evaluator):
             self.lpips_files = (None, None)
             if accelerator.is_main_process:
                 print(
-                    f"note: LPIPS is not measured, as there is no file {absent[0]}: put it there (see metrics.lpips)",
+                    f"note: LPIPS is not measured, as there is no file {absent[0]}: put it there (see metrics.scores.lpips)",
                     file=sys.stderr,
                 )
         super().prepare_or_skip(accelerator, training)
@@ -146,9 +146,9 @@ class ReconstructionEvaluator(Evaluator):
         Returns:
             Values (B,) by name: ``psnr`` in decibels, ``ssim`` (of images it has room for), ``lpips`` where weights were given.
         """
-        from metrics.lpips import lpips
-        from metrics.psnr import psnr
-        from metrics.ssim import WINDOW, ssim
+        from metrics.scores.lpips import lpips
+        from metrics.scores.psnr import psnr
+        from metrics.scores.ssim import WINDOW, ssim
 
         values = {"psnr": psnr(originals, reconstructions).clamp(max=MAX_PSNR)}
         if min(originals.shape[2:]) >= WINDOW:

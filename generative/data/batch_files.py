@@ -1,4 +1,4 @@
-"""Reader of CIFAR's python batches: pickle files, read as data and never run (see ``metrics.safe_pickle``)."""
+"""Reader of CIFAR's python batches: pickle files, read as data and never run (see ``metrics.files.safe_pickle``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from generative.core.errors import UserError
-from metrics import safe_pickle
+from metrics.files import safe_pickle
 
 
 def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Image files to RGB pixels, with one sentence that names the file when it cannot be read.
 
-The decoder is that of the scores (``metrics.images``, which states a rule for every kind of image), so that the reference of
-a score is the images that were trained on. In one thing they differ: a photograph whose EXIF says that it lies on its side is
+The decoder is that of the scores (``metrics.files.images``, which states a rule for every kind of image), so that the reference
+of a score is the images that were trained on. In one thing they differ: a photograph whose EXIF says that it lies on its side is
 turned upright, as every viewer shows it, for else a generator would learn it lying. ``fid-score``, as the tools whose figures
 it repeats, takes pixels as they are stored; a run says at start how many of its images were turned.
 """
@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from generative.core.errors import UserError
-from metrics.images import ImageError, convert_to_rgb, decoding, load_rgb, open_image
-from metrics.tiff import is_tiff
+from metrics.files.images import ImageError, convert_to_rgb, decoding, load_rgb, open_image
+from metrics.files.tiff import is_tiff
 
 ORIENTATION_TAG = 0x0112
 TURNS = {

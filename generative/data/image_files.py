@@ -13,7 +13,7 @@ from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_image_files, hash_parts
 from generative.data.decode import decode_image, image_to_tensor, verify_image
 from generative.data.transforms import center_crop
-from metrics.listing import IMAGE_EXTENSIONS, Listing, list_images, no_images_message
+from metrics.sources.listing import IMAGE_EXTENSIONS, Listing, list_images, no_images_message
 
 
 class ImageFilesDataset(ImageDataset):
@@ -21,7 +21,7 @@ class ImageFilesDataset(ImageDataset):
 
     Args:
         paths: Files and folders; a folder's files follow in the order of their names. Files that are no images, are hidden or
-            are a tool's own are skipped (``metrics.listing``).
+            are a tool's own are skipped (``metrics.sources.listing``).
         image_size: Side of the square images in pixels.
         verify: Read every image at start, so that a corrupt one is named before any work; None means below 20,000 images.
 

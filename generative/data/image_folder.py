@@ -16,8 +16,8 @@ from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_image_files, hash_parts
 from generative.data.decode import decode_image, image_to_tensor, verify_image
 from generative.data.transforms import center_crop
-from metrics.listing import count_left_out, describe_left_out, is_hidden, is_image_name, list_images
-from metrics.splits import split_of
+from metrics.sources.listing import count_left_out, describe_left_out, is_hidden, is_image_name, list_images
+from metrics.sources.splits import split_of
 
 OUTSIDE_CLASSES = "outside the class folders"
 """Why images that lie beside the class folders are left out."""
@@ -28,7 +28,7 @@ class ImageFolderDataset(ImageDataset):
 
     Images of any size are brought to a square by ADM's resize and centre crop (``transforms.center_crop``). File names end
     in .png, .jpg, .jpeg, .webp, .bmp, .tif, .ppm and the like, in any case; hidden files and folders, and those of
-    tools and file systems, are no images and no classes (``metrics.listing``).
+    tools and file systems, are no images and no classes (``metrics.sources.listing``).
 
     Args:
         root: The folder that holds one sub-folder per class.

@@ -18,9 +18,9 @@ from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_files, hash_parts
 from generative.data.decode import decode_image, image_to_tensor, verify_image
 from generative.data.transforms import center_crop
-from metrics.listing import is_hidden
+from metrics.sources.listing import is_hidden
 from metrics.sources.parquet import is_joined_parquet
-from metrics.splits import describe_splits, mixed_splits
+from metrics.sources.splits import describe_splits, mixed_splits
 
 if TYPE_CHECKING:
     import pyarrow as pa

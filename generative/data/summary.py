@@ -8,7 +8,7 @@ import torch
 
 from generative.core.class_names import list_names
 from generative.data.base import ImageDataset
-from metrics.listing import describe_left_out
+from metrics.sources.listing import describe_left_out
 
 
 def describe_data(data: ImageDataset) -> dict[str, Any]:

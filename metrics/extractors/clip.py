@@ -19,9 +19,9 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from torch import Tensor
 
-from metrics.cache import WeightsFile, load_tensors, resolve_weights
 from metrics.extractors.base import FeatureExtractor, PixelNormalization
 from metrics.extractors.weights import WeightReader
+from metrics.files.weights import WeightsFile, load_tensors, resolve_weights
 
 # CLIP's own pixel statistics, over values in [0, 1].
 _MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metrics.cache import WeightsFile, load_tensors, resolve_weights
 from metrics.extractors.base import IMAGENET_MEAN, IMAGENET_STD, FeatureExtractor, PixelNormalization
 from metrics.extractors.weights import WeightReader
+from metrics.files.weights import WeightsFile, load_tensors, resolve_weights
 
 _BASE_URL = "https://dl.fbaipublicfiles.com/dinov2"
 _OFFSET = 0.1  # `interpolate_offset` of the official code: pixels of the new grid added to the scale, not to the size.

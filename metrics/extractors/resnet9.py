@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metrics.cache import sha256_of
 from metrics.extractors.base import FeatureExtractor
-from metrics.files import whole_file
+from metrics.files.weights import sha256_of
+from metrics.files.whole import whole_file
 
 _CENTER = 127.5
 MIN_INPUT_SIZE = 8  # Total stride: a smaller image leaves no position in the last map.

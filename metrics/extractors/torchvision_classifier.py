@@ -13,9 +13,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, fx, nn
 
-from metrics.cache import WeightsFile, load_tensors, resolve_weights
 from metrics.extractors.base import IMAGENET_MEAN, IMAGENET_STD, FeatureExtractor, PixelNormalization, fold_batch_norm
 from metrics.extractors.weights import WeightReader
+from metrics.files.weights import WeightsFile, load_tensors, resolve_weights
 
 _MIN_INPUT_SIZE = 32  # Total stride of these networks: a smaller image leaves no position in the last map.
 _BATCH_COUNTER = "num_batches_tracked"  # Of a batch norm in training; not in all files.

@@ -10,9 +10,9 @@ import torch
 
 from metrics.distributed import describe_error
 from metrics.extraction import Extraction, map_on_cores, microbatch_size, num_cores
-from metrics.frechet import FrechetDistance, frechet_distance_from_features
 from metrics.metric import FeatureCollector
 from metrics.options import ScoreOptions
+from metrics.scores.frechet import FrechetDistance, frechet_distance_from_features
 from metrics.scoring.report import Result
 from metrics.scoring.sides import Side
 from metrics.suite import MetricSuite
@@ -54,7 +54,7 @@ def check(suites: Sequence[MetricSuite], reference: Side | None, samples: Sequen
     if options.sensitivity_map is not None and (fakes.images is None or _fid_of(suites) is None):
         raise ValueError("--sensitivity-map needs FID and sample images: score fid on a set of images.")
     if options.cas is not None:
-        from metrics.classification_accuracy import check_architecture
+        from metrics.scores.classification_accuracy import check_architecture
 
         check_architecture(options.cas)
         for side in (fakes, reference):
@@ -105,7 +105,7 @@ def _fid_of(suites: Sequence[MetricSuite]) -> tuple[MetricSuite, FrechetDistance
 
 def _match_classes(suites: Sequence[MetricSuite], kind: str, options: ScoreOptions, result: Result) -> None:
     """Draw samples whose classes are distributed as the reference's and score those."""
-    from metrics.class_matching import match_classes
+    from metrics.scores.class_matching import match_classes
 
     classifier = next(suite for suite in suites if suite.extractor.class_logits is not None)
     logits = _collected(classifier, str(classifier.extractor.class_logits))
@@ -136,7 +136,7 @@ def _collected(suite: MetricSuite, feature: str) -> tuple[torch.Tensor, torch.Te
 
 def _draw_sensitivity(suites: Sequence[MetricSuite], side: Side, path: Path, result: Result) -> None:
     from metrics.resize import build_resizer
-    from metrics.sensitivity import fid_sensitivity, save_overlays
+    from metrics.scores.sensitivity import fid_sensitivity, save_overlays
 
     found = _fid_of(suites)
     assert found is not None, "checked before"
@@ -151,7 +151,7 @@ def _draw_sensitivity(suites: Sequence[MetricSuite], side: Side, path: Path, res
 
 
 def _classification_accuracy(reference: Side, samples: Side, architecture: str, options: ScoreOptions, result: Result) -> None:
-    from metrics.classification_accuracy import classification_accuracy_score
+    from metrics.scores.classification_accuracy import classification_accuracy_score
 
     assert samples.images is not None and reference.images is not None
     scores = classification_accuracy_score(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metrics.class_names import check_known_classes, check_same_classes, name_classes
 from metrics.options import ScoreOptions
 from metrics.scoring.prepare import SampleSet
 from metrics.scoring.sides import Side
+from metrics.sources.class_names import check_known_classes, check_same_classes, name_classes
 from metrics.suite import MetricSuite
 
 _LEAST_IMAGES = 2  # Of a class, for a covariance.

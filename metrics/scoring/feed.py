@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from metrics.distributed import Processes
 from metrics.extraction import check_finite, map_on_cores, microbatch_size, num_cores
-from metrics.feature_cache import TILE_IMAGES, FeatureCache, Tile, tile_content
+from metrics.files.feature_cache import TILE_IMAGES, FeatureCache, Tile, tile_content
 from metrics.metric import Metric, side_name
 from metrics.scoring.pieces import Piece, Stored, TileContents, split_batches, work_bytes
 from metrics.software import software_fingerprint

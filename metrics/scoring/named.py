@@ -13,14 +13,14 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO, cast
 
-from metrics.cache import download, failure_reason
-from metrics.frechet import FrechetDistance
-from metrics.frechet_infinity import FrechetInfinity
-from metrics.named_datasets import CUSTOM_SPLIT, MODES, NamedReference, published, resolve_reference
+from metrics.files.named_datasets import CUSTOM_SPLIT, MODES, NamedReference, published, resolve_reference
+from metrics.files.statistics import FeatureEntry, ReferenceStatistics, load_statistics
+from metrics.files.weights import download, failure_reason
 from metrics.options import DEFAULT_PROTOCOL, ScoreOptions
+from metrics.scores.frechet import FrechetDistance
+from metrics.scores.frechet_infinity import FrechetInfinity
 from metrics.scoring.plan import extractor_of, plan_metric
 from metrics.scoring.sides import Side
-from metrics.statistics import FeatureEntry, ReferenceStatistics, load_statistics
 
 #: Network -> clean-fid's name of the model, and the feature that its files hold.
 _MODELS = {"inception-v3": ("inception_v3", "pool3"), "clip-vit-b-32": ("clip_vit_b_32", "embedding")}

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from metrics.distributed import describe_error
-from metrics.files import check_writable
+from metrics.files.whole import check_writable
 from metrics.options import JSON_TO_STDOUT, ScoreOptions
 from metrics.scoring.report import Report, format_table, write_csv, write_json, write_plot
 

@@ -8,7 +8,7 @@ from itertools import islice
 
 from torch import Tensor
 
-from metrics.feature_cache import Tile, tile_content
+from metrics.files.feature_cache import Tile, tile_content
 from metrics.sources import ImageBatch, ImageSource
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from metrics import registry
 from metrics.extractors import FeatureExtractor, build_extractor
 from metrics.extractors.inception import WEIGHTS as INCEPTION_WEIGHTS
-from metrics.kernel import KernelDistance
 from metrics.metric import FeatureCollector, Metric
 from metrics.options import DEFAULT_EXTRACTOR, DEFAULT_PROTOCOL, ScoreOptions
+from metrics.scores.kernel import KernelDistance
 from metrics.suite import MetricSuite, build_metric
 
 #: Option of a run -> (score, constructor argument).

@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from metrics.files import whole_file
+from metrics.files.whole import whole_file
 from metrics.scoring.steps import step_of
 from metrics.terminal import drawable
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metrics.distributed import Processes, SharedError, choose_device, join_processes
-from metrics.feature_cache import FeatureCache, default_cache_root
+from metrics.files.feature_cache import FeatureCache, default_cache_root
 from metrics.options import ANY_DEVICE, ScoreOptions, read_options
 from metrics.scoring.feed import Feeder
 from metrics.scoring.outputs import check_outputs, publish, write_files
@@ -67,7 +67,7 @@ def score(samples: str | Path | Sequence[str | Path], reference: str | Path | No
     if options.save_stats:
         raise ValueError("score() writes no statistics: run fid-score --save-stats IMAGES OUT.npz.")
     if options.train_extractor:
-        raise ValueError("score() trains nothing: call metrics.extractor_training.train_extractor.")
+        raise ValueError("score() trains nothing: call metrics.extractors.training.train_extractor.")
     if options.dataset is not None and reference is not None:
         raise ValueError(f"score() got the reference {reference} and the data set {options.dataset}: give one of them.")
     with join_processes() as processes, _told_to_all(processes):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from metrics.frechet import FrechetDistance
+from metrics.files.statistics import FeatureEntry, save_statistics
 from metrics.metric import FeatureCollector, FeatureMetric, Metric
 from metrics.options import ScoreOptions
+from metrics.scores.frechet import FrechetDistance
 from metrics.scoring.feed import Consumer, Feeder
 from metrics.scoring.outputs import check_output
 from metrics.scoring.plan import plan_suites
 from metrics.scoring.sides import OpenOptions, check_draw, open_images
-from metrics.statistics import FeatureEntry, save_statistics
 from metrics.suite import MetricSuite
 
 

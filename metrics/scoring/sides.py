@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from metrics.files.statistics import ReferenceStatistics, holds_images, is_statistics, load_statistics
 from metrics.options import ScoreOptions
 from metrics.sources import ImageSource, is_generator, open_source
-from metrics.statistics import ReferenceStatistics, holds_images, is_statistics, load_statistics
 
 
 @dataclass

@@ -9,13 +9,13 @@ from typing import Any, cast
 from metrics import registry
 from metrics.distributed import describe_error
 from metrics.extractors import FeatureExtractor, build_extractor
+from metrics.files.statistics import PROTOCOL_FIELDS, FeatureEntry, ReferenceStatistics, check_protocol
 from metrics.metric import Metric
 from metrics.notes import notes_of_warnings
 from metrics.options import ScoreOptions
 from metrics.scoring.plan import extractor_of, parse_weights, plan_metric, resizer_of
 from metrics.scoring.report import Result
 from metrics.scoring.sides import Side
-from metrics.statistics import PROTOCOL_FIELDS, FeatureEntry, ReferenceStatistics, check_protocol
 
 
 @dataclass

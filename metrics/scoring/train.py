@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metrics.class_names import name_classes
 from metrics.distributed import Processes
 from metrics.options import ScoreOptions
 from metrics.scoring.sides import OpenOptions, open_images
 from metrics.sources import is_generator
+from metrics.sources.class_names import name_classes
 
 
 def train_from_options(options: ScoreOptions, processes: Processes) -> str:
@@ -28,7 +28,7 @@ def train_from_options(options: ScoreOptions, processes: Processes) -> str:
         FileExistsError: If the output exists.
         ValueError: If the extractor cannot be trained, the output is no .safetensors, or a set has no labels.
     """
-    from metrics.extractor_training import TRAINABLE, train_extractor
+    from metrics.extractors.training import TRAINABLE, train_extractor
 
     if options.extractor != TRAINABLE:
         raise ValueError(f"--train-extractor trains {TRAINABLE}, got {options.extractor}: add --extractor {TRAINABLE}.")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from metrics.images import ImageError, decode_image, printable
-from metrics.listing import describe_left_out
+from metrics.files.images import ImageError, decode_image, printable
 from metrics.sources.ahead import Admit, work_ahead
 from metrics.sources.base import ImageBatch, ImageSource, check_range, checked_class_names, fingerprint, normalize_label
 from metrics.sources.labels import FoundLabels, join_labels
-from metrics.splits import describe_split_folders
+from metrics.sources.listing import describe_left_out
+from metrics.sources.splits import describe_split_folders
 
 #: How long the rest of a set is searched for further damaged images once one is met, in seconds.
 SEARCH_SECONDS = 20.0

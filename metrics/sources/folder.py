@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from metrics.images import EMPTY, read_file
-from metrics.listing import count_folders, list_images, no_images_message
+from metrics.files.images import EMPTY, read_file
 from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
 from metrics.sources.labels import LABEL_TABLES, find_labels
+from metrics.sources.listing import count_folders, list_images, no_images_message
 
 
 class FolderSource(LoaderSource):
-    """The images of a folder and its subfolders, sorted by path; which files count, `metrics.listing` says.
+    """The images of a folder and its subfolders, sorted by path; which files count, `metrics.sources.listing` says.
 
     Labels are the first-level subfolders if every image lies in one of two or more; or those of EDM's `dataset.json`, which goes
     first (in that layout the subfolders only keep listings short), or of the `manifest.json` of `generative sample`.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metrics.images import printable
+from metrics.files.images import printable
 
 #: Files at the root of a folder or archive that may hold labels: EDM's, and the one that `generative sample` writes.
 LABEL_TABLES = ("dataset.json", "manifest.json")

@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 import numpy as np
 import torch
 
-from metrics.arrays import (
+from metrics.files.arrays import (
     ArrayHeader,
     npy_header,
     npz_checksums,

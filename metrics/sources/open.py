@@ -8,15 +8,15 @@ import re
 from pathlib import Path
 from typing import cast
 
-from metrics.listing import is_hidden
 from metrics.sources.base import ImageSource, NoImagesError
 from metrics.sources.encoded import LoaderSource, ShardSource
 from metrics.sources.folder import FolderSource
+from metrics.sources.listing import is_hidden
 from metrics.sources.npz import NpySource, NpzSource
 from metrics.sources.parquet import ParquetSource
+from metrics.sources.splits import describe_splits, group_by_split, mixed_splits
 from metrics.sources.tar import TarSource
 from metrics.sources.zip import ZipSource
-from metrics.splits import describe_splits, group_by_split, mixed_splits
 
 #: Entry-point group of providers: callables `(path, num_samples, seed, batch_size, device) -> ImageSource | None`.
 SOURCE_ENTRY_POINTS = "triptych.image_sources"

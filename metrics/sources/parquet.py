@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metrics.arrays import READ_ERRORS, brief
-from metrics.images import ImageError
+from metrics.files.arrays import READ_ERRORS, brief
+from metrics.files.images import ImageError
 from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
 from metrics.sources.labels import FoundLabels

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from metrics.arrays import READ_ERRORS, brief
-from metrics.images import EMPTY, ImageError, printable
-from metrics.listing import count_folders, count_left_out, is_hidden, is_image_name, no_images_message
+from metrics.files.arrays import READ_ERRORS, brief
+from metrics.files.images import EMPTY, ImageError, printable
 from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
 from metrics.sources.labels import pair_members
+from metrics.sources.listing import count_folders, count_left_out, is_hidden, is_image_name, no_images_message
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _OTHER_COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

@@ -9,13 +9,13 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from metrics.arrays import READ_ERRORS, brief
-from metrics.images import EMPTY, ImageError, printable
-from metrics.listing import count_folders, count_left_out, is_image_name, no_images_message
+from metrics.files.arrays import READ_ERRORS, brief
+from metrics.files.images import EMPTY, ImageError, printable
+from metrics.files.zips import JoinedZipError, open_zip
 from metrics.sources.base import NoImagesError, fingerprint
 from metrics.sources.encoded import EncodedImage, LoaderSource
 from metrics.sources.labels import LABEL_TABLES, find_labels
-from metrics.zips import JoinedZipError, open_zip
+from metrics.sources.listing import count_folders, count_left_out, is_image_name, no_images_message
 
 
 class ZipSource(LoaderSource):

@@ -17,8 +17,8 @@ from measure import measure
 from scipy import linalg
 from torch import Tensor
 
-from metrics.frechet import frechet_distance, frechet_distance_from_features
-from metrics.moments import MomentAccumulator
+from metrics.scores.frechet import frechet_distance, frechet_distance_from_features
+from metrics.scores.moments import MomentAccumulator
 
 
 def root_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from manifold import features
 from measure import Cost, measure
 from torch import Tensor
 
-from metrics.kernel import cmmd, kernel_distance, polynomial_mmd2
+from metrics.scores.kernel import cmmd, kernel_distance, polynomial_mmd2
 
 _CLIP_DIM = 768
 Distance = Callable[[Tensor, Tensor], float]

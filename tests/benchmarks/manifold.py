@@ -15,7 +15,7 @@ import torch
 from measure import measure
 from torch import Tensor
 
-from metrics.manifold import precision_recall
+from metrics.scores.manifold import precision_recall
 
 
 def features(count: int, dim: int, seed: int, shift: float) -> Tensor:

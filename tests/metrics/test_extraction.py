@@ -139,7 +139,7 @@ def test_lower_precision_is_lower(tiny_extractor, images: Tensor) -> None:
 
 
 def test_the_protocol_names_all_that_decides(tiny_extractor) -> None:
-    from metrics.statistics import PROTOCOL_FIELDS
+    from metrics.files.statistics import PROTOCOL_FIELDS
 
     protocol = Extraction(tiny_extractor, "tensorflow", "bfloat16").protocol("logits")
     assert set(protocol) == set(PROTOCOL_FIELDS)

@@ -18,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from metrics.images import decode_image
-from metrics.moments import Gaussian
+from metrics.files.images import decode_image
+from metrics.files.statistics import FeatureEntry, is_statistics, load_statistics, save_statistics
+from metrics.scores.moments import Gaussian
 from metrics.sources import open_source
-from metrics.statistics import FeatureEntry, is_statistics, load_statistics, save_statistics
 
 #: No single case may take longer, in seconds; a run that hangs is ended with all stacks shown.
 _CASE_SECONDS = 60

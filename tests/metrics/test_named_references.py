@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import cache
 from metrics.cli import main
 from metrics.extractors import FeatureExtractor, build_extractor
-from metrics.named_datasets import DATASETS, NamedReference, resolve_reference
+from metrics.files import weights as cache
+from metrics.files.named_datasets import DATASETS, NamedReference, resolve_reference
 from metrics.scoring import named, plan, score
 
 _COUNT = 4

@@ -146,7 +146,7 @@ def test_an_analysis_that_ends_early_keeps_the_scores(
     def fail(*_: object, **__: object) -> None:
         raise failure
 
-    monkeypatch.setattr("metrics.classification_accuracy.classification_accuracy_score", fail)
+    monkeypatch.setattr("metrics.scores.classification_accuracy.classification_accuracy_score", fail)
     arguments = ["real", "fake", "--cas", "resnet18", "--csv", "l.csv", *tiny_options]
     if code is None:
         with pytest.raises(ZeroDivisionError):
@@ -160,7 +160,7 @@ def test_an_analysis_that_ends_early_keeps_the_scores(
 
 @pytest.mark.usefixtures("folders")
 def test_an_interruption_keeps_the_sets_that_are_done(tiny_options, capsys, monkeypatch) -> None:
-    from metrics.frechet import FrechetDistance
+    from metrics.scores.frechet import FrechetDistance
 
     compute = FrechetDistance.compute
     values = iter((compute, lambda metric: (_ for _ in ()).throw(KeyboardInterrupt())))
@@ -199,7 +199,7 @@ def test_one_output_that_fails_at_the_end_keeps_the_others(run: Run, monkeypatch
 
 @pytest.mark.usefixtures("folders")
 def test_an_error_of_one_metric_keeps_the_others(run: Run, monkeypatch) -> None:
-    from metrics.kernel import KernelDistance
+    from metrics.scores.kernel import KernelDistance
 
     def fail(metric: KernelDistance) -> dict[str, float]:
         raise ValueError("no such distance.")

@@ -26,9 +26,9 @@ from metrics.cli import main
 from metrics.extraction import Extraction
 from metrics.extractors import FeatureExtractor, build_extractor
 from metrics.extractors.clip import CLIPImageEncoder, VisionTower
-from metrics.frechet import frechet_distance_from_features
-from metrics.inception_score import InceptionScore
 from metrics.resize import build_resizer
+from metrics.scores.frechet import frechet_distance_from_features
+from metrics.scores.inception_score import InceptionScore
 from metrics.scoring import plan
 from metrics.sources import open_source
 from metrics.suite import MetricSuite

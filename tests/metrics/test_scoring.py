@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from metrics.cli import build_parser, main, parse_arguments
+from metrics.files.statistics import FeatureEntry, save_statistics
 from metrics.options import ScoreOptions
 from metrics.scoring import score
 from metrics.scoring.report import Report, Result, write_plot
 from metrics.scoring.steps import step_of
 from metrics.sources import ImageBatch, ImageSource
 from metrics.sources.base import check_range
-from metrics.statistics import FeatureEntry, save_statistics
 
 Printed = Callable[..., dict[str, Any]]
 
@@ -629,7 +629,7 @@ def test_skipped_images_are_counted_from_the_cache_as_well(
 
 
 def test_class_fid_of_folders(labelled, sets, printed: Printed, refused, tiny_extractor) -> None:
-    from metrics.frechet import frechet_distance_from_features
+    from metrics.scores.frechet import frechet_distance_from_features
 
     scores = printed(*labelled, "--metrics", "class-fid,fid")["scores"]
     per_class = []

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from metrics import registry
-from metrics.inception_score import InceptionScore
-from metrics.kernel import KernelDistance
+from metrics.files.statistics import FeatureEntry, ReferenceStatistics
 from metrics.metric import FeatureMetric, SmallSampleWarning
-from metrics.moments import MomentAccumulator
-from metrics.statistics import FeatureEntry, ReferenceStatistics
+from metrics.scores.inception_score import InceptionScore
+from metrics.scores.kernel import KernelDistance
+from metrics.scores.moments import MomentAccumulator
 from metrics.suite import MetricSuite, score_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::metrics.metric.SmallSampleWarning")
@@ -164,7 +164,7 @@ def test_gathered_side_is_kept_and_closed(tiny_extractor, sets) -> None:
 _WORKER = """
 import sys, torch
 import torch.distributed as dist
-from metrics.kernel import KernelDistance
+from metrics.scores.kernel import KernelDistance
 from metrics.suite import MetricSuite
 sys.path.insert(0, sys.argv[1])
 from conftest import TinyExtractor, _smooth_images
@@ -279,8 +279,8 @@ def test_a_new_metric_is_one_class_and_one_line(tiny_extractor, sets, monkeypatc
         def compute(self) -> dict[str, float]:
             return {"mean_gap": float((self.features(True).mean(0) - self.features(False).mean(0)).norm())}
 
-    monkeypatch.setattr("metrics.kernel.MeanGap", MeanGap, raising=False)
-    monkeypatch.setitem(registry.SCORES, "mean_gap", registry.Score("metrics.kernel:MeanGap", "a test's"))
+    monkeypatch.setattr("metrics.scores.kernel.MeanGap", MeanGap, raising=False)
+    monkeypatch.setitem(registry.SCORES, "mean_gap", registry.Score("metrics.scores.kernel:MeanGap", "a test's"))
     assert score_images([sets[0]], [sets[1]], ["mean_gap"], tiny_extractor)["mean_gap"] > 0
 
 

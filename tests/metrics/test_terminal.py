@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metrics import classification_accuracy
+from metrics.scores import classification_accuracy
 from metrics.terminal import EXIT_NO_READER, drawable, until_nobody_reads
 
 _ROOT = Path(__file__).parents[2]

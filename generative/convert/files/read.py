@@ -18,7 +18,7 @@ from torch import Tensor
 from generative.convert.base import show_names
 from generative.convert.files.snapshot import MAX_EMPTY_AXIS, read_snapshot
 from generative.core.errors import UserError
-from metrics.arrays import READ_ERRORS, brief, npz_keys, read_npz
+from metrics.files.arrays import READ_ERRORS, brief, npz_keys, read_npz
 
 # How BigGAN-PyTorch (G_ema_best0.pth) and PyTorch-StudioGAN (model=G_ema-best-weights-step=80000.pth) name their files.
 FILE_NAME = re.compile(r"^(?:model=)?(G_ema|G|D)(?:[-_.].*)?$")

@@ -4,9 +4,9 @@ Such a snapshot is a pickle of whole networks: ``{"G": ..., "D": ..., "G_ema": .
 objects of classes by name, or, where ``torch_utils.persistence`` made them, with the source code of their module, which the
 official code executes. Tensors lie in it as the bytes of a ``torch.save`` of their own, pickles within the pickle.
 
-Nothing of this is run or imported. On the ground of ``metrics.safe_pickle`` the program is walked first, then every name in it is
-answered by an inert stand-in or refused: classes of networks become records of their attributes, source code is text that is left
-lying, and tensors are made of checked sizes over bytes that are there.
+Nothing of this is run or imported. On the ground of ``metrics.files.safe_pickle`` the program is walked first, then every name in
+it is answered by an inert stand-in or refused: classes of networks become records of their attributes, source code is text that
+is left lying, and tensors are made of checked sizes over bytes that are there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from generative.convert.files.storage import STORAGE_DTYPES, read_storage
 from generative.core.errors import UserError
-from metrics.safe_pickle import ArrayUnpickler, check_program, plain, refusing
+from metrics.files.safe_pickle import ArrayUnpickler, check_program, plain, refusing
 
 # Packages whose classes a snapshot may name. They are never imported: an object of theirs is a record of its attributes.
 NETWORK_PACKAGES = ("torch.nn", "torch.ao.nn", "timm", "pg_modules", "feature_networks", "training", "torch_utils", "dnnlib")

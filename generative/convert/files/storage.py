@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metrics.safe_pickle import ArrayUnpickler, check_program, plain
+from metrics.files.safe_pickle import ArrayUnpickler, check_program, plain
 
 # The instruction that a reference needs beside those of plain data.
 STORAGE_OPCODES = frozenset({"BINPERSID"})

