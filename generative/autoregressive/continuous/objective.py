@@ -20,21 +20,20 @@ from generative.autoregressive.masking import (
     ScheduledMasking,
     TruncatedNormalMasking,
 )
-from generative.core.ema import EMAProfile, EMASpec
+from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule, check_guidance
-from generative.core.labels import drop_labels
-from generative.core.objective import Objective, OptimizerFactory, Phase
+from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
-from generative.tokenizers.base import fingerprint
-from generative.tokenizers.latents import check_latents, encode_images, latent_stride
+from generative.tokenizers.encoded_objective import EncodedObjective
+from generative.tokenizers.latents import check_latents
 
 if TYPE_CHECKING:
     from pipelines.emigm import EMIGMPipeline
     from pipelines.mar import MARPipeline
 
 
-class ContinuousTokenObjective(Objective):
+class ContinuousTokenObjective(EncodedObjective):
     """Base of ``MARObjective`` and ``EMIGMObjective``.
 
     The loss is the mean over masked tokens, and over noised copies of each, of squared error + variational bound. The head is
@@ -53,8 +52,6 @@ class ContinuousTokenObjective(Objective):
         UserError: If an option is out of range, or the autoencoder's latents are not the network's.
     """
 
-    label_dropout: float
-
     def __init__(
         self,
         network: MaskedAutoencoder,
@@ -65,36 +62,14 @@ class ContinuousTokenObjective(Objective):
         label_dropout: float,
         diffusion_batch_mul: int,
     ) -> None:
-        if not 0 <= label_dropout < 1:
-            raise UserError(f"label_dropout must be in [0, 1), got {label_dropout}")
         if diffusion_batch_mul < 1:
             raise UserError(f"diffusion_batch_mul must be at least 1, got {diffusion_batch_mul}")
         check_latents(network.config.in_channels, autoencoder)
+        super().__init__("network", network, autoencoder, optimizer, ema, label_dropout)
+        self.autoencoder = autoencoder
         self.process = head_process()
         self.masking = masking
-        self.label_dropout = label_dropout
         self.diffusion_batch_mul = diffusion_batch_mul
-        self.autoencoder = autoencoder.requires_grad_(False).eval() if autoencoder is not None else None
-        self.networks = {"network": network}
-        self.frozen = {"autoencoder": self.autoencoder} if self.autoencoder is not None else {}
-        self.optimizers = {"network": optimizer}
-        self.ema = {"network": EMASpec("network", ema)} if ema else {}
-        self.num_classes = network.config.num_classes
-        self.image_size = network.config.sample_size * (latent_stride(autoencoder) if autoencoder is not None else 1)
-
-    def phases(self) -> list[Phase]:
-        """One phase: the network."""
-        return [Phase(name="network", networks=("network",), loss_fn=self.loss, optimizer="network")]
-
-    def encoder_fingerprint(self) -> str | None:
-        """Fingerprint of the autoencoder."""
-        return fingerprint(self.autoencoder) if self.autoencoder is not None else None
-
-    def latents(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Cached latents (B, C, h, w), or the images, or their latents."""
-        if "latents" in batch:
-            return batch["latents"]
-        return batch["images"] if self.autoencoder is None else encode_images(self.autoencoder, batch["images"], generator)
 
     def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Sum over noised masked tokens, see ``LossFn``.
@@ -108,9 +83,8 @@ class ContinuousTokenObjective(Objective):
             ``loss`` as a sum, ``denominator``, and the means ``mse``, ``variational_bound`` (bits a number), ``masked_share``.
         """
         network = cast(MaskedAutoencoder, networks["network"])
-        latents = self.latents(batch, context.generator)
+        latents, labels = self.inputs(batch, context)  # (B, C, h, w), (B,)
         device = latents.device
-        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, context.generator)
         tokens = network.patchify(latents)  # (B, L, C)
         draw = self.masking.draw(len(tokens), network.num_tokens, context.generator)
         draw = MaskDraw(draw.masked.to(device), None if draw.weights is None else draw.weights.to(device))

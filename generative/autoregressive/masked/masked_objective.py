@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers import ModelMixin
-from torch import Tensor, nn
+from torch import nn
 
 from generative.autoregressive.masked.parallel_decoding import check_choice_temperature, masked_counts
 from generative.autoregressive.token_sampling import check_sampling_options
-from generative.core.ema import EMAProfile, EMASpec
-from generative.core.errors import UserError
+from generative.core.ema import EMAProfile
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule, step_guidance
-from generative.core.objective import Objective, OptimizerFactory, Phase
-from generative.core.types import Batch, Losses, Networks, StepContext
+from generative.core.objective import OptimizerFactory
 from generative.tokenizers.base import ImageTokenizer
+from generative.tokenizers.encoded_objective import EncodedObjective
 
 
-class MaskedTokenObjective(Objective, abc.ABC):
+class MaskedTokenObjective(EncodedObjective):
     """One transformer learns to fill in what was masked of an image's tokens; one phase.
 
     Args:
@@ -43,8 +40,6 @@ class MaskedTokenObjective(Objective, abc.ABC):
         UserError: If an option is out of range.
     """
 
-    label_dropout: float
-
     def __init__(
         self,
         transformer: ModelMixin,
@@ -62,20 +57,12 @@ class MaskedTokenObjective(Objective, abc.ABC):
         top_k: int | None,
         top_p: float,
     ) -> None:
-        if not 0 <= label_dropout < 1:
-            raise UserError(f"label_dropout must be in [0, 1), got {label_dropout}")
         check_sampling_options(temperature, top_k, top_p)
         check_choice_temperature(choice_temperature)
         masked_counts(tokenizer.sequence_length, num_inference_steps)
         step_guidance(guidance_scale, num_inference_steps, guidance_schedule, guidance_interval, guidance_exponent)
-        self.networks = {"transformer": transformer}
-        self.tokenizer = tokenizer.requires_grad_(False).eval()
-        self.frozen = {"tokenizer": self.tokenizer}
-        self.optimizers = {"transformer": optimizer}
-        self.ema = {} if ema is None else {"transformer": EMASpec("transformer", ema)}
-        self.num_classes = transformer.config.num_classes
-        self.image_size = tokenizer.image_size
-        self.label_dropout = label_dropout
+        super().__init__("transformer", transformer, tokenizer, optimizer, ema, label_dropout)
+        self.tokenizer = tokenizer
         self.sampling = {
             "num_inference_steps": num_inference_steps,
             "choice_temperature": choice_temperature,
@@ -88,21 +75,6 @@ class MaskedTokenObjective(Objective, abc.ABC):
             "top_p": top_p,
         }
 
-    def phases(self) -> list[Phase]:
-        """One phase: the transformer."""
-        return [Phase(name="transformer", networks=("transformer",), loss_fn=self.loss, optimizer="transformer")]
-
-    @abc.abstractmethod
-    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
-        """See ``generative.core.objective.LossFn``."""
-
-    def tokens(self, batch: Batch) -> Tensor:
-        """Ids (B, L) of a batch, cached or encoded now."""
-        if "tokens" in batch:
-            return batch["tokens"]
-        with torch.no_grad():
-            return self.tokenizer.encode(batch["images"])  # (B, L)
-
     def parameter_groups(self, optimizer: str) -> list[dict[str, Any]]:
         """Matrices with the optimizer's weight decay; embeddings and 1-D parameters without."""
         network = self.networks["transformer"]
@@ -110,10 +82,6 @@ class MaskedTokenObjective(Objective, abc.ABC):
         decayed = [p for p in network.parameters() if p.ndim >= 2 and id(p) not in embeddings]
         others = [p for p in network.parameters() if p.ndim < 2 or id(p) in embeddings]
         return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-
-    def encoder_fingerprint(self) -> str:
-        """That of the tokenizer."""
-        return self.tokenizer.fingerprint
 
     def sampling_defaults(self) -> Mapping[str, Any]:
         """The sampling options of the constructor."""

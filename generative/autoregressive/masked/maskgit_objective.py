@@ -15,7 +15,6 @@ from generative.autoregressive.masking import MaskingLaw
 from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule
-from generative.core.labels import drop_labels
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.base import ImageTokenizer, check_match
@@ -102,9 +101,8 @@ class MaskGITObjective(MaskedTokenObjective):
             ``loss``, the sum over masked tokens (with label smoothing), their count as ``denominator``, and of the masked tokens
             ``bits_per_token`` (without smoothing) and ``accuracy``.
         """
-        tokens = self.tokens(batch)  # (B, L)
+        tokens, labels = self.inputs(batch, context)  # (B, L), (B,)
         network = networks["transformer"]
-        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, context.generator)
         masks = self.masking.draw(tokens.shape[0], tokens.shape[1], context.generator)
         is_masked = masks.masked  # (B, L)
         logits = network(tokens.masked_fill(is_masked, self.mask_token), labels).float()  # (B, L, V)

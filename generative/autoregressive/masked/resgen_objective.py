@@ -15,7 +15,6 @@ from generative.autoregressive.masking import MaskingLaw
 from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule
-from generative.core.labels import drop_labels
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.base import ImageTokenizer
@@ -112,9 +111,9 @@ class ResGenObjective(MaskedTokenObjective):
             mixture's mean there, 1 for a prediction of 0.
         """
         network = cast(ResGenTransformer, networks["transformer"])
-        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, context.generator)
+        tokens, labels = self.inputs(batch, context)  # (B, L depth), (B,)
         with torch.no_grad():
-            ids = self.tokens(batch).unflatten(1, (-1, self.tokenizer.depth))  # (B, L, depth)
+            ids = tokens.unflatten(1, (-1, self.tokenizer.depth))  # (B, L, depth)
             masks = self.masking.draw(len(ids), ids[0].numel(), context.generator)
             num_known = (~masks.masked).unflatten(1, ids.shape[1:]).sum(dim=-1)  # (B, L)
             codes = code_vectors(ids, self.tokenizer.codebooks_tensor)  # (B, L, depth, D)

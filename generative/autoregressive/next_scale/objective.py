@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from generative.autoregressive.next_scale.scheduler import check_pyramid
 from generative.autoregressive.next_scale.var import VAR
 from generative.autoregressive.token_sampling import check_sampling_options
-from generative.core.ema import EMAProfile, EMASpec
+from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
 from generative.core.guidance import GuidanceSchedule, step_guidance
-from generative.core.labels import drop_labels
-from generative.core.objective import Objective, OptimizerFactory, Phase
+from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.layers.cross_entropy import token_cross_entropy
 from generative.tokenizers.base import ImageTokenizer
+from generative.tokenizers.encoded_objective import EncodedObjective
 
 if TYPE_CHECKING:
     from pipelines.var import VARPipeline
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 UNDECAYED = ("start_embedding", "position_embedding", "level_embedding", "log_scale", "modulation_table")
 
 
-class VARObjective(Objective):
+class VARObjective(EncodedObjective):
     """Cross-entropy of every token given the class and all smaller scales; one network, one phase.
 
     Args:
@@ -49,8 +49,6 @@ class VARObjective(Objective):
         more_smooth: Likewise; for looking at only.
     """
 
-    label_dropout: float
-
     def __init__(
         self,
         transformer: VAR,
@@ -66,20 +64,13 @@ class VARObjective(Objective):
         top_p: float = 1.0,
         more_smooth: bool = False,
     ) -> None:
-        for name, value in (("label_dropout", label_dropout), ("label_smoothing", label_smoothing)):
-            if not 0 <= value < 1:
-                raise UserError(f"{name} must be in [0, 1), got {value}")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         pyramid = check_pyramid(transformer, tokenizer)
         check_sampling_options(temperature, top_k, top_p)
         step_guidance(guidance_scale, len(pyramid.patch_nums), guidance_schedule)
-        self.networks = {"transformer": transformer}
-        self.tokenizer = pyramid.requires_grad_(False).eval()
-        self.frozen = {"tokenizer": self.tokenizer}
-        self.optimizers = {"transformer": optimizer}
-        self.ema = {} if ema is None else {"transformer": EMASpec("transformer", ema)}
-        self.num_classes = transformer.config.num_classes
-        self.image_size = tokenizer.image_size
-        self.label_dropout = label_dropout
+        super().__init__("transformer", transformer, pyramid, optimizer, ema, label_dropout)
+        self.tokenizer = pyramid
         self.label_smoothing = label_smoothing
         self.sampling = {
             "guidance_scale": guidance_scale,
@@ -89,10 +80,6 @@ class VARObjective(Objective):
             "top_p": top_p,
             "more_smooth": more_smooth,
         }
-
-    def phases(self) -> list[Phase]:
-        """One phase: the transformer."""
-        return [Phase(name="transformer", networks=("transformer",), loss_fn=self.loss, optimizer="transformer")]
 
     def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Mean cross-entropy over the tokens of all scales, in nats.
@@ -106,10 +93,9 @@ class VARObjective(Objective):
             ``loss`` (the paper's L_m; with label smoothing) and ``last_scale_loss`` (its L_t; without), in nats; ``accuracy`` and
             ``last_scale_accuracy``, the shares of tokens that are the most probable one.
         """
+        tokens, labels = self.inputs(batch, context)  # (B, L), (B,)
         with torch.no_grad():
-            tokens = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(batch["images"])  # (B, L)
             inputs = self.tokenizer.teacher_inputs(tokens)  # (B, L - n_0, C)
-        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, context.generator)
         logits = networks["transformer"](inputs, labels)  # (B, L, V)
         last = self.last_scale(logits, tokens)  # first: the logits are overwritten
         loss, accuracy = token_cross_entropy(logits, tokens, self.label_smoothing)
@@ -132,10 +118,6 @@ class VARObjective(Objective):
             is_kept = parameter.ndim < 2 or any(part in UNDECAYED for part in name.split("."))
             (others if is_kept else decayed).append(parameter)
         return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-
-    def encoder_fingerprint(self) -> str:
-        """Fingerprint of the tokenizer: a cache of another one's tokens is refused."""
-        return self.tokenizer.fingerprint
 
     def pipeline(self, networks: Networks) -> VARPipeline:
         """Pipeline of this transformer and the frozen tokenizer."""

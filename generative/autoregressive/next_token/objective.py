@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import abc
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from diffusers import ModelMixin
-from torch import Tensor, nn
+from torch import nn
 
 from generative.autoregressive.next_token.transformer import ImageTransformer
 from generative.autoregressive.token_sampling import check_sampling_options
-from generative.core.ema import EMAProfile, EMASpec
+from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule, check_guidance
-from generative.core.labels import drop_labels
-from generative.core.objective import Objective, OptimizerFactory, Phase
+from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.layers.cross_entropy import token_cross_entropy
 from generative.tokenizers.base import ImageTokenizer, check_match
+from generative.tokenizers.encoded_objective import EncodedObjective
 
 if TYPE_CHECKING:
     from pipelines.autoregressive import AutoregressiveImagePipeline
 
 
-class NextTokenObjective(Objective):
-    """What objectives of next-token prediction share: a transformer, a frozen tokenizer, label dropout, one phase.
+class NextTokenObjective(EncodedObjective):
+    """What objectives of next-token prediction share: a transformer, a frozen tokenizer, weight decay.
 
     Args:
         transformer: Predicts the tokens; its number of codes and grid must be the tokenizer's.
@@ -39,8 +38,6 @@ class NextTokenObjective(Objective):
         sampling: Options of the pipeline's call used for grids and scores made during training, and kept with the run.
     """
 
-    label_dropout: float
-
     def __init__(
         self,
         transformer: ModelMixin,
@@ -51,33 +48,11 @@ class NextTokenObjective(Objective):
         decay_embeddings: bool,
         sampling: dict[str, Any],
     ) -> None:
-        if not 0 <= label_dropout < 1:
-            raise UserError(f"label_dropout must be in [0, 1), got {label_dropout}")
         check_match(transformer, tokenizer)
-        self.networks = {"transformer": transformer}
-        self.tokenizer = tokenizer.requires_grad_(False).eval()
-        self.frozen = {"tokenizer": self.tokenizer}
-        self.optimizers = {"transformer": optimizer}
-        self.ema = {} if ema is None else {"transformer": EMASpec("transformer", ema)}
-        self.num_classes = transformer.config.num_classes
-        self.image_size = tokenizer.image_size
-        self.label_dropout = label_dropout
+        super().__init__("transformer", transformer, tokenizer, optimizer, ema, label_dropout)
+        self.tokenizer = tokenizer
         self.decay_embeddings = decay_embeddings
         self.sampling = sampling
-
-    def phases(self) -> list[Phase]:
-        """One phase: the transformer."""
-        return [Phase(name="transformer", networks=("transformer",), loss_fn=self.loss, optimizer="transformer")]
-
-    @abc.abstractmethod
-    def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
-        """Loss of a micro-batch, see ``LossFn``."""
-
-    def inputs(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L) of a batch, cached or encoded now, and its class labels (B,), some of them dropped."""
-        with torch.no_grad():
-            tokens = batch["tokens"] if "tokens" in batch else self.tokenizer.encode(batch["images"])
-        return tokens, drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, generator)
 
     def parameter_groups(self, optimizer: str) -> list[dict[str, Any]]:
         """Matrices with the optimizer's weight decay, norms without; embeddings as ``decay_embeddings`` says."""
@@ -87,10 +62,6 @@ class NextTokenObjective(Objective):
         decayed = [p for p in network.parameters() if p.ndim >= 2 and id(p) not in spared]
         others = [p for p in network.parameters() if p.ndim < 2 or id(p) in spared]
         return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-
-    def encoder_fingerprint(self) -> str:
-        """The tokenizer's."""
-        return self.tokenizer.fingerprint
 
     def sampling_defaults(self) -> Mapping[str, Any]:
         """Sampling options of the constructor."""
@@ -165,7 +136,7 @@ class AutoregressiveObjective(NextTokenObjective):
             ``loss`` (with label smoothing), and without smoothing ``bits_per_token`` and ``accuracy``, the share of tokens that
             are the most probable one.
         """
-        tokens, labels = self.inputs(batch, context.generator)  # (B, L), (B,)
+        tokens, labels = self.inputs(batch, context)  # (B, L), (B,)
         logits = networks["transformer"](tokens, labels)  # (B, L, V)
         with torch.no_grad():
             nats = None if self.label_smoothing == 0 else token_cross_entropy(logits, tokens)[0]

@@ -81,7 +81,7 @@ class MAGVIT2Objective(NextTokenObjective):
         Returns:
             ``loss``; ``loss_k`` and ``accuracy_k`` of each sub-token k; ``bits_per_token``.
         """
-        tokens, labels = self.inputs(batch, context.generator)  # (B, L), (B,)
+        tokens, labels = self.inputs(batch, context)  # (B, L), (B,)
         transformer = cast(MAGVIT2Transformer, self.networks["transformer"])
         targets = transformer.split(tokens)  # (B, L, K)
         losses: Losses = {}

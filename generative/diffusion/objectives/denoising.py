@@ -9,24 +9,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor
 
-from generative.core.ema import EMAProfile, EMASpec
+from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, check_guidance
-from generative.core.labels import drop_labels
-from generative.core.objective import Objective, OptimizerFactory, Phase
+from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.samplers.choose import check_sampler, default_sampler
-from generative.tokenizers.base import fingerprint
-from generative.tokenizers.latents import check_latents, encode_images, latent_stride
+from generative.tokenizers.encoded_objective import EncodedObjective
+from generative.tokenizers.latents import check_latents
 
 if TYPE_CHECKING:
     from pipelines.diffusion import DiffusionImagePipeline
 
 
-class DiffusionObjective(Objective):
+class DiffusionObjective(EncodedObjective):
     """Denoising under any formulation, on pixels or latents.
 
     Args:
@@ -47,8 +45,6 @@ class DiffusionObjective(Objective):
         UserError: If options contradict one another.
     """
 
-    label_dropout: float
-
     def __init__(
         self,
         denoiser: ModelMixin,
@@ -65,29 +61,17 @@ class DiffusionObjective(Objective):
         null_probability = getattr(denoiser.config, "class_dropout_prob", 0.0)
         if label_dropout is None:
             label_dropout = null_probability
-        if not 0 <= label_dropout < 1:
-            raise UserError(f"label_dropout must be in [0, 1), got {label_dropout}")
         if not null_probability and (label_dropout or guidance_scale != 1):
             option = f"label_dropout {label_dropout}" if label_dropout else f"guidance_scale {guidance_scale}"
             raise UserError(f"{option} needs a denoiser with a null condition; give it a class_dropout_prob above 0")
         check_latents(denoiser.config.in_channels, autoencoder)
         check_guidance(guidance_scale, interval=guidance_interval)
+        super().__init__("denoiser", denoiser, autoencoder, optimizer, ema, label_dropout)
         self.formulation = formulation
         self.sampler = check_sampler(default_sampler(formulation) if sampler is None else sampler, formulation)
-        self.label_dropout = label_dropout
         self.guidance_scale = guidance_scale
         self.guidance_interval = guidance_interval
         self.num_inference_steps = num_inference_steps
-        self.networks = {"denoiser": denoiser}
-        self.frozen = {"autoencoder": autoencoder.requires_grad_(False).eval()} if autoencoder else {}
-        self.optimizers = {"denoiser": optimizer}
-        self.ema = {"denoiser": EMASpec("denoiser", ema)} if ema else {}
-        self.num_classes = denoiser.config.num_classes
-        self.image_size = denoiser.config.sample_size * (latent_stride(autoencoder) if autoencoder else 1)
-
-    def phases(self) -> list[Phase]:
-        """One phase: the denoiser's loss."""
-        return [Phase(name="denoiser", networks=("denoiser",), loss_fn=self.loss, optimizer="denoiser")]
 
     def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Denoising loss of a micro-batch, see ``LossFn``.
@@ -95,8 +79,7 @@ class DiffusionObjective(Objective):
         Returns:
             ``loss``, and its parts where it has several (``Formulation.losses``).
         """
-        x_start = self.data(batch, context.generator)  # (B, C, H, W)
-        labels = drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, context.generator)
+        x_start, labels = self.inputs(batch, context)  # (B, C, H, W), (B,)
         times = self.formulation.draw_times(len(x_start), context.generator).to(x_start.device)
         noise = torch.randn(x_start.shape, generator=context.generator, device=context.generator.device).to(x_start.device)
         sample = self.formulation.add_noise(x_start, noise, times)
@@ -105,20 +88,9 @@ class DiffusionObjective(Objective):
         losses = {name: value.mean() for name, value in parts.items()}
         return {"loss": sum(losses.values(), torch.zeros((), device=x_start.device)), **(losses if len(losses) > 1 else {})}
 
-    def data(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """What is noised, (B, C, H, W): cached latents, or images, or their latents."""
-        if "latents" in batch:
-            return batch["latents"]
-        autoencoder = self.frozen.get("autoencoder")
-        return batch["images"] if autoencoder is None else encode_images(autoencoder, batch["images"], generator)
-
     def identity(self) -> Mapping[str, Any]:
         """The formulation; samplers, and how training times are drawn and weighted, may change."""
         return {"formulation": type(self.formulation).__name__, **self.formulation.identity()}
-
-    def encoder_fingerprint(self) -> str | None:
-        """Fingerprint of the autoencoder."""
-        return fingerprint(self.frozen["autoencoder"]) if self.frozen else None
 
     def pipeline(self, networks: Networks) -> DiffusionImagePipeline:
         """Pipeline of a denoiser with the sampler."""

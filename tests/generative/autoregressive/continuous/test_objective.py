@@ -114,9 +114,9 @@ def test_latents_come_from_the_autoencoder_or_the_cache() -> None:
     assert objective.image_size == 8 and objective.encoder_fingerprint() == fingerprint(vae)
     assert not any(p.requires_grad for p in vae.parameters()) and set(objective.ema) == {"network"}
     images: Batch = {"images": torch.zeros(2, 3, 8, 8), "class_labels": torch.tensor([0, 1])}
-    assert objective.latents(images, generator()).shape == (2, 3, 4, 4)
+    assert objective.encoder.encode(images, generator()).shape == (2, 3, 4, 4)
     cached: Batch = {"latents": torch.ones(2, 3, 4, 4), "class_labels": torch.tensor([0, 1])}
-    assert torch.equal(objective.latents(cached, generator()), cached["latents"])
+    assert torch.equal(objective.encoder.encode(cached, generator()), cached["latents"])
     assert objectives()[0].encoder_fingerprint() is None
 
 
