@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,11 +117,10 @@ def sample(
     if output.suffix == ".npz" and output.is_dir():
         raise UserError(f"output '{output}' is a folder; give a file name, or a folder that does not end in .npz")
     check_counts(num_images_per_class, batch_size)
-    import torch
     from accelerate.utils import gather_object
 
-    from generative.core.checkpoint import fingerprint_folder
-    from generative.core.generation import SampleRequest, generate_images
+    from generative.core.checkpoint import fingerprint_folder, read_state
+    from generative.core.generation import SampleRequest, gather_in_rounds, generate_images
     from generative.core.outputs import ImageFolderWriter, write_npz
     from generative.core.rejection import generate_best_images
     from generative.core.runtime import build_accelerator
@@ -160,12 +160,11 @@ def sample(
         )
 
     if output.suffix == ".npz":
-        parts = [(positions, images.cpu()) for positions, images in generate(requests)]
-        parts = gather_object(parts) if accelerator.num_processes > 1 else parts
-        positions = torch.tensor([p for part, _ in parts for p in part])
-        images = torch.cat([part for _, part in parts])[positions.argsort()]
+        batches = gather_in_rounds(iter(generate(requests)), accelerator.num_processes)
         if accelerator.is_main_process:
-            write_npz(output, images, requests, pipeline.class_names)
+            write_npz(output, batches, requests, pipeline.class_names)
+        else:
+            deque(batches, maxlen=0)
     else:
         settings = {
             "pipeline": fingerprint_folder(find_pipeline_folder(folder)),
@@ -173,6 +172,8 @@ def sample(
             "seed": seed,
             "options": options,
         }
+        if (folder / "state.json").is_file():
+            settings["step"] = read_state(folder)["step"]
         if mixed_precision != "no":
             settings["mixed_precision"] = mixed_precision
         if judge is not None:

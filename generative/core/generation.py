@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -77,3 +78,23 @@ def generate_images(
                 output = pipeline(class_labels=labels, generator=generators, output_type="uint8", **options)
             bar.update(len(positions))
             yield positions, output.images
+
+
+def gather_in_rounds(batches: Iterator[tuple[list[int], Tensor]], num_processes: int) -> Iterator[tuple[list[int], Tensor]]:
+    """Bring the batches of all processes to each of them, one batch of every process at a time: no more are held.
+
+    Args:
+        batches: Of this process, from ``generate_images`` or ``generate_best_images``.
+        num_processes: How many take part; all of them must read to the end, whether or not they want the images.
+
+    Yields:
+        Positions and their images, on the CPU.
+    """
+    while True:
+        part = next(batches, None)
+        parts: list[Any] = [None if part is None else (part[0], part[1].cpu())]
+        if num_processes > 1:
+            parts = gather_object(parts)
+        if all(part is None for part in parts):
+            return
+        yield from (part for part in parts if part is not None)

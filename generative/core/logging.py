@@ -46,7 +46,7 @@ def progress_interval() -> float:
 def whole_file(path: Path) -> Iterator[Path]:
     """Write a file whole or not at all: inside, write to the temporary path given; it is renamed at the end.
 
-    A full disk leaves the old file, if there was one, and nothing half-written.
+    A full disk, or whatever else stops the writing, leaves the old file, if there was one, and nothing half-written.
     """
     if path.name in ("", ".."):
         raise UserError(f"'{path}' is a folder; give the name of a file")
@@ -54,7 +54,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 

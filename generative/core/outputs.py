@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 from PIL import Image, features
@@ -34,6 +35,11 @@ def image_name(request: SampleRequest) -> str:
     return f"class-{request.class_label:04d}_image-{request.index:06d}.png"
 
 
+def decisive(settings: Any) -> Any:
+    """Settings that images depend on: all but the training step, which older folders lack and the pipeline implies."""
+    return {key: value for key, value in settings.items() if key != "step"} if isinstance(settings, dict) else settings
+
+
 class ImageFolderWriter:
     """Writes samples as PNG files; an interrupted run goes on where it stopped.
 
@@ -58,7 +64,7 @@ class ImageFolderWriter:
                 raise UserError(f"output folder '{folder}' is not empty and holds no samples of ours; choose another") from error
             # Without a single image, a run with a mistake in its options has left the manifest: nothing to protect.
             self.previous = [entry for entry in self.previous if (folder / entry["file"]).exists()]
-            if self.previous and found != json.loads(json.dumps(settings)):
+            if self.previous and decisive(found) != decisive(json.loads(json.dumps(settings))):
                 raise UserError(f"output folder '{folder}' holds samples of other settings (see its {MANIFEST}); choose another")
 
     def missing(self, requests: Sequence[SampleRequest]) -> list[SampleRequest]:
@@ -87,20 +93,52 @@ class ImageFolderWriter:
                 Image.fromarray(array).save(partial, format="PNG")
 
 
-def write_npz(path: Path, images: Tensor, requests: Sequence[SampleRequest], class_names: Sequence[str] | None = None) -> None:
+def write_npz(
+    path: Path,
+    batches: Iterable[tuple[Sequence[int], Tensor]],
+    requests: Sequence[SampleRequest],
+    class_names: Sequence[str] | None = None,
+) -> None:
     """Write samples as one npz: ``arr_0`` (N, H, W, 3) uint8, ``arr_1`` (N,) int64 labels and ``class_names``, texts.
+
+    The images go to disk as they come, byte for byte as ``numpy.savez`` would write them; held are only those that come before
+    their turn.
 
     Args:
         path: The file; written under a temporary name and renamed.
-        images: (N, 3, H, W) uint8, in the order of ``requests``.
-        requests: What each image is.
+        batches: Positions in ``requests``, each once, and their images (B, 3, H, W) uint8.
+        requests: What each image is; at least one.
         class_names: Names of the pipeline's classes in the order of their labels; None leaves them out.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    labels = np.asarray([r.class_label for r in requests], dtype=np.int64)
-    with whole_file(path) as partial, partial.open("wb") as file:
-        names: dict[str, Any] = {} if class_names is None else {"class_names": np.asarray(class_names, dtype=np.str_)}
-        np.savez(file, arr_0=images.permute(0, 2, 3, 1).cpu().numpy(), arr_1=labels, **names)
+    arrays = {"arr_1": np.asarray([r.class_label for r in requests], dtype=np.int64)}
+    if class_names is not None:
+        arrays["class_names"] = np.asarray(class_names, dtype=np.str_)
+    with whole_file(path) as partial, ZipFile(partial, "w", ZIP_STORED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            for number, image in enumerate(in_order(batches)):
+                if number == 0:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (len(requests), *image.shape)}
+                    np.lib.format.write_array_header_1_0(member, header)
+                member.write(image.tobytes())
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def in_order(batches: Iterable[tuple[Sequence[int], Tensor]]) -> Iterator[np.ndarray]:
+    """Images (H, W, 3) by their positions 0, 1, ..., each as soon as those before it are there.
+
+    Args:
+        batches: Positions, and their images (B, 3, H, W) uint8.
+    """
+    waiting: dict[int, np.ndarray] = {}
+    position = 0
+    for positions, images in batches:
+        waiting.update(zip(positions, images.permute(0, 2, 3, 1).cpu().numpy(), strict=True))
+        while position in waiting:
+            yield waiting.pop(position)
+            position += 1
 
 
 def write_animation(frames: Tensor, path: Path, frames_per_second: float, back: bool = False, min_tile: int = 64) -> None:

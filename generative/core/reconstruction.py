@@ -168,7 +168,8 @@ class ReconstructionEvaluator(Evaluator):
         order = given[torch.randperm(len(given), generator=keyed_generator(self.seed, "score_real"))][: self.num_samples]
         suite = self._reference_suite(accelerator, progress=False)
         suite.reset_fake()
-        suite.update(data.images(order), real=False)
+        for indices in order.split(suite.batch_size):
+            suite.update(data.images(indices), real=False)
         return Evaluation({FRECHET: self._frechet()}, self._protocol())
 
     def _frechet(self) -> float:

@@ -143,7 +143,8 @@ def generate_best_images(
         autocast: As in ``generate_images``; the classifier itself stays in float32.
 
     Yields:
-        Positions in ``requests``, and their images (B, 3, H, W) uint8, those that this process has sampled.
+        Positions in ``requests``, and their images (B, 3, H, W) uint8, those that this process has sampled: perhaps none, but
+        on every process equally often.
     """
     pool = num_candidates(num_images_per_class, keep)
     wanted = {(request.class_label, request.index): position for position, request in enumerate(requests)}
@@ -177,5 +178,4 @@ def generate_best_images(
                 position = wanted.get((label, rank))
                 if position is not None and first + index in images:
                     kept[position] = images[first + index]
-        if kept:
-            yield list(kept), torch.stack(list(kept.values()))
+        yield list(kept), torch.stack(list(kept.values())) if kept else torch.empty(0, 3, 1, 1, dtype=torch.uint8)

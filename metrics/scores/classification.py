@@ -45,6 +45,22 @@ class LabelClassifier:
         self.num_real = len(images)
         return self
 
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the class of each image.
+
+        Args:
+            images: (N, 3, H, W) uint8, of the size it was fitted on.
+
+        Returns:
+            (N,) int64 on the CPU.
+
+        Raises:
+            ValueError: If it has not been fitted.
+        """
+        if self._machine is None:
+            raise ValueError("the classifier knows no classes yet: call fit(images, labels) first.")
+        return torch.from_numpy(np.asarray(self._machine.predict(grey_pixels(images))))
+
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """Return the share of images whose predicted class is their label.
 
@@ -58,12 +74,9 @@ class LabelClassifier:
         Raises:
             ValueError: If it has not been fitted, there are no images, or not one label for each.
         """
-        if self._machine is None:
-            raise ValueError("the classifier knows no classes yet: call fit(images, labels) first.")
-        if len(images) == 0 or len(images) != len(labels):
+        if self._machine is not None and (len(images) == 0 or len(images) != len(labels)):
             raise ValueError(f"there must be one label per image and at least one, got {len(images)} and {len(labels)}.")
-        predicted = torch.from_numpy(np.asarray(self._machine.predict(grey_pixels(images))))
-        return float((predicted == labels.cpu()).double().mean())
+        return float((self.predict(images) == labels.cpu()).double().mean())
 
 
 def grey_pixels(images: Tensor) -> np.ndarray:

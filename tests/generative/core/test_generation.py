@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.generation import SampleRequest, balanced_requests, generate_images
+from generative.core.generation import SampleRequest, balanced_requests, gather_in_rounds, generate_images
+from generative.core.outputs import in_order
 
 REQUESTS = [SampleRequest(label, index) for label in range(3) for index in range(5)]
 
@@ -71,3 +76,29 @@ def test_balanced_requests() -> None:
 def test_a_wrong_class_is_refused(pipeline: object) -> None:
     with pytest.raises(UserError, match=r"class label 3 is outside 0\.\.2"):
         sample(pipeline, [SampleRequest(3, 0)], 1)
+
+
+def test_rounds_bring_every_batch_to_every_process_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes, played by threads, that share 20 images in batches of 3: the last has fewer."""
+    processes, barrier, posted = 3, threading.Barrier(3), {}
+
+    def gather(part: list[Any]) -> list[Any]:
+        posted[threading.current_thread().name] = part
+        barrier.wait(10)
+        everyone = [item for name in sorted(posted) for item in posted[name]]
+        barrier.wait(10)
+        return everyone
+
+    def batches(rank: int) -> Iterator[tuple[list[int], Tensor]]:
+        mine = list(range(rank, 20, processes))
+        for start in range(0, len(mine), 3):
+            positions = mine[start : start + 3]
+            yield positions, torch.tensor(positions, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+
+    def read(rank: int) -> list[int]:
+        threading.current_thread().name = str(rank)
+        return [int(image[0, 0, 0]) for image in in_order(gather_in_rounds(batches(rank), processes))]
+
+    monkeypatch.setattr("generative.core.generation.gather_object", gather)
+    with ThreadPoolExecutor(processes) as pool:
+        assert list(pool.map(read, range(processes))) == [list(range(20))] * processes

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import tracemalloc
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,22 +111,69 @@ def test_a_full_disk_leaves_no_half_an_image(tmp_path: Path, monkeypatch: pytest
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
 
 
-def test_npz_layout(tmp_path: Path) -> None:
-    """As the ADM evaluator reads it: arr_0 NHWC uint8, arr_1 labels."""
-    write_npz(tmp_path / "deep" / "samples.npz", IMAGES, REQUESTS)
-    with np.load(tmp_path / "deep" / "samples.npz", allow_pickle=False) as content:
-        assert sorted(content.files) == ["arr_0", "arr_1"]
-        assert content["arr_0"].shape == (6, 4, 4, 3) and content["arr_0"].dtype == np.uint8
-        assert np.array_equal(content["arr_0"], IMAGES.permute(0, 2, 3, 1).numpy())
-        assert content["arr_1"].dtype == np.int64 and content["arr_1"].tolist() == [0, 0, 0, 12, 12, 12]
+BATCHES = [([1, 0], IMAGES[[1, 0]]), ([4], IMAGES[4:5]), ([], IMAGES[:0]), ([5, 2, 3], IMAGES[[5, 2, 3]])]
+
+
+@pytest.mark.parametrize("names", [None, ["cat", "\u732b"]])
+def test_npz_is_what_numpy_writes(tmp_path: Path, names: list[str] | None) -> None:
+    """As the ADM evaluator reads it: arr_0 NHWC uint8, arr_1 labels; in whichever order the images come."""
+    write_npz(tmp_path / "deep" / "samples.npz", iter(BATCHES), REQUESTS, names)
+    texts = {} if names is None else {"class_names": np.asarray(names)}
+    labels = np.array([0, 0, 0, 12, 12, 12])
+    np.savez(tmp_path / "numpy.npz", arr_0=IMAGES.permute(0, 2, 3, 1).numpy(), arr_1=labels, **texts)
+    assert (tmp_path / "deep" / "samples.npz").read_bytes() == (tmp_path / "numpy.npz").read_bytes()
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["samples.npz"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), UserError("NaN"), KeyboardInterrupt()])
+def test_an_npz_is_written_whole_or_not_at_all(tmp_path: Path, error: BaseException) -> None:
+    (tmp_path / "samples.npz").write_bytes(b"old")
+
+    def batches() -> Iterator[tuple[list[int], torch.Tensor]]:
+        yield BATCHES[0]
+        raise error
+
+    with pytest.raises(type(error)):
+        write_npz(tmp_path / "samples.npz", batches(), REQUESTS)
+    assert [p.name for p in tmp_path.iterdir()] == ["samples.npz"]
+    assert (tmp_path / "samples.npz").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("num_batches", [4, 40])
+def test_an_npz_holds_a_batch_or_two_in_memory(tmp_path: Path, num_batches: int) -> None:
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    def batches() -> Iterator[tuple[list[int], torch.Tensor]]:
+        nonlocal most
+        for number in range(num_batches):
+            images = torch.full((5, 3, 64, 64), number, dtype=torch.uint8)
+            alive.add(images)
+            most = max(most, len(alive))
+            yield list(range(5 * number, 5 * number + 5)), images
+
+    tracemalloc.start()
+    write_npz(tmp_path / "samples.npz", batches(), [SampleRequest(0, index) for index in range(5 * num_batches)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most <= 2 and peak < 500_000  # one batch is 61,440 bytes, all of them 2.5 million
+    with np.load(tmp_path / "samples.npz") as content:
+        assert content["arr_0"][:, 0, 0, 0].tolist() == [number for number in range(num_batches) for _ in range(5)]
+
+
+def test_the_step_is_noted_and_older_folders_go_on(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    writer = ImageFolderWriter(tmp_path, {**SETTINGS, "step": 7})
+    writer.start(REQUESTS)
+    assert json.loads((tmp_path / "manifest.json").read_text())["settings"]["step"] == 7
+    assert writer.missing(REQUESTS) == []
 
 
 def test_class_names_are_beside_the_samples(tmp_path: Path) -> None:
     names = ["cat", "Katze", "\u732b"]
     ImageFolderWriter(tmp_path / "folder", SETTINGS, names).start(REQUESTS)
     assert json.loads((tmp_path / "folder" / "manifest.json").read_text())["class_names"] == names
-    write_npz(tmp_path / "samples.npz", IMAGES, REQUESTS, names)
+    write_npz(tmp_path / "samples.npz", BATCHES, REQUESTS, names)
     with np.load(tmp_path / "samples.npz", allow_pickle=False) as content:
         assert content["class_names"].tolist() == names and content["class_names"].dtype.kind == "U"
         assert content.files[0] == "arr_0"

@@ -27,7 +27,11 @@ def main(folder: Path) -> None:
             # Every process starts from the main one's weights, whatever its own were.
             for parameter in network.parameters():
                 parameter.data.zero_()
-        scores = {"evaluator": toy.evaluator(batch_size=4), "evaluate_interval_steps": 3} if name == "dropout" else {}
+        scores = (
+            {"evaluator": toy.evaluator(batch_size=4, classifier_data=toy.ToyImages(seed=3)), "evaluate_interval_steps": 3}
+            if name == "dropout"
+            else {}
+        )
         trainer = toy.build_trainer(objective, folder / name, sample_interval_steps=3, **scores)
         trainer.fit()
         save_file(toy.snapshot(trainer), folder / f"{name}-{rank}.safetensors")
