@@ -275,6 +275,7 @@ class RunObserver:
 
     def sample_grid(self, step: int, make_pipeline: Callable[[], ImagePipeline], only_if_missing: bool = False) -> None:
         """Write a grid of samples, one class to a row; the main process only."""
+        pipeline = make_pipeline()  # on every process: standing statistics of cross-replica batch norm take all of them
         name = f"step-{step:08d}.png"
         is_there = (self.config.output_dir / "samples" / name).exists()
         if not self.accelerator.is_main_process or (only_if_missing and is_there):
@@ -282,7 +283,7 @@ class RunObserver:
         classes = range(min(self.dataset.num_classes, MAX_GRID_CLASSES))
         columns = self.config.grid_images_per_class
         requests = [SampleRequest(label, index) for label in classes for index in range(columns)]
-        images = self.objective.example_images(make_pipeline(), requests, self._real_images(), self.seed, columns)
+        images = self.objective.example_images(pipeline, requests, self._real_images(), self.seed, columns)
         # Of a method that has no use for labels the rows need not be classes.
         names = self._row_names() if self.objective.uses_labels else None
         log_image(self.accelerator, "samples", self._save_grid(images, name, names), step)
