@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,18 +12,17 @@ from typing import Any, Literal, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-import generative
+from generative.cli.config_files import is_small_file
+from generative.cli.layers import CLASS_KEYS, SECTIONS, Layer, current_classes, merge_layers, place_of, read_layers
+from generative.core.classes import near_classes
 from generative.core.errors import UserError
 from generative.core.safe_yaml import UnsafeYAMLError, load_yaml
 from generative.core.seed_range import check_seed
 
 # Modules whose classes a configuration may name: importing a module runs its code.
 TRUSTED_MODULES = ("generative", "metrics", "pipelines", "torch", "torchvision", "diffusers")
-SECTIONS = ("seed", "objective", "data", "evaluation", "trainer")
 DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 FROM_DATA = "data"  # of a number of classes: that of the training data; what is meant where it is left out
-CLASS_KEYS = ("class_path", "init_args")
-MAX_CONFIG_BYTES = 2**20  # a configuration is some kilobytes; data files named in one are not searched for class names
 
 
 class OneSentenceParser(ArgumentParser):
@@ -59,9 +58,9 @@ def condense(message: str) -> str:
     """Turn jsonargparse's nested report on a value into one sentence that starts with the value's path."""
     # What follows says only that the value is not null either, and repeats it whole.
     text = " ".join(message.split()).split(" - Expected a <class 'NoneType'>")[0].split(" Expected a <class 'NoneType'>")[0]
-    path = re.findall(r'[Kk]ey "([^"]+)"', text)
+    path = [key.replace(".init_args", "") for key in re.findall(r'[Kk]ey "([^"]+)"', text) if key != "config"]
     if unknown := re.search(r"Option '([^']+)' is not accepted", text):
-        return f"{'.'.join([*path, unknown[1]])} is not a known key"
+        return f"{'.'.join([*path, unknown[1].replace('init_args.', '')])} is not a known key"
     if unknown := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):
         return f"{unknown[1]}.{unknown[2]} is not a known key"
     if wrong := re.search(r"Expected an? (.+?)\. Got value: (.*)", text):
@@ -69,56 +68,11 @@ def condense(message: str) -> str:
         return f"{'.'.join(path)} must be {expected}, got {wrong[2]}"
     if wrong := re.search(r"Expected an? <class '(?:\w+\.)*(\w+)'>.* Given value: (.*)", text):
         return f"{'.'.join(path)} must be {wrong[1]}, got {wrong[2]}"
+    if named := re.search(r"Expected a dot import path string: (\w+)", text):
+        return f"{'.'.join(path)}: there is no class '{named[1]}'{near_classes(named[1])}"
     # What follows explains the ways to name a class, not what is wrong.
     text = text.split("Errors: ")[-1].split(" Subclass types expect one of")[0].lstrip("- ")
     return f"{'.'.join(path)}: {text}" if path else text
-
-
-def config_folders() -> list[Path]:
-    """Where named configurations are looked for: beside the packages (a checkout), then where a wheel puts them."""
-    folders = [Path(generative.__file__).parents[1] / "configs", Path(sys.prefix) / "share" / "triptych" / "configs"]
-    return [folder for folder in folders if folder.is_dir()]
-
-
-def list_configs() -> dict[str, Path]:
-    """Every shipped configuration by name, for example ``digits/dit``."""
-    found: dict[str, Path] = {}
-    for folder in config_folders():
-        for path in sorted(folder.rglob("*.yaml")):
-            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
-    return found
-
-
-def find_config(name: str) -> Path:
-    """Find a configuration by path, by the folder of a run, or by the name ``generative list`` shows.
-
-    Raises:
-        UserError: If there is none.
-    """
-    for path in (Path(name), Path(name) / "config.yaml"):
-        if path.is_file():
-            return path
-    known = list_configs()
-    key = name.removeprefix("configs/").removesuffix(".yaml")
-    if key in known:
-        return known[key]
-    raise UserError(f"configuration '{name}' does not exist; `generative list` shows {', '.join(known) or 'none'}")
-
-
-def read_config(path: Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        UserError: If it cannot be read, or is far too large for a configuration.
-    """
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise UserError(
-                f"configuration '{path}' has {path.stat().st_size:,} bytes, more than {MAX_CONFIG_BYTES:,}; is it one?"
-            )
-        return load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"configuration '{path}' cannot be read: {' '.join(str(error).split())}") from error
 
 
 def build_train_parser() -> OneSentenceParser:
@@ -139,41 +93,85 @@ def build_train_parser() -> OneSentenceParser:
 
 
 def parse_train_config(
-    path: Path, overrides: Sequence[str] = (), trust_code: bool = False
+    paths: Path | Sequence[Path], overrides: Sequence[str] = (), trust_code: bool = False
 ) -> tuple[OneSentenceParser, Namespace]:
     """Read a configuration and its overrides; nothing is built yet.
 
     Args:
-        path: The YAML file.
+        paths: The YAML file, or several: a whole configuration and what is laid over it, later ones win.
         overrides: Command-line overrides, for example ``["--trainer.batch_size", "64"]``.
         trust_code: Allow classes of any module.
 
     Raises:
         UserError: If a key is unknown, a value has the wrong type (both named with their path), or a class is not trusted.
     """
-    content = read_config(path)
-    if not isinstance(content, dict):
-        raise UserError(f"configuration '{path}' must be a mapping of objective, data and trainer")
+    layers = read_layers([paths] if isinstance(paths, Path) else paths)
+    for layer in layers:
+        check_layer(layer, trust_code)
     if not trust_code:
-        for name in foreign_code([content, *map(parse_override, overrides)], (path.parent, Path())):
-            raise UserError(
-                f"configuration '{path}' names '{name}', which is not of {', '.join(TRUSTED_MODULES)}; "
-                "pass --trust-code if you know what its code does"
-            )
-    for override in overrides:
-        parse_override(override)
-    # The parser passes over an unknown key that holds an empty mapping.
-    for name in [str(key) for key in content if key not in SECTIONS]:
-        raise UserError(f"configuration '{path}': {name} is not a known key; there are {', '.join(SECTIONS)}")
-    for name in stray_keys(content):
-        raise UserError(f"configuration '{path}': {name} is not a known key; a class has class_path and init_args")
+        places = (*(layer.path.parent for layer in layers), Path())
+        for name in foreign_code(list(map(parse_override, overrides)), places):
+            raise UserError(f"the command line {foreign(name)}")
+    overrides = current_overrides(overrides)
+    content = merge_layers(layers)
+    objective = content.get("objective")
+    if len(layers) == 1 and isinstance(objective, dict) and "class_path" not in objective and "init_args" in objective:
+        raise UserError(
+            f"configuration '{layers[0].path}' names no objective: an overlay comes after a whole configuration, "
+            f"`generative train CONFIG {layers[0].path}`"
+        )
     parser = build_train_parser()
     try:
-        config = parser.parse_args(["--config", str(path), *overrides])
+        config = parser.parse_args(["--config", yaml.safe_dump(content, sort_keys=False, allow_unicode=True), *overrides])
     except UserError as error:
-        raise UserError(f"configuration '{path}': {condense(str(error))}") from error
+        message = condense(str(error))
+        raise UserError(f"{place_of(message, layers, overrides)}: {message}") from error
     check_seed("seed", config.seed)
     return parser, config
+
+
+def check_layer(layer: Layer, trust_code: bool) -> None:
+    """Refuse keys that the parser would pass over, and code of strangers.
+
+    Raises:
+        UserError: Names the file and the key.
+    """
+    place = f"configuration '{layer.path}'"
+    if not trust_code:
+        for name in foreign_code(layer.content, (layer.path.parent, Path())):
+            raise UserError(f"{place} {foreign(name)}")
+    # The parser passes over an unknown key that holds an empty mapping.
+    for name in [str(key) for key in layer.content if key not in SECTIONS]:
+        raise UserError(f"{place}: {name} is not a known key; there are {', '.join(SECTIONS)}")
+    for name in stray_keys(layer.content):
+        raise UserError(f"{place}: {name} is not a known key; a class has class_path and init_args")
+
+
+def foreign(name: str) -> str:
+    """The sentence on code that is not trusted, without its subject."""
+    return f"names '{name}', which is not of {', '.join(TRUSTED_MODULES)}; pass --trust-code if you know what its code does"
+
+
+def current_overrides(overrides: Sequence[str]) -> list[str]:
+    """Name the classes in command-line overrides by where they are defined today."""
+    found: list[str] = []
+    keys: tuple[str, ...] = ()
+    for override in overrides:
+        option, equals, text = override.partition("=") if override.startswith("--") else ("", "", override)
+        keys = tuple(option.removeprefix("--").split(".")) if option else keys
+        if option and not equals:
+            found.append(override)
+            continue
+        value = parse_override(override)
+        current = current_classes(value, keys)
+        found.append(override if current == value else f"{option}{equals}{as_argument(current)}")
+        keys = ()
+    return found
+
+
+def as_argument(value: Any) -> str:
+    """A YAML value as a command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def build_config(parser: OneSentenceParser, config: Namespace) -> Namespace:
@@ -288,15 +286,6 @@ def is_importable(module: str) -> bool:
     except ValueError:
         # Imported already, without a record of where from.
         return True
-
-
-def is_small_file(path: Path) -> bool:
-    """True for a file that may be a part of a configuration."""
-    try:
-        return path.is_file() and path.stat().st_size <= MAX_CONFIG_BYTES
-    except (OSError, ValueError):
-        # Not a path at all: too long, or with a zero byte.
-        return False
 
 
 def dump_config(parser: OneSentenceParser, config: Namespace) -> str:

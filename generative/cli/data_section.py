@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from generative.cli.config import (
-    TRUSTED_MODULES,
     OneSentenceParser,
     build_config,
     condense,
-    find_config,
+    current_overrides,
+    foreign,
     foreign_code,
     parse_override,
-    read_config,
     stray_keys,
 )
+from generative.cli.config_files import find_config
+from generative.cli.layers import merge_layers, place_of, quoted, read_layers
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class DataSection:
 
     Args:
         command: Name of the command, for its messages.
-        config: A training configuration (file or name), whose ``data`` section is taken; None if ``--data`` names a class.
+        configs: Training configurations (files or names) whose ``data`` section is taken, of which later ones win; none if
+            ``--data`` names a class.
         overrides: Command-line arguments that are left, for example ``["--data.init_args.root", "data/cifar10"]``.
         trust_code: Allow classes of any module.
 
@@ -41,33 +43,32 @@ class DataSection:
         UserError: If there is no data set, a key is unknown, a value has the wrong type, or a class is not trusted.
     """
 
-    def __init__(self, command: str, config: str | None, overrides: Sequence[str], trust_code: bool = False) -> None:
+    def __init__(self, command: str, configs: Sequence[str], overrides: Sequence[str], trust_code: bool = False) -> None:
         from generative.data.base import ImageDataset
 
-        path = None if config is None else find_config(config)
-        section = None if path is None else read_section(path)
+        layers = read_layers([find_config(name) for name in configs])
+        content = merge_layers(layers)
+        paths = [layer.path for layer in layers]
+        section = read_section(content, paths) if layers else None
         given = any(argument.split("=")[0] == "--data" for argument in overrides)
         if section is None and not given:
             raise UserError(
                 f"{command} has no images; give --config CONFIG (its data section is taken) or --data CLASS --data.root ..."
             )
         if not trust_code:
-            folders = (Path(),) if path is None else (path.parent, Path())
-            for name in foreign_code([section, *map(parse_override, overrides)], folders):
-                raise UserError(
-                    f"the data section names '{name}', which is not of {', '.join(TRUSTED_MODULES)}; pass --trust-code if you "
-                    "know what its code does"
-                )
+            for name in foreign_code([section, *map(parse_override, overrides)], (*(path.parent for path in paths), Path())):
+                raise UserError(f"the data section {foreign(name)}")
         for name in stray_keys({"data": section}):
-            raise UserError(f"configuration '{path}': {name} is not a known key; a class has class_path and init_args")
+            raise UserError(f"configuration {quoted(paths)}: {name} is not a known key; a class has class_path and init_args")
         self._parser = OneSentenceParser(prog=command, exit_on_error=False)
         self._parser.add_subclass_arguments(ImageDataset, "data", required=True)
         first = [] if section is None or given else ["--data", json.dumps(section)]
         try:
-            self._config = self._parser.parse_args([*first, *overrides])
+            self._config = self._parser.parse_args([*first, *current_overrides(overrides)])
         except UserError as error:
-            place = "" if path is None else f"configuration '{path}': "
-            raise UserError(place + condense(str(error))) from error
+            message = condense(str(error))
+            place = f"{place_of(message, layers, overrides)}: " if layers else ""
+            raise UserError(place + message) from error
 
     def build(self, image_size: int | None = None) -> ImageDataset:
         """Construct the data set.
@@ -94,41 +95,25 @@ class DataSection:
         return dataset
 
 
-def split_data_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate ``--data CLASS`` and ``--data.NAME VALUE`` from a command's own arguments, in whatever order they come.
-
-    Returns:
-        The command's own arguments, and the data set's.
-    """
-    own: list[str] = []
-    overrides: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument.partition("=")[0] != "--data" and not argument.startswith("--data."):
-            own.append(argument)
-            continue
-        overrides.append(argument)
-        if "=" not in argument:
-            overrides += [value for value in [next(rest, None)] if value is not None]
-    return own, overrides
-
-
-def read_section(path: Path) -> Any:
+def read_section(content: dict[str, Any], paths: Sequence[Path]) -> Any:
     """The ``data`` section of a training configuration; of one that trains on a cache, the images given with it.
 
+    Args:
+        content: The configuration.
+        paths: Its files.
+
     Raises:
-        UserError: If the file cannot be read, or has no such section, or names no images.
+        UserError: If it has no such section, or names no images.
     """
-    content = read_config(path)
-    section = content.get("data") if isinstance(content, dict) else None
+    section = content.get("data")
     if section is None:
-        raise UserError(f"configuration '{path}' has no data section; give --data CLASS --data.root ... instead")
+        raise UserError(f"configuration {quoted(paths)} has no data section; give --data CLASS --data.root ... instead")
     name = section.get("class_path") if isinstance(section, dict) else section
     if isinstance(name, str) and name.split(".")[-1] == CACHE_CLASS:
         images = (section.get("init_args") or {}).get("images") if isinstance(section, dict) else None
         if images is None:
             raise UserError(
-                f"configuration '{path}' trains on a cache and names no images; give them by --data CLASS --data.root ..."
+                f"configuration {quoted(paths)} trains on a cache and names no images; give them by --data CLASS --data.root ..."
             )
         return images
     return section

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generative.cli.arguments import CommandParser
-from generative.cli.data_section import DataSection, split_data_arguments
+from generative.cli.data_section import DataSection
+from generative.cli.overrides import split_overrides
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +54,12 @@ def run(arguments: list[str]) -> int:
         type=Path,
         help="the run of a tokenizer or an autoencoder, a pipeline folder that has one, or its own folder",
     )
-    parser.add_argument("--config", metavar="CONFIG", help="a training configuration whose data section names the images")
+    parser.add_argument(
+        "--config",
+        action="append",
+        metavar="CONFIG",
+        help="a training configuration whose data section names the images; repeated: later ones win",
+    )
     parser.add_argument("--data", metavar="CLASS", help="a data set; its arguments follow as --data.NAME VALUE")
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder of the cache, for example caches/NAME")
     parser.add_argument("--views", choices=("plain", "flip", "ten-crop"), default="plain", help="default plain")
@@ -71,7 +77,7 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace another cache in the folder, once this one is complete")
     parser.add_argument("--trust-code", action="store_true", help="allow the data section to name classes of any module")
-    own, overrides = split_data_arguments(arguments)
+    own, overrides = split_overrides(arguments, ("data",))
     known = parser.parse_args(own)
     check_arguments(known)
     return encode(known, overrides)
@@ -104,7 +110,7 @@ def encode(given: argparse.Namespace, overrides: list[str]) -> int:
     from generative.data.summary import summarise_data
     from generative.tokenizers.pretrained import load_encoder
 
-    data = DataSection("generative encode", given.config, overrides, given.trust_code)
+    data = DataSection("generative encode", given.config or [], overrides, given.trust_code)
     encoder = load_encoder(given.folder)
     images = data.build()
     found = summarise_data(images, "data")

@@ -8,6 +8,7 @@ from pathlib import Path
 from pkgutil import walk_packages
 from types import ModuleType
 
+from generative.cli import config_files
 from generative.cli.arguments import CommandParser
 
 SECTIONS = (
@@ -18,6 +19,7 @@ SECTIONS = (
     "schedulers",
     "pipelines",
     "configs",
+    "overlays",
     "sources",
     "datasets",
     "metrics",
@@ -88,13 +90,18 @@ def list_pipelines() -> list[tuple[str, str]]:
 
 def list_configs() -> list[tuple[str, str]]:
     """Shipped configurations, with the comment at their top."""
-    from generative.cli import config
+    return [(name, first_comment(path)) for name, path in config_files.list_configs().items()]
 
-    def comment(path: Path) -> str:
-        line = path.read_text(encoding="utf-8").split("\n")[0]
-        return line.lstrip("# ") if line.startswith("#") else ""
 
-    return [(name, comment(path)) for name, path in config.list_configs().items()]
+def list_overlays() -> list[tuple[str, str]]:
+    """What a published size changes in a configuration: `generative train CONFIG OVERLAY`."""
+    return [(name, first_comment(path)) for name, path in config_files.list_overlays().items()]
+
+
+def first_comment(path: Path) -> str:
+    """The comment in the first line of a YAML file."""
+    line = path.read_text(encoding="utf-8").split("\n")[0]
+    return line.lstrip("# ") if line.startswith("#") else ""
 
 
 def list_datasets() -> list[tuple[str, str]]:

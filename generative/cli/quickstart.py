@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from generative.cli.arguments import CommandParser
-from generative.cli.config import find_config
+from generative.cli.config_files import find_config
 from generative.cli.train import train
 from generative.core.errors import UserError
 

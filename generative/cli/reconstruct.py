@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generative.cli.arguments import CommandParser
-from generative.cli.data_section import DataSection, split_data_arguments
+from generative.cli.data_section import DataSection
+from generative.cli.overrides import split_overrides
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +38,12 @@ def run(arguments: list[str]) -> int:
         help="the run of a tokenizer or an autoencoder, a pipeline folder that has one, or its own folder",
     )
     parser.add_argument("images", metavar="IMAGES", nargs="*", type=Path, help="image files and folders")
-    parser.add_argument("--config", metavar="CONFIG", help="a training configuration whose data section names the images")
+    parser.add_argument(
+        "--config",
+        action="append",
+        metavar="CONFIG",
+        help="a training configuration whose data section names the images; repeated: later ones win",
+    )
     parser.add_argument("--data", metavar="CLASS", help="a data set; its arguments follow as --data.NAME VALUE")
     parser.add_argument(
         "--output", metavar="DIR|FILE.png", type=Path, required=True, help="a new folder, or the grid's file name"
@@ -53,7 +59,7 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of the extractor, where it has none of its own")
     parser.add_argument("--trust-code", action="store_true", help="allow the data section to name classes of any module")
-    own, overrides = split_data_arguments(arguments)
+    own, overrides = split_overrides(arguments, ("data",))
     known = parser.parse_intermixed_args(own)
     check_arguments(known, overrides)
     return reconstruct(known, overrides)
@@ -149,7 +155,7 @@ def open_images(pipeline: ImageReconstructionPipeline, given: argparse.Namespace
         size = given.image_size or pipeline.image_size
         images: ImageDataset = ImageFilesDataset(given.images, size)
     else:
-        images = DataSection("generative reconstruct", given.config, overrides, given.trust_code).build()
+        images = DataSection("generative reconstruct", given.config or [], overrides, given.trust_code).build()
         size = images.image_size
     if isinstance(network, ImageTokenizer):
         if size != network.image_size:

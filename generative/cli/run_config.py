@@ -13,6 +13,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from generative.cli.config import FROM_DATA, OneSentenceParser, parse_train_config
+from generative.cli.layers import quoted
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "history.jsonl"
@@ -38,7 +39,12 @@ class RunConfig:
 
 
 def continue_config(
-    run_config: Path, output_dir: Path, named: Namespace, named_path: Path, overrides: Sequence[str], trust_code: bool = False
+    run_config: Path,
+    output_dir: Path,
+    named: Namespace,
+    named_paths: Sequence[Path],
+    overrides: Sequence[str],
+    trust_code: bool = False,
 ) -> RunConfig:
     """The configuration with which a run goes on: what it was trained with, and this command line's overrides on top.
 
@@ -49,7 +55,7 @@ def continue_config(
         run_config: The run's ``config.yaml``.
         output_dir: Folder in which the run goes on; it may have been moved since.
         named: The configuration that the command line names, with the overrides.
-        named_path: Its file.
+        named_paths: Its files.
         overrides: Command-line overrides.
         trust_code: Allow classes of any module.
 
@@ -64,12 +70,13 @@ def continue_config(
     unused = {
         key: pair for key, pair in differences(named, config).items() if key != "trainer.output_dir" and pair[0] != FROM_DATA
     }
-    if unused and not same_file(named_path, run_config):
+    if unused and not (len(named_paths) == 1 and same_file(named_paths[0], run_config)):
         key, (there, here) = next(iter(unused.items()))
         others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         result.note = (
-            f"the run goes on with its own configuration, '{run_config}'; '{named_path}' differs in {key} ({shown(there)} there, "
-            f"{shown(here)} in the run){others}: to change a value of the run, add it to the command (--{key} {shown(there)})"
+            f"the run goes on with its own configuration, '{run_config}'; {quoted(named_paths)} differs in {key} "
+            f"({shown(there)} there, {shown(here)} in the run){others}: to change a value of the run, add it to the command "
+            f"(--{key} {shown(there)})"
         )
     return result
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generative.cli.arguments import CommandParser
-from generative.cli.config import build_config, dump_config, find_config, parse_train_config
+from generative.cli.config import build_config, dump_config, parse_train_config
+from generative.cli.config_files import find_config, read_config
+from generative.cli.layers import SECTIONS, quoted
+from generative.cli.overrides import split_overrides
 from generative.cli.run_config import CONFIG_FILE, HISTORY_FILE, RunConfig, append_history, continue_config, describe_changes
 from generative.core.errors import UserError
 
@@ -21,6 +25,10 @@ RUN_FILES = (CONFIG_FILE, HISTORY_FILE, "data.json", "metrics.jsonl", "evaluatio
 EPILOG = """Any value of the configuration can be overridden by its path:
   generative train digits/dit --trainer.total_images 64000 --objective.init_args.guidance_scale 1.5
   generative train configs/cifar10/dit_s.yaml --data.init_args.root data/cifar10 --trainer.output_dir runs/cifar
+
+Several CONFIGs are laid over one another and later ones win, so that a published size is a file of what it changes: mappings are
+merged by key, lists and plain values replaced, and another class_path drops the arguments of the one before:
+  generative train imagenet/mar_256 imagenet/sizes/mar_l_256 --print_config
 
 Two processes (a machine without CUDA needs --multi_gpu all the same):
   accelerate launch --multi_gpu --num_processes 2 -m generative.cli.main train digits/dit
@@ -46,8 +54,12 @@ def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     parser = CommandParser("generative train", "Train a generator from a configuration.", EPILOG)
     parser.add_argument(
-        "config", metavar="CONFIG", help="a YAML file, the name of a shipped configuration such as digits/dit, or a run's folder"
+        "config",
+        nargs="+",
+        metavar="CONFIG",
+        help="a YAML file, the name of a shipped configuration such as digits/dit, or a run's folder; several: later ones win",
     )
+    parser.add_argument("--config", dest="further", action="append", default=[], metavar="CONFIG", help="one more CONFIG")
     parser.add_argument("--resume", metavar="latest|auto|FOLDER", help="go on from the newest checkpoint (auto: if there is one)")
     parser.add_argument(
         "--init-from",
@@ -58,12 +70,12 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that already holds a run, deleting it")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--trust-code", action="store_true", help="allow the configuration to name classes of any module")
-    known, overrides = parser.parse_known_args(arguments)
-    if Path(known.config).is_dir() and (Path(known.config) / CONFIG_FILE).is_file():
-        overrides = ["--trainer.output_dir", known.config, *overrides]
+    own, overrides = split_overrides(arguments, SECTIONS)
+    known, unknown = parser.parse_known_args(own)
+    names = [*known.config, *known.further]
     return train(
-        find_config(known.config),
-        overrides,
+        [find_config(name) for name in names],
+        [*place_of_run(names), *overrides, *unknown],
         known.resume,
         known.overwrite,
         known.print_config,
@@ -72,8 +84,21 @@ def run(arguments: list[str]) -> int:
     )
 
 
+def place_of_run(names: Sequence[str]) -> list[str]:
+    """Overrides that let a run's folder be where it trains, wherever it was before, unless a later configuration says where."""
+    for position in reversed(range(len(names))):
+        folder = Path(names[position])
+        if folder.is_dir() and (folder / CONFIG_FILE).is_file():
+            return ["--trainer.output_dir", str(folder)]
+        content = read_config(find_config(names[position]))
+        settings = content.get("trainer") if isinstance(content, dict) else None
+        if isinstance(settings, dict) and "output_dir" in settings:
+            return []
+    return []
+
+
 def train(
-    config_path: Path,
+    config_paths: Path | Sequence[Path],
     overrides: list[str],
     resume: str | None = None,
     overwrite: bool = False,
@@ -85,7 +110,7 @@ def train(
     """Train a configuration.
 
     Args:
-        config_path: The configuration.
+        config_paths: The configuration, or several, of which later ones win.
         overrides: Values that replace its own.
         resume: Checkpoint to go on from: "latest", "auto", a folder, or None to start anew.
         overwrite: Delete the run that the folder holds.
@@ -103,7 +128,7 @@ def train(
         raise UserError(
             "--init-from starts a run and --resume goes on with one; choose one of them (--resume auto may do either)"
         )
-    chosen, checkpoint = choose_config(config_path, overrides, resume, trust_code)
+    chosen, checkpoint = choose_config(config_paths, overrides, resume, trust_code)
     parser, config = chosen.parser, chosen.config
     if print_config:
         print(dump_config(parser, config), end="")
@@ -169,7 +194,9 @@ def train(
     return 0
 
 
-def choose_config(config_path: Path, overrides: list[str], resume: str | None, trust_code: bool) -> tuple[RunConfig, Path | None]:
+def choose_config(
+    config_paths: Path | Sequence[Path], overrides: list[str], resume: str | None, trust_code: bool
+) -> tuple[RunConfig, Path | None]:
     """Choose what is trained: the configuration named, or that of the run that goes on.
 
     Returns:
@@ -178,12 +205,13 @@ def choose_config(config_path: Path, overrides: list[str], resume: str | None, t
     Raises:
         UserError: If there is no such checkpoint, or a configuration is wrong.
     """
-    parser, named = parse_train_config(config_path, overrides, trust_code)
+    parser, named = parse_train_config(config_paths, overrides, trust_code)
     if resume is None:
         return RunConfig(parser, named), None
 
     from generative.core.checkpoint import resolve_checkpoint
 
+    named_paths = [config_paths] if isinstance(config_paths, Path) else config_paths
     output_dir = Path(named.trainer.output_dir)
     checkpoint = resolve_checkpoint(output_dir, resume)
     if checkpoint is None:
@@ -191,9 +219,10 @@ def choose_config(config_path: Path, overrides: list[str], resume: str | None, t
     for folder in (checkpoint.parent, output_dir):
         if (folder / CONFIG_FILE).is_file():
             path = folder / CONFIG_FILE
-            return continue_config(path, output_dir, named, config_path, overrides, trust_code), checkpoint
+            return continue_config(path, output_dir, named, named_paths, overrides, trust_code), checkpoint
     note = (
-        f"'{checkpoint.parent}' holds no {CONFIG_FILE}: what the run was trained with is unknown, it goes on with '{config_path}'"
+        f"'{checkpoint.parent}' holds no {CONFIG_FILE}: what the run was trained with is unknown, it goes on with "
+        f"{quoted(named_paths)}"
     )
     return RunConfig(parser, named, note=note), checkpoint
 

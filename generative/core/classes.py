@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,11 +13,21 @@ from generative.core.errors import UserError
 
 PACKAGES = ("generative", "pipelines", "metrics")
 _CLASS = re.compile(r"^class (\w+)\b", re.MULTILINE)
+_FUNCTION = re.compile(r"^def ([a-z]\w+)\b", re.MULTILINE)
+
+
+def class_modules() -> dict[str, tuple[str, ...]]:
+    """Modules by the names of the classes that they define, read from the files' text: nothing is imported."""
+    return definitions(_CLASS)
 
 
 @cache
-def class_modules() -> dict[str, tuple[str, ...]]:
-    """Modules by the names of the classes that they define, read from the files' text: nothing is imported."""
+def definitions(pattern: re.Pattern[str]) -> dict[str, tuple[str, ...]]:
+    """Modules by the names that they define.
+
+    Args:
+        pattern: Finds the definitions in a file's text; its group is the name.
+    """
     found: dict[str, list[str]] = {}
     for package in PACKAGES:
         spec = find_spec(package)
@@ -25,7 +36,7 @@ def class_modules() -> dict[str, tuple[str, ...]]:
         for path in sorted(root.rglob("*.py")):
             parts = [package, *path.relative_to(root).with_suffix("").parts]
             module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            for name in _CLASS.findall(path.read_text(encoding="utf-8")):
+            for name in pattern.findall(path.read_text(encoding="utf-8")):
                 found.setdefault(name, []).append(module)
     return {name: tuple(modules) for name, modules in found.items()}
 
@@ -62,3 +73,36 @@ def current_path(dotted: str) -> str:
     if module.split(".")[0] not in PACKAGES or name not in class_modules():
         return dotted
     return f"{module_of(name, module)}.{name}"
+
+
+def named_class(text: str, known: bool = True) -> str:
+    """Dotted path today of the class, or the function that builds one, that a configuration names.
+
+    Args:
+        text: Dotted path, perhaps of before a move, or a class's name alone.
+        known: It must be the name of something; if False it may be any text, and is left as it is where nothing has that name.
+
+    Returns:
+        The path; what is not of ours is left as it is.
+
+    Raises:
+        UserError: If it is a dotted path of ours and there is no such class; says which are near.
+    """
+    module, _, name = text.rpartition(".")
+    ours = module.split(".")[0] in PACKAGES
+    if module and not ours:
+        return text
+    if name in class_modules():
+        return f"{module_of(name, module)}.{name}"
+    functions = definitions(_FUNCTION).get(name, ())
+    if ours and len(functions) == 1:
+        return f"{functions[0]}.{name}"
+    if known and ours and not functions:
+        raise UserError(f"there is no class '{name}' in {', '.join(PACKAGES)} ('{text}' was named){near_classes(name)}")
+    return text
+
+
+def near_classes(name: str) -> str:
+    """A question, after a semicolon, whether one of ours is meant; empty where none has a name like it."""
+    near = get_close_matches(name, class_modules(), n=3, cutoff=0.7)
+    return f"; is {' or '.join(near)} meant?" if near else ""

@@ -16,8 +16,8 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 from PIL import Image
 
-from generative.cli.data_section import split_data_arguments
 from generative.cli.main import main
+from generative.cli.overrides import split_overrides
 from generative.core.images import images_to_float
 from generative.data import cache_writer
 from generative.data.cache_files import shard_name
@@ -247,7 +247,9 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], arguments: list[str], mess
 
 
 def test_data_arguments_may_stand_anywhere() -> None:
-    own, data = split_data_arguments(["a", "--data", "X", "--data.n", "3", "--output", "o", "--data.m=4", "b", "--data.last"])
+    own, data = split_overrides(
+        ["a", "--data", "X", "--data.n", "3", "--output", "o", "--data.m=4", "b", "--data.last"], ("data",)
+    )
     assert own == ["a", "--output", "o", "b"] and data == ["--data", "X", "--data.n", "3", "--data.m=4", "--data.last"]
 
 

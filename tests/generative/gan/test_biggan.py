@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from generative.cli.config import build_config, find_config, parse_train_config
+from generative.cli.config import build_config, parse_train_config
+from generative.cli.config_files import find_config
 from generative.core.ema import start_average, update_average
 from generative.core.errors import UserError
 from generative.gan.biggan import BigGANDiscriminator, BigGANGenerator
@@ -212,15 +213,15 @@ def test_standing_statistics_of_an_average_are_those_of_its_batches() -> None:
 FULL_SIZE = [
     ("sagan_128", 128, 42_017_412, 39_448_258),
     ("biggan_128", 128, 70_433_988, 87_982_370),
-    ("biggan_256", 256, 82_097_604, 99_225_890),
-    ("biggan_512", 512, 82_296_804, 99_401_282),
+    ("biggan_128 imagenet/sizes/biggan_256", 256, 82_097_604, 99_225_890),
+    ("biggan_128 imagenet/sizes/biggan_512", 512, 82_296_804, 99_401_282),
 ]
 
 
 @pytest.mark.parametrize(("name", "image_size", "generator_size", "discriminator_size"), FULL_SIZE)
 def test_paper_scale_configurations_build(name: str, image_size: int, generator_size: int, discriminator_size: int) -> None:
     """On the meta device, which holds no numbers. The counts are the official networks' (D at 512, which they lack: ours)."""
-    parser, config = parse_train_config(find_config(f"imagenet/{name}"))
+    parser, config = parse_train_config([find_config(part) for part in f"imagenet/{name}".split()])
     assert config.data.init_args.image_size == image_size
     config.data = None  # not here
     with torch.device("meta"):

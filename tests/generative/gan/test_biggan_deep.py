@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from generative.cli.config import build_config, find_config, parse_train_config
+from generative.cli.config import build_config, parse_train_config
+from generative.cli.config_files import find_config
 from generative.core.errors import UserError
 from generative.gan.biggan_deep import BigGANDeepDiscriminator, BigGANDeepGenerator, discriminator_stages, generator_blocks
 from generative.layers.batch_norm import recompute_statistics
@@ -214,7 +215,8 @@ FULL_SIZE = [(128, 50_244_484, 34_590_210), (256, 55_736_708, 38_247_426), (512,
 
 @pytest.mark.parametrize(("resolution", "generator_size", "discriminator_size"), FULL_SIZE)
 def test_paper_scale_configurations_build(resolution: int, generator_size: int, discriminator_size: int) -> None:
-    parser, config = parse_train_config(find_config(f"imagenet/biggan_deep_{resolution}"))
+    size = [f"imagenet/sizes/biggan_deep_{resolution}"] if resolution > 128 else []
+    parser, config = parse_train_config([find_config(name) for name in ("imagenet/biggan_deep_128", *size)])
     assert config.data.init_args.image_size == resolution
     config.data = None  # not here
     with torch.device("meta"):

@@ -1,0 +1,268 @@
+"""Several configurations laid over one another: what is merged, what a message names, and every published size."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from generative.cli.config import dump_config, parse_train_config
+from generative.cli.config_files import find_config, list_configs, list_overlays, shipped_files
+from generative.cli.layers import merge
+from generative.cli.main import main
+from generative.core.errors import UserError
+
+BASE = "digits/dit"
+
+# Of every published size, read from whole files before sizes were overlays: its configuration, image size, parameters of the
+# network, images trained on, batch, micro-batches.
+PUBLISHED = [
+    ("emigm_b_256", "emigm_256", 256, 207_924_000, 1_024_933_600, 2048, 8),
+    ("emigm_xs_256", "emigm_256", 256, 69_018_848, 1_024_933_600, 2048, 8),
+    ("emigm_s_256", "emigm_256", 256, 96_640_544, 1_024_933_600, 2048, 8),
+    ("emigm_l_256", "emigm_256", 256, 478_325_280, 1_024_933_600, 2048, 8),
+    ("emigm_h_256", "emigm_256", 256, 942_401_824, 1_024_933_600, 2048, 8),
+    ("emigm_xs_512", "emigm_256", 512, 104_506_624, 1_024_933_600, 2048, 8),
+    ("emigm_s_512", "emigm_256", 512, 132_145_728, 1_024_933_600, 2048, 8),
+    ("emigm_b_512", "emigm_256", 512, 244_150_592, 1_024_933_600, 2048, 8),
+    ("emigm_l_512", "emigm_256", 512, 478_403_136, 1_024_933_600, 2048, 8),
+    ("mar_b_256", "mar_256", 256, 207_924_768, 1_024_933_600, 2048, 8),
+    ("mar_l_256", "mar_256", 256, 478_326_304, 1_024_933_600, 2048, 8),
+    ("mar_h_256", "mar_256", 256, 942_403_104, 1_024_933_600, 2048, 8),
+    ("mar_l_512", "mar_256", 512, 480_685_600, 512_466_800, 2048, 8),
+    ("var_d16_256", "var_256", 256, 310_283_520, 256_233_400, 768, 2),
+    ("var_d20_256", "var_256", 256, 600_917_136, 320_291_750, 768, 2),
+    ("var_d24_256", "var_256", 256, 1_033_399_360, 448_408_450, 768, 4),
+    ("var_d30_256", "var_256", 256, 2_010_020_356, 448_408_450, 1024, 8),
+    ("var_d36_512", "var_256", 512, 2_353_893_904, 448_408_450, 768, 16),
+    ("llamagen_b_256", "llamagen_256", 256, 110_888_448, 384_350_100, 256, 1),
+    ("llamagen_l_256", "llamagen_256", 256, 342_910_976, 384_350_100, 256, 1),
+    ("llamagen_b_384", "llamagen_256", 384, 110_888_448, 384_350_100, 256, 1),
+    ("llamagen_l_384", "llamagen_256", 384, 342_910_976, 384_350_100, 256, 2),
+    ("llamagen_xl_384", "llamagen_256", 384, 774_699_520, 384_350_100, 256, 4),
+    ("llamagen_xxl_384", "llamagen_256", 384, 1_410_972_672, 384_350_100, 256, 8),
+    ("llamagen_3b_384", "llamagen_256", 384, 3_096_659_200, 384_350_100, 256, 16),
+    ("open_magvit2_b_256", "open_magvit2_256", 256, 343_570_432, 384_350_100, 768, 1),
+    ("open_magvit2_l_256", "open_magvit2_256", 256, 804_362_240, 384_350_100, 768, 1),
+    ("open_magvit2_xl_256", "open_magvit2_256", 256, 1_486_679_040, 448_408_450, 768, 1),
+    ("biggan_128", "biggan_128", 128, 70_433_988, 675_840_000, 2048, 8),
+    ("biggan_256", "biggan_128", 256, 82_097_604, 675_840_000, 2048, 16),
+    ("biggan_512", "biggan_128", 512, 82_296_804, 675_840_000, 2048, 32),
+    ("biggan_deep_128", "biggan_deep_128", 128, 50_244_484, 675_840_000, 2048, 8),
+    ("biggan_deep_256", "biggan_deep_128", 256, 55_736_708, 675_840_000, 2048, 16),
+    ("biggan_deep_512", "biggan_deep_128", 512, 56_019_780, 675_840_000, 2048, 32),
+    ("maskgit_256", "maskgit_256", 256, 172_456_960, 384_350_100, 256, 1),
+    ("maskgit_512", "maskgit_256", 512, 173_046_784, 384_350_100, 256, 1),
+    ("projected_gan_256", "projected_gan_256", 256, 110_527_689, 10_000_000, 64, 1),
+    ("projected_gan_128", "projected_gan_256", 128, 109_648_264, 10_000_000, 64, 1),
+    ("lfq_256", "lfq_256", 256, 115_127_829, 345_915_090, 256, 1),
+    ("lfq_128", "lfq_256", 128, 112_021_653, 448_408_450, 256, 1),
+    ("multi_scale_vq_256", "multi_scale_vq_256", 256, 108_948_355, 51_246_680, 128, 1),
+    ("multi_scale_vq_512", "multi_scale_vq_256", 512, 108_948_355, 51_246_680, 128, 1),
+    ("kl_8_256", "kl_8_256", 256, 83_653_863, 12_000_000, 24, 2),
+    ("kl_16_256", "kl_8_256", 256, 69_610_963, 12_000_000, 24, 2),
+    ("vq_16_256", "vq_16_256", 256, 71_883_403, 51_246_680, 128, 1),
+    ("vq_8_256", "vq_16_256", 256, 70_109_835, 51_246_680, 128, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "merged"),
+    [
+        ({"a": {"b": 1, "c": 2}}, {"a": {"c": 3, "d": 4}}, {"a": {"b": 1, "c": 3, "d": 4}}),
+        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
+        ({"a": {"b": 1}}, {"a": None}, {"a": None}),
+        ({"a": None}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+        (
+            {"class_path": "X", "init_args": {"p": 1}},
+            {"class_path": "Y", "init_args": {"q": 2}},
+            {"class_path": "Y", "init_args": {"q": 2}},
+        ),
+        ({"class_path": "X", "init_args": {"p": 1}}, {"class_path": "Y"}, {"class_path": "Y"}),
+        ({"class_path": "X", "init_args": {"p": 1}}, {"class_path": "X"}, {"class_path": "X", "init_args": {"p": 1}}),
+        ({"class_path": "X", "init_args": {"p": 1}}, {"init_args": {"q": 2}}, {"class_path": "X", "init_args": {"p": 1, "q": 2}}),
+        ("X", {"init_args": {"q": 2}}, {"class_path": "X", "init_args": {"q": 2}}),
+        ({"class_path": "X", "init_args": {"p": 1}}, "X", {"class_path": "X", "init_args": {"p": 1}}),
+        ({"class_path": "X", "init_args": {"p": 1}}, "Y", "Y"),
+    ],
+)
+def test_merging(earlier: Any, later: Any, merged: Any) -> None:
+    before = yaml.safe_dump(earlier)
+    assert merge(earlier, later) == merged
+    assert yaml.safe_dump(earlier) == before
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run ``generative train ... --print_config``; returns what it prints, read."""
+
+    def run(*arguments: str) -> Any:
+        assert main(["train", *arguments, "--print_config"]) == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    return run
+
+
+def overlay(folder: Path, text: str, name: str = "overlay.yaml") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_later_configurations_win_and_the_command_line_last(printed: Any, tmp_path: Path) -> None:
+    first = overlay(tmp_path, "objective: {init_args: {denoiser: {init_args: {depth: 3}}}}\ntrainer: {batch_size: 48}", "a.yaml")
+    second = overlay(tmp_path, "trainer: {batch_size: 32, max_grad_norm: 2.0}", "b.yaml")
+    base = printed(BASE)
+    # Options may stand between configurations, and one may be given as an option.
+    result = printed(BASE, "--trainer.max_grad_norm", "3.0", first, "--config", second)
+    expected = base | {"trainer": base["trainer"] | {"batch_size": 32, "max_grad_norm": 3.0}}
+    expected["objective"]["init_args"]["denoiser"]["init_args"]["depth"] = 3
+    assert result == expected
+
+
+def test_another_class_takes_none_of_the_earlier_arguments(printed: Any, tmp_path: Path) -> None:
+    other = overlay(tmp_path, "trainer: {lr_schedule: {class_path: generative.core.schedules.Constant}}")
+    schedule = printed(BASE, other)["trainer"]["lr_schedule"]
+    assert schedule["class_path"] == "generative.core.schedules.Constant"
+
+
+def test_a_part_in_a_file_of_its_own_is_merged_too(printed: Any, tmp_path: Path) -> None:
+    overlay(tmp_path, "class_path: generative.data.digits.DigitsDataset\ninit_args: {image_size: 16}", "part.yaml")
+    first = overlay(tmp_path, "data: part.yaml", "a.yaml")
+    second = overlay(tmp_path, "data: {init_args: {split: test}}", "b.yaml")
+    data = printed(BASE, first, second)["data"]["init_args"]
+    assert data["image_size"] == 16 and data["split"] == "test"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainer: {batch_size: many}", "'{file}': trainer.batch_size must be int, got many"),
+        ("trainer: {bach: 3}", "'{file}': trainer.bach is not a known key"),
+        ("objective: {init_args: {denoiser: {init_args: {dept: 3}}}}", "'{file}': objective.denoiser.dept is not a known key"),
+        ("objectiv: {}", "'{file}': objectiv is not a known key"),
+        ("objective: {init_arg: {}}", "'{file}'"),
+        ("- 1", "'{file}' must be a mapping"),
+        ("trainer: {batch_size: 0}", "batch_size"),
+        ("objective: {class_path: os.system}", "'{file}' names 'os.system', which is not of generative"),
+        ("data: {class_path: generative.data.digits.DigitDataset}", "'{file}': data: there is no class 'DigitDataset'"),
+    ],
+)
+def test_messages_name_the_file_and_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    file = overlay(tmp_path, text)
+    assert main(["train", BASE, file, "--trainer.output_dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message.replace("{file}", file) in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_value_of_the_command_line_is_said_to_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = overlay(tmp_path, "trainer: {batch_size: 8}")
+    assert main(["train", BASE, file, "--trainer.batch_size", "x"]) == 2
+    assert capsys.readouterr().err == "error: command line: trainer.batch_size must be int, got x\n"
+
+
+def test_an_overlay_alone_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "imagenet/sizes/mar_l_256"]) == 2
+    assert "an overlay comes after a whole configuration" in capsys.readouterr().err
+    with pytest.raises(UserError, match="is imagenet/sizes/mar_l_256 meant"):
+        find_config("imagenet/mar_l_256")
+
+
+def test_a_run_goes_on_with_several_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = "evaluation: null\ntrainer: {total_images: 64, batch_size: 32, evaluate_interval_steps: null}\n"
+    short += "objective: {init_args: {denoiser: {init_args: {depth: 1, hidden_size: 24}}}}"
+    command = [BASE, overlay(tmp_path, short), overlay(tmp_path, f"trainer: {{output_dir: {tmp_path / 'run'}}}", "place.yaml")]
+    assert main(["train", *command]) == 0
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert written["objective"]["init_args"]["denoiser"]["init_args"]["depth"] == 1
+    capsys.readouterr()
+    assert main(["train", *command, "--resume", "latest", "--trainer.total_images", "96"]) == 0
+    assert "changed: trainer.total_images: 64 -> 96" in capsys.readouterr().out
+    # A run's folder is one of the configurations; one after it may place the new run elsewhere.
+    assert (
+        main(["train", str(tmp_path / "run"), overlay(tmp_path, f"trainer: {{output_dir: {tmp_path / 'new'}}}", "new.yaml")]) == 0
+    )
+    assert (tmp_path / "new" / "pipeline").is_dir()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert main(["train", str(tmp_path / "moved"), overlay(tmp_path, "seed: 0", "seed.yaml"), "--resume", "latest"]) == 0
+    assert str(tmp_path / "moved" / "pipeline") in capsys.readouterr().out and not (tmp_path / "run").exists()
+
+
+def test_classes_are_found_by_name(printed: Any, tmp_path: Path) -> None:
+    today = printed(BASE)
+    content = yaml.safe_load(find_config(BASE).read_text())
+    text = re.sub(r"generative(\.\w+)+\.(\w+)", r"generative.before.the.move.\2", yaml.safe_dump(content))
+    assert printed(overlay(tmp_path, text)) == today
+    assert printed(overlay(tmp_path, re.sub(r"generative\.before\.the\.move\.", "", text))) == today
+    old = content["data"]["class_path"].rpartition(".")[2]
+    assert printed(BASE, "--data", f"generative.old.{old}")["data"]["class_path"] == today["data"]["class_path"]
+    assert printed(BASE, "--data.class_path", old)["data"]["class_path"] == today["data"]["class_path"]
+
+
+@pytest.mark.parametrize("name", ["generative.data.digits.DigitsDatset", "DigitsDatset"])
+def test_an_unknown_class_gets_near_names(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert main(["train", BASE, overlay(tmp_path, f"data: {{class_path: {name}}}"), "--print_config"]) == 2
+    error = capsys.readouterr().err
+    assert "is DigitsDataset" in error and "meant?" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "base", "image_size", "parameters", "images", "batch", "parts"), PUBLISHED)
+def test_published_sizes(name: str, base: str, image_size: int, parameters: int, images: int, batch: int, parts: int) -> None:
+    path = find_config(f"imagenet/{base}")
+    files = [path]
+    if (size := f"imagenet/sizes/{name}") in list_overlays():
+        assert f"#   generative train imagenet/{base} {size}\n" in path.read_text(), "its command is told where it starts"
+        assert f"over imagenet/{base}" in find_config(size).read_text().partition("\n")[0]
+        files.append(find_config(size))
+    _, config = parse_train_config(files)
+    trainer = config.trainer
+    assert str(trainer.output_dir) == f"runs/imagenet-{name}"
+    assert (trainer.total_images, trainer.batch_size, trainer.gradient_accumulation_steps) == (images, batch, parts)
+    data = config.data.init_args
+    assert (data.images.init_args if "images" in data else data).image_size == image_size
+    arguments = config.objective.init_args
+    network = next(arguments[key] for key in ("network", "transformer", "generator", "tokenizer") if key in arguments)
+    options = {key: 1000 if key == "num_classes" else value for key, value in vars(network.init_args).items()}
+    module, _, kind = network.class_path.rpartition(".")
+    with torch.device("meta"):
+        built = getattr(import_module(module), kind)(**options)
+    assert sum(parameter.numel() for parameter in built.parameters()) == parameters
+
+
+def test_every_overlay_is_published() -> None:
+    assert {f"imagenet/sizes/{name}" for name, base, *_ in PUBLISHED if name != base} >= set(list_overlays())
+    assert not set(list_overlays()) & set(list_configs())
+
+
+def test_an_overlay_repeats_nothing() -> None:
+    for name, base, *_ in PUBLISHED:
+        if (path := list_overlays().get(f"imagenet/sizes/{name}")) is not None:
+            whole, size = (yaml.safe_load(file.read_text()) for file in (find_config(f"imagenet/{base}"), path))
+            assert not [key for key, value in leaves(size).items() if leaves(whole).get(key) == value], name
+
+
+def leaves(content: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if not isinstance(content, dict):
+        return {path: content}
+    return {key: value for name, inner in content.items() for key, value in leaves(inner, (*path, name)).items()}
+
+
+def test_a_wheel_ships_every_configuration() -> None:
+    root = Path(__file__).parents[3]
+    shipped = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+    found = {path for patterns in shipped.values() for pattern in patterns for path in root.glob(pattern)}
+    assert found >= {path for path in shipped_files().values() if path.is_relative_to(root)}
+    for folder, patterns in shipped.items():
+        assert all(folder == f"share/triptych/{Path(pattern).parent}" for pattern in patterns)
+
+
+def test_a_resolved_configuration_resolves_to_itself(tmp_path: Path) -> None:
+    text = dump_config(*parse_train_config([find_config("imagenet/mar_256"), find_config("imagenet/sizes/mar_l_512")]))
+    assert dump_config(*parse_train_config(Path(overlay(tmp_path, text)))) == text
