@@ -14,7 +14,7 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.core.images import images_to_float, images_to_uint8
 from generative.tokenizers.base import ImageTokenizer
-from generative.tokenizers.latents import decode_latents, scale_latents
+from generative.tokenizers.latents import decode_latents, latent_moments, scale_latents
 from pipelines.base import ImagePipeline, OutputType
 
 Images = Tensor | Image.Image | Sequence[Image.Image]
@@ -73,9 +73,8 @@ class ImageReconstructionPipeline(ImagePipeline):
         pixels = self.prepare_images(images)
         if isinstance(self.tokenizer, ImageTokenizer):
             return self.tokenizer.encode(pixels)
-        encoded = self.tokenizer.encode(pixels.to(self.tokenizer.dtype))
-        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-        return scale_latents(self.tokenizer, latents.float())
+        mean, _ = latent_moments(self.tokenizer, pixels)
+        return scale_latents(self.tokenizer, mean)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, ModelMixin
+from diffusers import ModelMixin
 from safetensors.numpy import save
 from torch import Tensor
 
@@ -34,7 +34,7 @@ from generative.data.cache_files import (
 from generative.data.cache_statistics import cache_statistics, preview_indices
 from generative.data.token_cache import check_ids
 from generative.tokenizers.base import ImageTokenizer
-from generative.tokenizers.latents import latent_scaling, scale_latents
+from generative.tokenizers.latents import latent_moments, latent_scaling, scale_latents
 
 PLAN_FILE = "plan.json"
 """Specification of an unfinished cache, under the name ``.NAME.partial``."""
@@ -184,12 +184,9 @@ def scaled_moments(autoencoder: ModelMixin, images: Tensor) -> tuple[Tensor, Ten
     Returns:
         Both (B, C, h, w) float32; None for the deviation of a deterministic autoencoder.
     """
-    encoded = autoencoder.encode(images.to(autoencoder.dtype))
-    if isinstance(autoencoder, AutoencoderDC):
-        return scale_latents(autoencoder, encoded.latent.float()), None
-    distribution = encoded.latent_dist
+    mean, std = latent_moments(autoencoder, images)
     _, factor = latent_scaling(autoencoder, images.device)
-    return scale_latents(autoencoder, distribution.mean.float()), distribution.std.float() * factor
+    return scale_latents(autoencoder, mean), None if std is None else std * factor
 
 
 def missing_shards(output: Path, spec: CacheSpec) -> list[int]:

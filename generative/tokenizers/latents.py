@@ -79,14 +79,27 @@ def encode_images(autoencoder: ModelMixin, images: Tensor, generator: torch.Gene
     Returns:
         (B, C, h, w) float32.
     """
+    mean, std = latent_moments(autoencoder, images)
+    if std is None:
+        return scale_latents(autoencoder, mean)
+    noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(images.device)
+    return scale_latents(autoencoder, mean + std * noise)
+
+
+def latent_moments(autoencoder: ModelMixin, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Mean and standard deviation of images' latents, as the encoder has them: not scaled.
+
+    Args:
+        autoencoder: A KL or deep-compression autoencoder.
+        images: (B, 3, H, W) float32 in [-1, 1].
+
+    Returns:
+        Both (B, C, h, w) float32; None for the deviation of a deterministic autoencoder.
+    """
     encoded = autoencoder.encode(images.to(autoencoder.dtype))
     if isinstance(autoencoder, AutoencoderDC):
-        latents = encoded.latent.float()
-    else:
-        distribution = encoded.latent_dist
-        noise = torch.randn(distribution.mean.shape, generator=generator, device=generator.device).to(images.device)
-        latents = distribution.mean.float() + distribution.std.float() * noise
-    return scale_latents(autoencoder, latents)
+        return encoded.latent.float(), None
+    return encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
 
 
 @torch.no_grad()
