@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from contract import LABELS, GenerationContract, draw, quiet
 from scipy.stats import chisquare
 from torch import Tensor
 
@@ -17,13 +17,12 @@ from generative.autoregressive.token_sampling import RasterScheduler
 from generative.core.errors import UserError
 from generative.core.guidance import step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
-from generative.core.seeding import ImageNoise, sample_generators
+from generative.core.seeding import ImageNoise
 from generative.tokenizers.pixel import PixelTokenizer
 from generative.tokenizers.vq import VQTokenizer
 from pipelines import branches
 from pipelines.autoregressive import AutoregressiveImagePipeline, decode_resized
 
-LABELS = [0, 2, 2, 1]
 OPTIONS: list[dict[str, object]] = [
     {},
     {"guidance_scale": 2.5},
@@ -43,8 +42,7 @@ def make_pipeline(image_size: int = 3, num_levels: int = 5, channels: int = 1) -
     torch.nn.init.normal_(transformer.head.weight, std=0.2)  # it starts at zero: a uniform prediction
     torch.nn.init.normal_(transformer.class_embedding.weight, std=0.5)
     pipeline = AutoregressiveImagePipeline(transformer.eval(), tokenizer)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return quiet(pipeline)
 
 
 @pytest.fixture
@@ -52,29 +50,28 @@ def pipeline() -> AutoregressiveImagePipeline:
     return make_pipeline()
 
 
-def draw(pipeline: AutoregressiveImagePipeline, order: list[int], **options: object) -> Tensor:
-    generators = sample_generators(0, LABELS, [0, 0, 1, 0])
-    picked = [generators[index] for index in order]
-    return pipeline([LABELS[index] for index in order], generator=picked, output_type="pt", **options).images
+class TestAutoregressiveImagePipeline(GenerationContract):
+    pipeline_class = AutoregressiveImagePipeline
+    options = OPTIONS
+    refused = (
+        ({"temperature": 0.0}, "temperature must be"),
+        ({"top_k": 0}, "top_k must be"),
+        ({"top_p": 0.0}, "top_p must be"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be"),
+        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval must be"),
+        ({"guidance_schedule": "quadratic"}, "guidance_schedule must be"),
+        ({"output_size": 0}, "output_size must be"),
+    )
+
+    def make(self) -> AutoregressiveImagePipeline:
+        return make_pipeline()
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-def test_batch_equals_singles_in_any_order(pipeline: AutoregressiveImagePipeline, options: dict[str, object]) -> None:
-    together = draw(pipeline, [0, 1, 2, 3], **options)
-    for index in range(4):
-        torch.testing.assert_close(draw(pipeline, [index], **options)[0], together[index], rtol=0, atol=0)
-    torch.testing.assert_close(draw(pipeline, [2, 0, 3, 1], **options), together[[2, 0, 3, 1]], rtol=0, atol=0)
-    assert not torch.equal(together[1], together[2])  # same class, other noise
-
-
-def test_options_and_seeds_matter(pipeline: AutoregressiveImagePipeline) -> None:
-    images = [draw(pipeline, [0, 1, 2, 3], **options) for options in OPTIONS]
-    assert all(not torch.equal(a, b) for i, a in enumerate(images) for b in images[:i])
-
-    def seeded(seed: int) -> Tensor:
-        return pipeline(LABELS, generator=torch.Generator().manual_seed(seed), output_type="pt").images
-
-    assert torch.equal(seeded(1), seeded(1)) and not torch.equal(seeded(1), seeded(2))
+def test_three_channels_are_saved_too(tmp_path: Path) -> None:
+    pipeline = make_pipeline(channels=3)
+    pipeline.save_pretrained(tmp_path)
+    loaded = quiet(AutoregressiveImagePipeline.from_pretrained(tmp_path))
+    assert torch.equal(draw(loaded, guidance_scale=2.0), draw(pipeline, guidance_scale=2.0))
 
 
 SCALES: dict[str, float | Callable[[int], float]] = {
@@ -122,58 +119,10 @@ def test_samples_follow_the_network() -> None:
         assert chisquare(counts.numpy(), (4000 * weights / weights.sum()).numpy()).pvalue > 0.01
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_saving_and_loading_is_bit_equal(tmp_path: Path, channels: int) -> None:
-    pipeline = make_pipeline(channels=channels)
-    pipeline.save_pretrained(tmp_path)
-    loaded = AutoregressiveImagePipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
-    everything = [0, 1, 2, 3]
-    torch.testing.assert_close(
-        draw(loaded, everything, guidance_scale=2.0), draw(pipeline, everything, guidance_scale=2.0), rtol=0, atol=0
-    )
-
-
 def test_a_component_is_found_by_its_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_pipeline().save_pretrained(tmp_path)
     monkeypatch.delitem(sys.modules, "generative.tokenizers.pixel")  # as in a process that only samples
     assert AutoregressiveImagePipeline.from_pretrained(tmp_path).tokenizer.num_codes == 5
-
-
-def test_output_types_agree(pipeline: AutoregressiveImagePipeline) -> None:
-    def images(output_type: str) -> object:
-        return pipeline([1, 2], generator=torch.Generator().manual_seed(5), output_type=output_type).images
-
-    floats, array, bytes_, pil = images("pt"), images("np"), images("uint8"), images("pil")
-    np.testing.assert_array_equal(floats.permute(0, 2, 3, 1).numpy(), array)
-    assert floats.shape == (2, 3, 3, 3) and floats.min() >= 0 and floats.max() <= 1
-    assert bytes_.dtype == torch.uint8 and (bytes_.float() / 255 - floats).abs().max() <= 0.5 / 255 + 1e-6
-    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in pil]), bytes_.permute(0, 2, 3, 1).numpy())
-    as_tuple = pipeline([1, 2], generator=torch.Generator().manual_seed(5), output_type="pt", return_dict=False)
-    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], floats)
-
-
-@pytest.mark.parametrize(
-    ("labels", "options", "message"),
-    [
-        ([3], {}, "class label 3 is outside 0..2"),
-        ([], {}, "class_labels is empty"),
-        ([0], {"temperature": 0.0}, "temperature must be"),
-        ([0], {"top_k": 0}, "top_k must be"),
-        ([0], {"top_p": 0.0}, "top_p must be"),
-        ([0], {"guidance_scale": -1.0}, "guidance_scale must be"),
-        ([0], {"guidance_interval": (0.8, 0.2)}, "guidance_interval must be"),
-        ([0], {"guidance_schedule": "quadratic"}, "guidance_schedule must be"),
-        ([0], {"output_type": "jpeg"}, "output_type must be"),
-        ([0], {"output_size": 0}, "output_size must be"),
-        ([0, 1], {"generator": [torch.Generator()]}, "generator is a list of 1 for 2 images"),
-    ],
-)
-def test_wrong_input_is_refused(
-    pipeline: AutoregressiveImagePipeline, labels: list[int], options: dict[str, object], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        pipeline(labels, **options)
 
 
 def test_networks_that_do_not_fit_are_refused(pipeline: AutoregressiveImagePipeline) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,11 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import pipelines
 from generative.core.errors import UserError
-from generative.core.seeding import sample_generators
 from pipelines import PIPELINES, GANImagePipeline, find_pipeline_folder, load_pipeline
 from pipelines.base import CALL_ARGUMENTS, ImageGenerationPipeline, read_model_index
 
@@ -54,46 +53,6 @@ def test_wrong_class_labels(pipeline: Any, labels: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         pipeline(class_labels=labels)
     assert "\n" not in str(caught.value)
-
-
-def test_noise_from_a_list_is_one_stream_per_image(pipeline: Any) -> None:
-    images = pipeline([0, 1, 2], generator=sample_generators(0, [0, 1, 2], [0, 0, 0]), output_type="pt").images
-    again = pipeline([2], generator=sample_generators(0, [2], [0]), output_type="pt").images
-    torch.testing.assert_close(images[2:], again, rtol=0, atol=1e-5)
-    with pytest.raises(UserError, match="generator is a list of 2 for 3 images"):
-        pipeline([0, 1, 2], generator=sample_generators(0, [0, 1], [0, 0]))
-
-
-def test_one_generator_for_all(pipeline: Any) -> None:
-    def sample(labels: list[int], seed: int | None) -> torch.Tensor:
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return pipeline(labels, generator=generator, output_type="pt").images
-
-    assert torch.equal(sample([0, 0], 1), sample([0, 0], 1))
-    assert not torch.equal(sample([0, 0], 1)[0], sample([0, 0], 1)[1])
-    assert not torch.equal(sample([0, 0], 1), sample([0, 0], 2))
-    # Drawn in order: an image does not depend on how many follow.
-    torch.testing.assert_close(sample([0, 1, 2], 1)[:2], sample([0, 1], 1), rtol=0, atol=1e-5)
-    assert not torch.equal(sample([0], None), sample([0], None))
-
-
-def test_output_types_agree(pipeline: Any) -> None:
-    def sample(output_type: str, return_dict: bool = True) -> Any:
-        return pipeline([0, 1], generator=torch.Generator().manual_seed(0), output_type=output_type, return_dict=return_dict)
-
-    floats = sample("pt").images
-    assert floats.shape == (2, 3, 4, 4) and floats.dtype == torch.float32 and 0 <= floats.min() and floats.max() <= 1
-    assert np.array_equal(sample("np").images, floats.permute(0, 2, 3, 1).numpy())
-    levels = sample("uint8").images
-    assert levels.shape == (2, 3, 4, 4) and levels.dtype == torch.uint8
-    assert (levels.float() - floats * 255).abs().max() <= 0.5001
-    pictures = sample("pil").images
-    assert all(isinstance(picture, Image.Image) for picture in pictures)
-    assert np.array_equal(np.stack([np.asarray(p) for p in pictures]), levels.permute(0, 2, 3, 1).numpy())
-    (tensors,) = sample("pt", return_dict=False)
-    assert torch.equal(tensors, floats)
-    with pytest.raises(UserError, match="output_type must be pil, np, pt or uint8, got 'jpeg'"):
-        sample("jpeg")
 
 
 def test_postprocessing_clips(pipeline: Any) -> None:
@@ -168,6 +127,13 @@ def test_a_damaged_component(saved: Path, entry: Any) -> None:
     edit_index(saved, generator=entry)
     with pytest.raises(UserError):
         load_pipeline(saved)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_pipeline_keeps_the_contract(name: str) -> None:
+    sources = [path.read_text() for path in Path(__file__).parent.glob("test_*.py")]
+    kept = {each for source in sources for each in re.findall(r"^    pipeline_class = (\w+)$", source, re.MULTILINE)}
+    assert name in kept, f"no class of tests derives from the contract of contract.py with pipeline_class = {name}"
 
 
 def test_the_base_class_cannot_be_made() -> None:

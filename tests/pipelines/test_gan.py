@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from contract import GenerationContract, draw
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
@@ -19,54 +19,33 @@ from generative.gan.sagan import SAGANGenerator
 from pipelines.gan import GANImagePipeline
 
 
-@pytest.fixture
-def pipeline() -> GANImagePipeline:
+def make_pipeline() -> GANImagePipeline:
     torch.manual_seed(0)
     generator = SAGANGenerator(8, channels=4, z_dim=6, num_classes=4, attention_resolutions=(8,))
     generator(torch.randn(8, 6), torch.arange(8) % 4)  # moves the batch statistics away from their start
     return GANImagePipeline(generator.eval())
 
 
-LABELS = [0, 3, 3, 1]
+@pytest.fixture
+def pipeline() -> GANImagePipeline:
+    return make_pipeline()
 
 
-def draw(pipeline: GANImagePipeline, order: list[int], **options: object) -> torch.Tensor:
-    generators = sample_generators(0, LABELS, [0, 0, 1, 0])
-    picked = [generators[index] for index in order]
-    return pipeline([LABELS[index] for index in order], generator=picked, output_type="pt", **options).images
+class TestGANImagePipeline(GenerationContract):
+    pipeline_class = GANImagePipeline
+    options = ({}, {"truncation": 0.5})
+    tolerance = 1e-6
+    refused = (
+        ({"truncation": 0.0}, "truncation must be a positive threshold"),
+        ({"class_labels": [[0.5, 0.5]]}, r"shape \(1, 2\) are no mixtures: .* each of its 4 classes"),
+        ({"class_labels": [[0.5, 0.5, 0.5, 0.0]]}, "row 0 is no mixture of classes"),
+        ({"class_labels": [[1.0, 0, 0, 0], [1.5, -0.5, 0, 0]]}, "row 1 is no mixture of classes"),
+        ({"class_labels": [[float("nan"), 0, 0, 1]]}, "row 0 is no mixture of classes"),
+        ({"class_labels": [[1.0, 0], [1.0]]}, "class_labels must be integers, or weights of all classes"),
+    )
 
-
-@pytest.mark.parametrize("truncation", [None, 0.5])
-def test_batch_equals_singles_in_any_order(pipeline: GANImagePipeline, truncation: float | None) -> None:
-    together = draw(pipeline, [0, 1, 2, 3], truncation=truncation)
-    for index in range(4):
-        alone = draw(pipeline, [index], truncation=truncation)
-        torch.testing.assert_close(alone[0], together[index], rtol=0, atol=1e-6)
-    torch.testing.assert_close(draw(pipeline, [2, 0, 3, 1], truncation=truncation), together[[2, 0, 3, 1]], rtol=0, atol=1e-6)
-    assert not torch.allclose(together[1], together[2])  # same class, other noise
-
-
-def test_saving_and_loading_is_bit_equal(pipeline: GANImagePipeline, tmp_path: Path) -> None:
-    pipeline.save_pretrained(tmp_path)
-    loaded = GANImagePipeline.from_pretrained(tmp_path)
-    torch.testing.assert_close(draw(loaded, [0, 1, 2, 3]), draw(pipeline, [0, 1, 2, 3]), rtol=0, atol=0)
-
-
-def test_output_types_agree(pipeline: GANImagePipeline) -> None:
-    def images(output_type: str) -> object:
-        return pipeline([1, 2], generator=torch.Generator().manual_seed(5), output_type=output_type).images
-
-    floats, array, bytes_, pil = images("pt"), images("np"), images("uint8"), images("pil")
-    np.testing.assert_array_equal(floats.permute(0, 2, 3, 1).numpy(), array)
-    assert floats.shape == (2, 3, 8, 8) and floats.min() >= 0 and floats.max() <= 1
-    assert bytes_.dtype == torch.uint8 and (bytes_.float() / 255 - floats).abs().max() <= 0.5 / 255 + 1e-6
-    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in pil]), bytes_.permute(0, 2, 3, 1).numpy())
-
-
-def test_tuple_equals_dict(pipeline: GANImagePipeline) -> None:
-    (images,) = pipeline(2, generator=torch.Generator().manual_seed(0), output_type="pt", return_dict=False)
-    same = pipeline(2, generator=torch.Generator().manual_seed(0), output_type="pt").images
-    torch.testing.assert_close(images, same, rtol=0, atol=0)
+    def make(self) -> GANImagePipeline:
+        return make_pipeline()
 
 
 def test_truncation_narrows_the_noise(pipeline: GANImagePipeline) -> None:
@@ -84,7 +63,9 @@ def test_images_are_what_they_were_before_there_were_laws_of_truncation(pipeline
         (None, [[0.4742279, 0.4001939, 0.5476213], [0.4645203, 0.4607915, 0.5144575]]),
         (0.5, [[0.4756846, 0.4263250, 0.5469577], [0.5113307, 0.4110242, 0.5480194]]),
     ):
-        pixels = draw(pipeline, [0, 1], truncation=truncation)[:, 0, 3, ::3]
+        generators = sample_generators(0, [0, 3], [0, 0])
+        images = pipeline([0, 3], truncation=truncation, generator=generators, output_type="pt").images
+        pixels = images[:, 0, 3, ::3]
         torch.testing.assert_close(pixels, torch.tensor(expected), rtol=0, atol=2e-5)
 
 
@@ -153,7 +134,7 @@ def test_noise_maps_belong_to_their_image() -> None:
 def test_truncation_reaches_generators_with_statistics_of_their_own() -> None:
     def blue(truncation: float | None, num_statistics: int) -> Tensor:
         pipeline = GANImagePipeline(EchoGenerator(num_statistics))
-        return pipeline([0], truncation, keyed_generator(1), output_type="pt").images[0, 2]
+        return pipeline([0], truncation=truncation, generator=keyed_generator(1), output_type="pt").images[0, 2]
 
     assert torch.equal(blue(None, 51), blue(None, 1)) and not torch.equal(blue(0.5, 51), blue(0.5, 1))
 
@@ -234,22 +215,3 @@ def test_wrong_walks_are_told(pipeline: GANImagePipeline, method: str, options: 
 def test_unknown_law(pipeline: GANImagePipeline) -> None:
     with pytest.raises(UserError, match="truncation_law must be one of truncated, scaled_truncated, scaled, got 'cut'"):
         GANImagePipeline(pipeline.generator, truncation_law="cut")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"class_labels": [[0.5, 0.5]]}, r"shape \(1, 2\) are no mixtures: .* each of its 4 classes"),
-        ({"class_labels": [[0.5, 0.5, 0.5, 0.0]]}, "row 0 is no mixture of classes"),
-        ({"class_labels": [[1.0, 0, 0, 0], [1.5, -0.5, 0, 0]]}, "row 1 is no mixture of classes"),
-        ({"class_labels": [[float("nan"), 0, 0, 1]]}, "row 0 is no mixture of classes"),
-        ({"class_labels": [[1.0, 0], [1.0]]}, "class_labels must be integers, or weights of all classes"),
-        ({"class_labels": [4]}, "class label 4 is outside 0..3"),
-        ({"class_labels": []}, "class_labels is empty"),
-        ({"class_labels": [0], "truncation": 0.0}, "truncation must be a positive threshold"),
-        ({"class_labels": [0, 1], "generator": [torch.Generator()]}, "list of 1 for 2 images"),
-    ],
-)
-def test_wrong_input_is_told(pipeline: GANImagePipeline, options: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        pipeline(**options)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from contract import ALL, PipelineContract
 from diffusers import AutoencoderDC, AutoencoderKL
 from PIL import Image
 
@@ -39,6 +41,26 @@ def autoencoder(kind: str) -> Any:
         }.items()
     }
     return AutoencoderDC(latent_channels=4, scaling_factor=0.5, **options)
+
+
+class TestImageReconstructionPipeline(PipelineContract):
+    pipeline_class = ImageReconstructionPipeline
+    tolerance = 1e-5
+    refused = (
+        ({"images": torch.zeros(3, 8, 8, dtype=torch.uint8)}, r"images must be \(B, 3, H, W\), got \(3, 8, 8\)"),
+        ({"images": []}, "at least one, all of one size, got none"),
+        ({"images": [Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))]}, "got 8 x 8, 9 x 8"),
+        ({"images": torch.zeros(1, 3, 9, 9, dtype=torch.uint8)}, r"takes images \(B, 3, 8, 8\), got \(1, 3, 9, 9\)"),
+    )
+
+    def make(self) -> ImageReconstructionPipeline:
+        return ImageReconstructionPipeline(PixelTokenizer(8, 16, 3))
+
+    def call(self, pipeline: Any, order: Sequence[int] = ALL, **options: Any) -> Any:
+        return pipeline(pixels(4)[list(order)], **options)
+
+    def call_with(self, pipeline: Any, **arguments: Any) -> Any:
+        return pipeline(**({"images": pixels()} | arguments))
 
 
 def test_latents_scaled_by_channel_decode_to_the_same_image() -> None:
@@ -97,17 +119,3 @@ def test_autoencoders(tmp_path: Path, kind: str) -> None:
     else:
         with pytest.raises(UserError, match="AutoencoderDC takes images of any size"):
             assert pipeline.image_size
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"images must be \(B, 3, H, W\), got \(3, 8, 8\)"),
-        ([], "at least one, all of one size, got none"),
-        ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], "got 8 x 8, 9 x 8"),
-        (torch.zeros(1, 3, 9, 9, dtype=torch.uint8), r"takes images \(B, 3, 8, 8\), got \(1, 3, 9, 9\)"),
-    ],
-)
-def test_wrong_images_are_refused(images: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        ImageReconstructionPipeline(PixelTokenizer(8, 16, 3))(images)

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor
+from contract import GenerationContract, quiet
 
 from generative.autoregressive.masked.resgen import ResGenTransformer
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
-from generative.core.seeding import sample_generators
 from generative.tokenizers.rvq import RVQTokenizer
-from pipelines import load_pipeline
 from pipelines.resgen import ResGenPipeline
 
-LABELS = [0, 2, 2, 1]
 OPTIONS: list[dict[str, object]] = [
-    {"num_inference_steps": 4},
+    {},
     {"num_inference_steps": 7},
-    {"num_inference_steps": 4, "guidance_scale": 8.0},
-    {"num_inference_steps": 4, "guidance_scale": 8.0, "guidance_schedule": "linear"},
-    {"num_inference_steps": 4, "guidance_scale": 8.0, "guidance_interval": (0.0, 0.5)},
-    {"num_inference_steps": 4, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "choice_temperature": 5.0},
+    {"guidance_scale": 8.0},
+    {"guidance_scale": 8.0, "guidance_schedule": "linear"},
+    {"guidance_scale": 8.0, "guidance_interval": (0.0, 0.5)},
+    {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "choice_temperature": 5.0},
 ]
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> ResGenPipeline:
+def make_pipeline() -> ResGenPipeline:
     torch.manual_seed(0)
     tokenizer = RVQTokenizer(
         image_size=4, depth=3, codebook_size=8, z_channels=4, ch=8, ch_mult=(1, 1), num_res_blocks=1, norm_groups=4
@@ -38,28 +32,31 @@ def pipeline() -> ResGenPipeline:
     torch.nn.init.normal_(transformer.head.weight, std=0.6)
     transformer.measure_remainder_scales(tokenizer.codebooks_tensor.transpose(0, 1)[None])
     pipeline = ResGenPipeline(transformer.eval(), tokenizer.eval())
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return quiet(pipeline)
 
 
-def draw(pipeline: ResGenPipeline, order: list[int], **options: object) -> Tensor:
-    generators = sample_generators(0, LABELS, [0, 0, 1, 0])
-    picked = [generators[index] for index in order]
-    return pipeline([LABELS[index] for index in order], generator=picked, output_type="pt", **options).images
+@pytest.fixture
+def pipeline() -> ResGenPipeline:
+    return make_pipeline()
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-def test_batch_equals_singles_in_any_order(pipeline: ResGenPipeline, options: dict[str, object]) -> None:
-    together = draw(pipeline, [0, 1, 2, 3], **options)
-    for index in range(4):
-        torch.testing.assert_close(draw(pipeline, [index], **options)[0], together[index], rtol=0, atol=1e-5)
-    torch.testing.assert_close(draw(pipeline, [2, 0, 3, 1], **options), together[[2, 0, 3, 1]], rtol=0, atol=1e-5)
-    assert not torch.allclose(together[1], together[2], atol=1e-4)  # same class, other noise
+class TestResGenPipeline(GenerationContract):
+    pipeline_class = ResGenPipeline
+    options = OPTIONS
+    always = {"num_inference_steps": 4}
+    tolerance = 1e-5
+    refused = (
+        ({"num_inference_steps": 0}, "num_inference_steps must be in 1..12, .* got 0"),
+        ({"num_inference_steps": 13}, "num_inference_steps must be in 1..12, .* got 13"),
+        ({"choice_temperature": -1.0}, "choice_temperature must be"),
+        ({"temperature": 0.0}, "temperature must be"),
+        ({"top_k": 0}, "top_k must be"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be"),
+        ({"guidance_schedule": "quadratic"}, "guidance_schedule must be"),
+    )
 
-
-def test_options_matter(pipeline: ResGenPipeline) -> None:
-    images = [draw(pipeline, [0, 1, 2, 3], **options) for options in OPTIONS]
-    assert all(not torch.allclose(a, b, atol=1e-4) for i, a in enumerate(images) for b in images[:i])
+    def make(self) -> ResGenPipeline:
+        return make_pipeline()
 
 
 @torch.no_grad()
@@ -74,32 +71,6 @@ def test_the_network_sees_known_codes_only(pipeline: ResGenPipeline) -> None:
     torch.testing.assert_close(pipeline.predict(SampleState(unknown, memory), 0, labels), prediction, rtol=0, atol=0)
     unknown[0, 3, 2] = (ids[0, 3, 2] + 1) % 8
     assert not torch.allclose(pipeline.predict(SampleState(unknown, memory), 0, labels), prediction)
-
-
-def test_saving_and_loading_is_bit_equal(pipeline: ResGenPipeline, tmp_path: Path) -> None:
-    pipeline.save_pretrained(tmp_path)
-    loaded = load_pipeline(tmp_path)
-    assert isinstance(loaded, ResGenPipeline)
-    loaded.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": 4, "guidance_scale": 2.0}
-    torch.testing.assert_close(draw(loaded, [0, 1, 2, 3], **options), draw(pipeline, [0, 1, 2, 3], **options), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_inference_steps": 0}, "num_inference_steps must be in 1..12, .* got 0"),
-        ({"num_inference_steps": 13}, "num_inference_steps must be in 1..12, .* got 13"),
-        ({"choice_temperature": -1.0}, "choice_temperature must be"),
-        ({"temperature": 0.0}, "temperature must be"),
-        ({"top_k": 0}, "top_k must be"),
-        ({"guidance_scale": -1.0}, "guidance_scale must be"),
-        ({"guidance_schedule": "quadratic"}, "guidance_schedule must be"),
-    ],
-)
-def test_wrong_input_is_refused(pipeline: ResGenPipeline, options: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        pipeline([0], **{"num_inference_steps": 4, **options})
 
 
 def test_networks_that_do_not_fit_are_refused(pipeline: ResGenPipeline) -> None:

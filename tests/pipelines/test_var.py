@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from contract import LABELS, GenerationContract, draw, quiet
 from torch import Tensor
 
 from generative.autoregressive.next_scale.scheduler import NextScaleScheduler
@@ -14,12 +14,9 @@ from generative.autoregressive.next_scale.var import VAR
 from generative.core.errors import UserError
 from generative.core.guidance import step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
-from generative.core.seeding import sample_generators
 from generative.tokenizers.multi_scale_vq import MultiScaleVQTokenizer
-from pipelines import load_pipeline
 from pipelines.var import VARPipeline
 
-LABELS = [0, 2, 2, 1]
 OPTIONS: list[dict[str, object]] = [
     {},
     {"guidance_scale": 2.5},
@@ -44,8 +41,7 @@ def make_pipeline() -> VARPipeline:
     torch.nn.init.normal_(transformer.class_embedding.weight)
     torch.nn.init.normal_(transformer.head.weight, std=0.3)
     pipeline = VARPipeline(transformer.eval(), tokenizer.eval())
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return quiet(pipeline)
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +49,21 @@ def pipeline() -> VARPipeline:
     return make_pipeline()
 
 
-def draw(pipeline: VARPipeline, order: list[int], **options: object) -> Tensor:
-    generators = sample_generators(0, LABELS, [0, 0, 1, 0])
-    picked = [generators[index] for index in order]
-    return pipeline([LABELS[index] for index in order], generator=picked, output_type="pt", **options).images
+class TestVARPipeline(GenerationContract):
+    pipeline_class = VARPipeline
+    options = OPTIONS
+    tolerance = 1e-4
+    refused = (
+        ({"temperature": 0.0}, "temperature must be"),
+        ({"top_k": 0}, "top_k must be"),
+        ({"top_p": 0.0}, "top_p must be"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be"),
+        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval must be"),
+        ({"guidance_schedule": "quadratic"}, "guidance_schedule must be"),
+    )
 
-
-def test_batch_equals_singles_in_any_order_and_options_matter(pipeline: VARPipeline) -> None:
-    results = []
-    for options in OPTIONS:
-        together = draw(pipeline, [0, 1, 2, 3], **options)
-        for index in range(4):
-            torch.testing.assert_close(draw(pipeline, [index], **options)[0], together[index], rtol=0, atol=1e-4)
-        torch.testing.assert_close(draw(pipeline, [2, 0, 3, 1], **options), together[[2, 0, 3, 1]], rtol=0, atol=1e-4)
-        assert not torch.equal(together[1], together[2])  # same class, other noise
-        results.append(together)
-    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(results) for b in results[:i])
+    def make(self) -> VARPipeline:
+        return make_pipeline()
 
 
 SCALES: dict[str, float | Callable[[int], float]] = {
@@ -175,40 +170,6 @@ def test_editing_depends_on_class_and_noise_and_not_on_the_batch(pipeline: VARPi
     null = edit([0, 1, 2], None)
     assert torch.equal(null, edit([0, 1, 2], None, 7.0))  # without a class there is nothing to guide
     assert (null - together).abs().max() > 1e-3
-
-
-def test_saving_and_loading_is_bit_equal(pipeline: VARPipeline, tmp_path: Path) -> None:
-    pipeline.save_pretrained(tmp_path)
-    loaded = load_pipeline(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
-    assert isinstance(loaded, VARPipeline)
-    everything = [0, 1, 2, 3]
-    torch.testing.assert_close(
-        draw(loaded, everything, guidance_scale=2.0), draw(pipeline, everything, guidance_scale=2.0), rtol=0, atol=0
-    )
-
-
-def test_half_precision_samples(pipeline: VARPipeline) -> None:
-    images = draw(make_pipeline().to(torch.bfloat16), [0, 1], guidance_scale=2.0)
-    assert images.shape == (2, 3, 16, 16) and images.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("labels", "options", "message"),
-    [
-        ([3], {}, "class label 3 is outside 0..2"),
-        ([0], {"temperature": 0.0}, "temperature must be"),
-        ([0], {"top_k": 0}, "top_k must be"),
-        ([0], {"top_p": 0.0}, "top_p must be"),
-        ([0], {"guidance_scale": -1.0}, "guidance_scale must be"),
-        ([0], {"guidance_interval": (0.8, 0.2)}, "guidance_interval must be"),
-        ([0], {"guidance_schedule": "quadratic"}, "guidance_schedule must be"),
-        ([0, 1], {"generator": [torch.Generator()]}, "generator is a list of 1 for 2 images"),
-    ],
-)
-def test_wrong_input_is_refused(pipeline: VARPipeline, labels: list[int], options: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        pipeline(labels, **options)
 
 
 @pytest.mark.parametrize(
