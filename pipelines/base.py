@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -17,11 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from generative.core.class_names import find_label
-from generative.core.classes import find_class
 from generative.core.errors import UserError
 from generative.core.images import images_to_uint8, images_to_unit_range
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
+from generative.core.weights import component_class
 
 # What a call takes beside options of sampling.
 CALL_ARGUMENTS = ("class_labels", "images", "generator", "output_type", "return_dict")
@@ -313,10 +312,7 @@ def load_component(folder: Path, library: str, class_name: str, torch_dtype: tor
     Raises:
         UserError: If there is no such class.
     """
-    if library.split(".")[0] in OWN_LIBRARIES:
-        component: Any = find_class(class_name, library)
-    elif (component := getattr(diffusers, class_name, None)) is None:
-        raise UserError(f"'{folder}' is of a class '{class_name}' that this version of diffusers does not have")
+    component = component_class(class_name, library, folder)
     if issubclass(component, nn.Module):
         return component.from_pretrained(folder, use_safetensors=True, torch_dtype=torch_dtype)
     return component.from_pretrained(folder)

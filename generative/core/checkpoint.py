@@ -23,6 +23,8 @@ from generative.core.errors import UserError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 NAME = re.compile(r"checkpoint-(\d{8,})")
+PIPELINE = "pipeline"
+"""Folder of the pipeline: of the newest averages in a run, of a step's in its checkpoint."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BUFFERS = "buffers.safetensors"
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +11,10 @@ from torch import Tensor, nn
 
 from generative.core import checkpoint as ckpt
 from generative.core.errors import UserError
+from generative.core.weights import StoredNetwork, find_source, stored_networks
 
 CLASSES = "num_classes"
 """Entry of a network's config that may differ."""
-
-
-@dataclass(frozen=True)
-class StoredNetwork:
-    """A network as a folder holds it; nothing of it is built.
-
-    Attributes:
-        folder: With config.json and safetensors.
-        config: Content of config.json.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-
-    @property
-    def kind(self) -> str:
-        """Name of its class."""
-        return str(self.config.get("_class_name"))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its weights and buffers by name, of one file or several."""
-        found: dict[str, Tensor] = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
-            found |= ckpt.read_tensors(path)
-        return found
 
 
 def start_from(
@@ -62,7 +37,7 @@ def start_from(
     Raises:
         UserError: If the source holds none of the networks, or one of another kind or of other shapes, or is damaged.
     """
-    folder = find_source(source)
+    folder = find_source(source, argument="--init-from")
     is_checkpoint = (folder / "state.json").is_file()
     stored = stored_networks((folder / "networks").glob("*") if is_checkpoint else folder.glob("*"))
     stored_averages = stored_networks((folder / "ema").glob("*")) if is_checkpoint else stored
@@ -88,43 +63,6 @@ def start_from(
         if recorded[name] != frozen[name]:
             notes.append(f"these weights were trained with another frozen part '{name}' than this run's")
     return notes
-
-
-def find_source(source: Path) -> Path:
-    """The checkpoint or pipeline folder to read: of a run, its newest checkpoint.
-
-    Raises:
-        UserError: If there is neither, or it is damaged.
-    """
-    if not source.is_dir():
-        raise UserError(f"--init-from '{source}' does not exist; give a run (runs/NAME), a checkpoint or a pipeline folder")
-    checkpoints = [source] if (source / "state.json").is_file() else ckpt.list_checkpoints(source)
-    if checkpoints:
-        ckpt.verify_manifest(checkpoints[-1])
-        return checkpoints[-1]
-    for folder in (source / "pipeline", source):
-        if (folder / "model_index.json").is_file():
-            return folder
-    raise UserError(f"--init-from '{source}' holds no checkpoint and no pipeline; give runs/NAME, a checkpoint or a pipeline")
-
-
-def stored_networks(folders: Iterable[Path]) -> dict[str, StoredNetwork]:
-    """Networks by name among some folders: those with a config.json and safetensors.
-
-    Raises:
-        UserError: If a config.json cannot be read.
-    """
-    found = {}
-    for folder in sorted(folders):
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-            try:
-                config = json.loads((folder / "config.json").read_text())
-            except (OSError, ValueError, RecursionError) as error:
-                raise UserError(f"'{folder}' holds no readable config.json") from error
-            if not isinstance(config, dict):
-                raise UserError(f"'{folder / 'config.json'}' is damaged: it must hold a JSON object")
-            found[folder.name] = StoredNetwork(folder, config)
-    return found
 
 
 def pick(stored: Mapping[str, StoredNetwork], name: str, network: nn.Module) -> StoredNetwork | None:

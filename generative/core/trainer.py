@@ -41,9 +41,6 @@ from generative.data.sampler import build_loader
 if TYPE_CHECKING:
     from pipelines.base import ImagePipeline
 
-PIPELINE = "pipeline"
-"""Folder of the pipeline: of the newest averages in a run, of a step's in its checkpoint."""
-
 
 class Trainer:
     """Trains any objective.
@@ -419,11 +416,11 @@ class Trainer:
         self.sampling_pipeline()  # on every process: standing statistics of cross-replica batch norm take all of them
         if self.accelerator.is_main_process:
             check_folder(self.config.output_dir)
-            path, newest = ckpt.checkpoint_path(self.config.output_dir, self.step), self.config.output_dir / PIPELINE
+            path, newest = ckpt.checkpoint_path(self.config.output_dir, self.step), self.config.output_dir / ckpt.PIPELINE
             if not path.exists():
                 ckpt.write_folder(path, partial(self._fill_checkpoint, pending))
-            if (path / PIPELINE).is_dir():
-                ckpt.write_folder(newest, partial(link_folder, path / PIPELINE, leave_out=(ckpt.MANIFEST,)))
+            if (path / ckpt.PIPELINE).is_dir():
+                ckpt.write_folder(newest, partial(link_folder, path / ckpt.PIPELINE, leave_out=(ckpt.MANIFEST,)))
             else:  # a checkpoint of an older version, which has none
                 ckpt.write_folder(newest, self._save_pipeline)
             if self.config.keep_last_checkpoints:
@@ -450,12 +447,12 @@ class Trainer:
         }
         if self.accelerator.scaler is not None:
             state["grad_scaler"] = self.accelerator.scaler.state_dict()
-        self._save_pipeline(folder / PIPELINE)
+        self._save_pipeline(folder / ckpt.PIPELINE)
         # Most of it is here already: averages as they are, and frozen parts in the pipeline before.
-        weights = sorted((folder / PIPELINE).rglob("*.safetensors"))
-        before = [self.config.output_dir / PIPELINE / path.relative_to(folder / PIPELINE) for path in weights]
+        weights = sorted((folder / ckpt.PIPELINE).rglob("*.safetensors"))
+        before = [self.config.output_dir / ckpt.PIPELINE / path.relative_to(folder / ckpt.PIPELINE) for path in weights]
         link_duplicates(weights, [*sorted(folder.glob("ema/*/*")), *sorted(folder.glob("networks/*/*")), *before])
-        ckpt.write_manifest(folder / PIPELINE)
+        ckpt.write_manifest(folder / ckpt.PIPELINE)
         (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n")
 
     def start_from(self, source: Path) -> list[str]:

@@ -18,6 +18,7 @@ from diffusers import ModelMixin
 
 import generative.tokenizers
 from generative.core.errors import UserError
+from generative.core.weights import read_network
 from generative.tokenizers.base import ImageTokenizer
 from generative.tokenizers.latents import AUTOENCODERS
 
@@ -79,21 +80,7 @@ def load_encoder(folder: Path) -> ModelMixin:
     if network_class is None:
         found = _read_json(path / CONFIG).get("_class_name", "network without a class name")
         raise UserError(f"'{path}' holds a {found}, which is neither a tokenizer nor an autoencoder; give {PLACES}")
-    try:
-        network, report = network_class.from_pretrained(
-            str(path), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"'{path}' cannot be loaded, a file of it is missing or damaged: {reason}") from error
-    # diffusers only warns of these, and leaves random numbers in what is missing.
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[problem]:
-            raise UserError(f"the weights in '{path}' are not those of its {CONFIG}: {problem} such as {report[problem][0]}")
-    for tensor in [*network.parameters(), *network.buffers()]:
-        # Tensors read from a file lie at any address, and sums over unaligned memory round differently.
-        tensor.data = tensor.data.clone()
-    return network.requires_grad_(False).eval()
+    return read_network(path, network_class)
 
 
 def _network_folder(folder: Path) -> Path:
