@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,38 +10,12 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from generative.autoregressive.continuous.diffusion_head import AncestralSampler, HeadSampler
-from generative.autoregressive.continuous.dpm_solver import DPMSolverSampler
-from generative.autoregressive.continuous.schedulers import IndependentScheduler
+from generative.autoregressive.continuous.head_samplers import SolverName, head_sampler
+from generative.autoregressive.continuous.schedulers import IndependentScheduler, check_iterations
 from generative.autoregressive.masking import mask_schedule
-from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule
 from pipelines.base import ClassLabels, OutputType
 from pipelines.continuous import ContinuousTokenPipeline
-
-SolverName = Literal["dpm-solver", "ddpm"]
-
-
-def head_sampler(solver: SolverName, num_diffusion_steps: int | Sequence[int], temperature: float) -> HeadSampler:
-    """Solver of the diffusion head.
-
-    Args:
-        solver: ``dpm-solver`` or ``ddpm``.
-        num_diffusion_steps: Network evaluations; for ``ddpm`` perhaps the timesteps themselves.
-        temperature: Factor on the noise of ddpm's steps.
-
-    Raises:
-        UserError: If the solver is unknown, or a temperature is asked of the deterministic one.
-    """
-    if solver == "ddpm":
-        return AncestralSampler(num_diffusion_steps, temperature)
-    if solver != "dpm-solver":
-        raise UserError(f"solver must be dpm-solver or ddpm, got {solver!r}")
-    if temperature != 1:
-        raise UserError(f"temperature {temperature} acts on the noise of ddpm's steps, and dpm-solver adds none; use 1, or ddpm")
-    if not isinstance(num_diffusion_steps, int):
-        raise UserError(f"num_diffusion_steps of dpm-solver must be a number, got {num_diffusion_steps!r}")
-    return DPMSolverSampler(num_diffusion_steps)
 
 
 class EMIGMPipeline(ContinuousTokenPipeline):
@@ -120,6 +93,5 @@ class EMIGMPipeline(ContinuousTokenPipeline):
         self.check_decodable()
         draw = self.head_drawing(head_sampler(solver, num_diffusion_steps, temperature))
         schedule = mask_schedule(self.network.config.mask_strategy if mask_strategy is None else mask_strategy)
-        scheduler = IndependentScheduler(draw, schedule, guidance_scale, guidance_schedule, guidance_interval)
-        scheduler.set_timesteps(num_inference_steps, self.device)
-        return scheduler
+        check_iterations(num_inference_steps)
+        return IndependentScheduler(draw, schedule, guidance_scale, guidance_schedule, guidance_interval)

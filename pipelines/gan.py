@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.sampling import SampleState, sample_loop, unguided
+from generative.core.sampling import OneStepScheduler, SampleState, sample_loop, unguided
 from generative.core.seeding import ImageNoise
 from generative.gan.interpolation import InterpolationPath, frame_weights, interpolate, mix_classes
 from generative.gan.sampling import (
-    OneStepScheduler,
     TruncationLaw,
     check_truncation,
     check_truncation_law,

@@ -10,8 +10,8 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from generative.autoregressive.continuous.diffusion_head import AncestralSampler
-from generative.autoregressive.continuous.schedulers import RandomOrderScheduler
+from generative.autoregressive.continuous.head_samplers import AncestralHeadSampler
+from generative.autoregressive.continuous.schedulers import RandomOrderScheduler, check_iterations
 from generative.core.guidance import GuidanceSchedule
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
@@ -72,10 +72,9 @@ class MARPipeline(ContinuousTokenPipeline):
     ) -> RandomOrderScheduler:
         """The scheduler, checked; see ``ImagePipeline.plan``."""
         self.check_decodable()
-        draw = self.head_drawing(AncestralSampler(num_diffusion_steps, temperature))
-        scheduler = RandomOrderScheduler(draw, guidance_scale, guidance_schedule)
-        scheduler.set_timesteps(num_inference_steps, self.device)
-        return scheduler
+        draw = self.head_drawing(AncestralHeadSampler(num_diffusion_steps, temperature))
+        check_iterations(num_inference_steps)
+        return RandomOrderScheduler(draw, guidance_scale, guidance_schedule)
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """No token is known; each image has an order of its own."""

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from generative.autoregressive.masked.maskgit import MaskGITTransformer
-from generative.autoregressive.masked.parallel_decoding import ParallelScheduler
+from generative.autoregressive.masked.parallel_decoding import ParallelScheduler, masked_counts
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule, step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
@@ -107,7 +107,7 @@ class MaskGITPipeline(TokenPipeline):
         scheduler = ParallelScheduler(
             self.tokenizer.sequence_length, self.transformer.mask_token, choice_temperature, temperature, top_k, top_p
         )
-        scheduler.set_timesteps(num_inference_steps, self.device)
+        masked_counts(self.tokenizer.sequence_length, num_inference_steps)  # refuses what cannot be
         scale = step_guidance(guidance_scale, num_inference_steps, guidance_schedule, guidance_interval, guidance_exponent)
         return scheduler, scale
 

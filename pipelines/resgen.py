@@ -10,6 +10,7 @@ from diffusers import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
+from generative.autoregressive.masked.parallel_decoding import masked_counts
 from generative.autoregressive.masked.resgen import ResGenTransformer, check_residual_match
 from generative.autoregressive.masked.residual_decoding import ResidualScheduler, sum_known
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule, step_guidance
@@ -117,7 +118,7 @@ class ResGenPipeline(TokenPipeline):
             top_k,
             top_p,
         )
-        scheduler.set_timesteps(num_inference_steps, self.device)
+        masked_counts(scheduler.num_codes, num_inference_steps)  # refuses what cannot be
         scale = step_guidance(guidance_scale, num_inference_steps, guidance_schedule, guidance_interval, guidance_exponent)
         return scheduler, scale
 

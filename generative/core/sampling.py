@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from generative.core.errors import UserError
 from generative.core.seeding import ImageNoise
 
 
@@ -75,6 +76,28 @@ def sample_loop(
         prediction = predict(scheduler.model_input(state, timestep), timestep)
         state = scheduler.step(prediction, timestep, state, noise)
     return state
+
+
+class OneStepScheduler:
+    """Sampling in one step: the prediction is the sample."""
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device) -> Iterable[Any]:
+        """One timestep, 0.
+
+        Raises:
+            UserError: If more than one step is asked for.
+        """
+        if num_inference_steps != 1:
+            raise UserError(f"this model samples in 1 step, got num_inference_steps={num_inference_steps}")
+        return [0]
+
+    def model_input(self, state: SampleState, timestep: Any) -> SampleState:
+        """The noise as it is."""
+        return state
+
+    def step(self, prediction: Tensor, timestep: Any, state: SampleState, noise: ImageNoise) -> SampleState:
+        """Take what is predicted."""
+        return SampleState(prediction, state.memory)
 
 
 def unguided(predict: BranchPredict, class_labels: Tensor) -> Predict:

@@ -1,16 +1,15 @@
-"""Noise for generators, batch-norm statistics under it, and the scheduler whose one step is the whole of sampling."""
+"""Noise for generators, and batch-norm statistics under it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
-from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 from generative.layers.batch_norm import BatchNorm2d, recompute_statistics
 
@@ -173,25 +172,3 @@ def take_standing_statistics(
         network(z.to(device), labels.to(device), **generator_options(network, maps, truncation))
 
     recompute_statistics(network, forward, num_batches)
-
-
-class OneStepScheduler:
-    """Sampling in one step: the prediction is the sample."""
-
-    def set_timesteps(self, num_inference_steps: int, device: torch.device) -> Iterable[Any]:
-        """One timestep, 0.
-
-        Raises:
-            UserError: If more than one step is asked for.
-        """
-        if num_inference_steps != 1:
-            raise UserError(f"a GAN samples in 1 step, got num_inference_steps={num_inference_steps}")
-        return [0]
-
-    def model_input(self, state: SampleState, timestep: Any) -> SampleState:
-        """The noise as it is."""
-        return state
-
-    def step(self, prediction: Tensor, timestep: Any, state: SampleState, noise: ImageNoise) -> SampleState:
-        """Take the images predicted."""
-        return SampleState(prediction, state.memory)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from generative.autoregressive.continuous.emigm import EMIGM
 from generative.autoregressive.continuous.mar import MAR
+from generative.autoregressive.continuous.schedulers import MaskedScheduler
 from generative.core.errors import UserError
 from pipelines.continuous import ContinuousTokenPipeline
 from pipelines.emigm import EMIGMPipeline
@@ -109,6 +110,15 @@ def test_guidance_and_steps_change_images_and_one_is_none(
     assert passes == [2] * 4
     assert not torch.allclose(draw(pipeline, [0, 1], num_inference_steps=9), plain)
     assert not torch.allclose(draw(pipeline, [0, 1], num_diffusion_steps=4), plain)
+
+
+@pytest.mark.parametrize("pipeline_class", [MARPipeline, EMIGMPipeline])
+def test_timesteps_are_set_once(pipeline_class: type[ContinuousTokenPipeline], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    set_timesteps = MaskedScheduler.set_timesteps
+    monkeypatch.setattr(MaskedScheduler, "set_timesteps", lambda *given: (calls.append(given[1]), set_timesteps(*given))[1])
+    draw(make_pipeline(pipeline_class), [0])
+    assert len(calls) == 1
 
 
 def test_null_passes_are_skipped_outside_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generative.core.errors import UserError
 from generative.core.sampling import SampleState, SamplingScheduler, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.diffusion.formulations.gaussian_process import GaussianProcess, mean_over_image
 from generative.diffusion.networks.dit import TimestepEmbedder
-from generative.diffusion.respacing import respaced_timesteps
 
 NUM_TRAIN_TIMESTEPS = 1000  # MAR, section 4
 # Cosine schedule of Improved DDPM (arXiv 2102.09672, eq. 17) with its largest beta.
@@ -184,73 +182,6 @@ class HeadSampler(SamplingScheduler, Protocol):
 
     def model_time(self, timestep: int) -> float:
         """Time, in [0, 1000), that the head is told at an evaluation."""
-
-
-class AncestralSampler:
-    """DDPM's reverse steps with learned variance over a shortened chain; a ``HeadSampler``.
-
-    Args:
-        timesteps: Ascending timesteps of the chain, among 0 to 999; or how many, spread evenly.
-        temperature: Factor on the noise of the steps (MAR, section 4.3; the noise it starts from keeps its size).
-
-    Raises:
-        UserError: If they are no chain of at least 2 steps, or the temperature is negative.
-    """
-
-    def __init__(self, timesteps: int | Sequence[int], temperature: float = 1.0) -> None:
-        if isinstance(timesteps, int):
-            if not 2 <= timesteps <= NUM_TRAIN_TIMESTEPS:
-                raise UserError(f"num_diffusion_steps must be in 2..{NUM_TRAIN_TIMESTEPS}, got {timesteps}")
-            timesteps = respaced_timesteps(NUM_TRAIN_TIMESTEPS, timesteps)
-        self.timesteps = list(timesteps)
-        inside = len(self.timesteps) >= 2 and 0 <= self.timesteps[0] and self.timesteps[-1] < NUM_TRAIN_TIMESTEPS
-        if not inside or self.timesteps != sorted(set(self.timesteps)):
-            raise UserError(
-                f"num_diffusion_steps must be a number, or at least 2 ascending timesteps below {NUM_TRAIN_TIMESTEPS}, "
-                f"got {self.timesteps}"
-            )
-        if not (temperature >= 0 and math.isfinite(temperature)):
-            raise UserError(f"temperature must be 0 or more, got {temperature}")
-        self.temperature = temperature
-        kept = (1 - cosine_betas()).cumprod(0)[self.timesteps]  # (S,)
-        self.process = GaussianProcess(1 - kept / torch.cat([kept.new_ones(1), kept[:-1]]))
-        self.num_evaluations = self.num_draws = len(self.timesteps)
-
-    def set_timesteps(self, num_inference_steps: int, device: torch.device) -> range:
-        """Evaluations 0 to S - 1; as many as the chain has steps."""
-        return range(self.num_evaluations)
-
-    def model_time(self, timestep: int) -> float:
-        """Timestep of the full chain: the last one first."""
-        return self.timesteps[-1 - timestep]
-
-    def model_input(self, state: SampleState, timestep: int) -> SampleState:
-        """The state itself."""
-        return state
-
-    def step(self, prediction: Tensor, timestep: int, state: SampleState, noise: ImageNoise) -> SampleState:
-        """Draw x_{t-1} (N, C) from a prediction (N, 2 C); the last step adds no noise."""
-        index = len(self.timesteps) - 1 - timestep
-        drawn = noise.randn(state.sample.shape[-1]) if index else torch.zeros_like(state.sample)  # (N, C)
-        indices = torch.tensor([index], device=prediction.device)
-        return SampleState(self.reverse_step(prediction, state.sample, indices, drawn), state.memory)
-
-    def reverse_step(self, prediction: Tensor, sample: Tensor, index: Tensor, noise: Tensor) -> Tensor:
-        """One reverse step.
-
-        Args:
-            prediction: (N, 2 C) of the head.
-            sample: (N, C) x_t.
-            index: (N,) or (1,) int64, which step of the shortened chain, 0 the last one taken.
-            noise: (N, C) standard normal; not used at step 0.
-
-        Returns:
-            (N, C) x_{t-1}.
-        """
-        predicted, values = prediction.chunk(2, dim=-1)
-        mean = self.process.posterior_mean(self.process.predict_start(predicted, sample, index), sample, index)
-        std = (0.5 * self.process.learned_log_variance(values, index)).exp()
-        return mean + (index > 0)[:, None] * self.temperature * std * noise
 
 
 def guide(output: Tensor, guidance_scale: Tensor | float | None, token_size: int) -> Tensor:

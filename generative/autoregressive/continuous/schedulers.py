@@ -22,6 +22,12 @@ image."""
 LAST_TIME = 1e-5
 
 
+def check_iterations(num_inference_steps: int) -> None:
+    """Refuse a run of no iteration, with a ``UserError``."""
+    if num_inference_steps < 1:
+        raise UserError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+
+
 class MaskedScheduler(abc.ABC):
     """Draws some of the masked tokens at every iteration, all of them by the last.
 
@@ -52,8 +58,7 @@ class MaskedScheduler(abc.ABC):
         Raises:
             UserError: If there are none.
         """
-        if num_inference_steps < 1:
-            raise UserError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+        check_iterations(num_inference_steps)
         self.num_iterations = num_inference_steps
         return range(num_inference_steps)
 

@@ -130,6 +130,7 @@ class ResidualScheduler:
         check_choice_temperature(choice_temperature)
         self.codebooks = codebooks
         self.num_positions = num_positions
+        self.num_codes = num_positions * len(codebooks)
         self.read_mixture = read_mixture
         self.scale_of = scale_of
         self.choice_temperature = choice_temperature
@@ -140,7 +141,7 @@ class ResidualScheduler:
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device) -> range:
         """Steps 0 to N - 1; refuses 0 steps, or more than there are codes."""
-        self.counts = masked_counts(self.num_positions * len(self.codebooks), num_inference_steps)
+        self.counts = masked_counts(self.num_codes, num_inference_steps)
         return range(num_inference_steps)
 
     def model_input(self, state: SampleState, timestep: int) -> SampleState:

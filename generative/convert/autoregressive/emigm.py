@@ -10,6 +10,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from generative.autoregressive.continuous.emigm import EMIGM
+from generative.autoregressive.continuous.head_samplers import head_sampler
 from generative.autoregressive.masking import ScheduledMasking
 from generative.convert.autoregressive.mar import MAROptions, MaskedAutoencoderSource, chain_timesteps, rename_keys
 from generative.core.errors import UserError
@@ -43,7 +44,6 @@ def check_sampler(solver: Any, steps: Any) -> int | list[int]:
     Raises:
         UserError: If they are unknown or out of range.
     """
-    from pipelines.emigm import head_sampler
 
     chosen = chain_timesteps(steps)
     head_sampler(solver, chosen, 1.0)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.autoregressive.continuous.diffusion_head import NUM_TRAIN_TIMESTEPS, AncestralSampler
+from generative.autoregressive.continuous.diffusion_head import NUM_TRAIN_TIMESTEPS
+from generative.autoregressive.continuous.head_samplers import AncestralHeadSampler
 from generative.autoregressive.continuous.mar import MAR
 from generative.autoregressive.masking import TruncatedNormalMasking
 from generative.convert.base import OfficialSource, UnknownKeysError
@@ -250,7 +251,7 @@ class MARSource(MaskedAutoencoderSource):
         arguments = options.network_arguments()
         options.check_training()
         TruncatedNormalMasking(options.take("mask_ratio_min", 0.7, float, int))
-        AncestralSampler(chain_timesteps(options.take("num_sampling_steps", "100", str, int)))
+        AncestralHeadSampler(chain_timesteps(options.take("num_sampling_steps", "100", str, int)))
         use_checkpointing = options.take("grad_checkpointing", False, bool)
         options.finish()
         network = MAR(**arguments)

@@ -86,6 +86,10 @@ class Formulation(SchedulerMixin, ConfigMixin, abc.ABC):
     def time_of_ratio(self, ratio: Tensor) -> Tensor:
         """Times at which sigma / alpha, the noise-to-signal ratio, has these values, for solvers in that variable (EDM, DPM)."""
 
+    def continuous_time_of_ratio(self, ratio: Tensor) -> Tensor:
+        """``time_of_ratio`` for solvers that may ask the network between the steps of a chain."""
+        return self.time_of_ratio(ratio)
+
     @abc.abstractmethod
     def sampling_times(self, num_steps: int) -> Tensor:
         """Ends of ``num_steps`` even steps from pure noise to data, (num_steps + 1,) float64."""

@@ -94,7 +94,7 @@ class GaussianDiffusion(Formulation):
     def alpha_sigma(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """Square roots of abar and 1 - abar, float32; between steps by linear log-ratios, as solvers of diffusers interpolate."""
         if times.is_floating_point():
-            log_ratios = 0.5 * (1 / self.process.alphas_cumprod - 1).clamp(max=MAX_SQUARED_RATIO).log().to(times.device)
+            log_ratios = self._log_ratios().to(times.device)
             below = times.floor().long().clamp(0, len(log_ratios) - 1)
             above = (below + 1).clamp(max=len(log_ratios) - 1)
             ratio = (log_ratios[below] + (times - below) * (log_ratios[above] - log_ratios[below])).exp()
@@ -118,6 +118,17 @@ class GaussianDiffusion(Formulation):
         right = torch.searchsorted(ratios, ratio.double()).clamp(1, len(ratios) - 1)
         is_left = ratio.double().log() - ratios[right - 1].log() < ratios[right].log() - ratio.double().log()
         return right - is_left.long()
+
+    def continuous_time_of_ratio(self, ratio: Tensor) -> Tensor:
+        """Times in [0, T - 1] float64, by linear log-ratios between steps, as ``alpha_sigma``."""
+        log_ratios, wanted = self._log_ratios().to(ratio.device), ratio.double().log()
+        above = torch.searchsorted(log_ratios, wanted).clamp(1, len(log_ratios) - 1)
+        share = (wanted - log_ratios[above - 1]) / (log_ratios[above] - log_ratios[above - 1])
+        return above - 1 + share.clamp(0, 1)
+
+    def _log_ratios(self) -> Tensor:
+        """Logarithms of the noise-to-signal ratio at the steps, (T,) float64, ascending."""
+        return 0.5 * (1 / self.process.alphas_cumprod - 1).clamp(max=MAX_SQUARED_RATIO).log()
 
     def sampling_times(self, num_steps: int) -> Tensor:
         """Not those of an ODE: a chain is sampled on its own steps.

@@ -75,6 +75,11 @@ def reverse_mean(
     return mean, log_variance
 
 
+def add_step_noise(mean: Tensor, log_variance: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
+    """Draw x_{t-1} from standard normal noise, all (B, ...): what ``reverse_mean`` gives, its noise times a temperature."""
+    return mean + temperature * (0.5 * log_variance).exp() * noise
+
+
 class AncestralSampler(Sampler):
     """DDPM's reverse steps, over a shortened chain where fewer steps are asked for.
 
@@ -127,7 +132,6 @@ class AncestralSampler(Sampler):
                 chain.process, output, state.sample, here, self.config.variance, self.config.clip_sample
             )
             if index:
-                drawn = noise.randn(*mean.shape[1:])
-                mean = mean + self.config.temperature * (0.5 * log_variance).exp() * drawn
+                mean = add_step_noise(mean, log_variance, noise.randn(*mean.shape[1:]), self.config.temperature)
             state = SampleState(mean, state.memory)
         return state

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop, unguided
+from generative.core.errors import UserError
+from generative.core.sampling import OneStepScheduler, SampleState, classifier_free_guidance, sample_loop, unguided
 from generative.core.seeding import ImageNoise, sample_generators
 
 NULL = 10
@@ -109,3 +110,11 @@ def test_guidance_of_equal_branches_changes_nothing(scale: float) -> None:
 
     result = classifier_free_guidance(predict, LABELS, NULL, scale)(STATE, 0)
     assert torch.equal(result, torch.full((2, 1), 3.0))
+
+
+def test_one_step_takes_the_prediction() -> None:
+    state, images, noise = SampleState(torch.zeros(2, 4)), torch.rand(2, 3, 8, 8), ImageNoise([])
+    result = sample_loop(lambda state, timestep: images, OneStepScheduler(), state, 1, noise)
+    assert result.sample is images
+    with pytest.raises(UserError, match="in 1 step, got num_inference_steps=20"):
+        sample_loop(lambda state, timestep: images, OneStepScheduler(), state, 20, noise)

@@ -10,10 +10,8 @@ from scipy.stats import kstest, norm, truncnorm
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
-from generative.core.sampling import SampleState, sample_loop
 from generative.core.seeding import ImageNoise, keyed_generator
 from generative.gan.sampling import (
-    OneStepScheduler,
     TruncationLaw,
     check_truncation,
     check_truncation_law,
@@ -136,13 +134,3 @@ def test_a_generator_gets_what_it_takes() -> None:
 def test_wrong_truncation_is_told(truncation: object) -> None:
     with pytest.raises(UserError, match="truncation must be a positive threshold"):
         check_truncation(truncation)  # type: ignore[arg-type]
-
-
-def test_one_step_takes_the_prediction() -> None:
-    state = SampleState(torch.zeros(2, 4))
-    images = torch.rand(2, 3, 8, 8)
-    noise = ImageNoise([keyed_generator(index) for index in range(2)])
-    result = sample_loop(lambda state, timestep: images, OneStepScheduler(), state, 1, noise)
-    assert result.sample is images
-    with pytest.raises(UserError, match="in 1 step, got num_inference_steps=20"):
-        sample_loop(lambda state, timestep: images, OneStepScheduler(), state, 20, noise)

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from generative.autoregressive.continuous.diffusion_head import HeadSampler, draw_tokens
-from generative.autoregressive.continuous.dpm_solver import DPMSolverSampler
+from generative.autoregressive.continuous.head_samplers import DPMSolverHeadSampler, head_sampler
 from generative.autoregressive.continuous.objective import EMIGMObjective
 from generative.autoregressive.continuous.schedulers import IndependentScheduler
 from generative.autoregressive.masking import ScheduledMasking, mask_schedule, masking_time
 from generative.convert.autoregressive.mar import chain_timesteps
 from generative.core.sampling import SampleState, sample_loop
-from pipelines.emigm import EMIGMPipeline, head_sampler
+from pipelines.emigm import EMIGMPipeline
 
 SOURCE = "emigm"
 HEAD_GUIDANCE = 2.5  # of the solver's samples
@@ -74,12 +74,12 @@ def solver_sample(network: Module, inputs: Tensors, steps: int, guided: bool) ->
     names = ("step_z", "step_z_null") if guided else ("step_z",)
     condition = torch.stack([inputs[name] for name in names])
     scale = HEAD_GUIDANCE if guided else None
-    return draw_tokens(network.head, condition, scale, DPMSolverSampler(steps), FileNoise([inputs["step_x"]]))
+    return draw_tokens(network.head, condition, scale, DPMSolverHeadSampler(steps), FileNoise([inputs["step_x"]]))
 
 
 def toy_sample(inputs: Tensors, steps: int) -> Tensor:
     """The solver on the file's analytic noise model."""
-    sampler = DPMSolverSampler(steps)
+    sampler = DPMSolverHeadSampler(steps)
 
     def predict(state: SampleState, timestep: int) -> Tensor:
         angle = (sampler.model_time(timestep) / 1000 + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2
@@ -130,7 +130,7 @@ def run_sampler(network: Module, inputs: Tensors, run: int, recorded: Tensors) -
 def outputs(given: Given) -> Table:
     """The table of outputs; ``runN_to_predict`` of the file tells draws that no input does, see ``ReplayScheduler``."""
     network, inputs, config = given.model, given.inputs, given.config
-    solver = DPMSolverSampler(8)
+    solver = DPMSolverHeadSampler(8)
     return {
         "z": lambda: features(network, inputs, null=False),
         "z_null": lambda: features(network, inputs, null=True),

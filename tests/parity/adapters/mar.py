@@ -8,7 +8,8 @@ from outputs import Given, Table, Tensors
 from torch import Tensor
 from torch.nn import Module
 
-from generative.autoregressive.continuous.diffusion_head import AncestralSampler, guide, head_losses
+from generative.autoregressive.continuous.diffusion_head import guide, head_losses
+from generative.autoregressive.continuous.head_samplers import AncestralHeadSampler
 from generative.autoregressive.continuous.objective import MARObjective
 from generative.autoregressive.continuous.schedulers import RandomOrderScheduler
 from generative.convert.autoregressive.mar import chain_timesteps
@@ -43,8 +44,8 @@ def token_losses(network: Module, inputs: Tensors, config: dict) -> dict[str, Te
 
 def guided_step(network: Module, inputs: Tensors) -> Tensor:
     """One guided reverse step of the chain of 100, each row at its own index."""
-    sampler = AncestralSampler(100, TEMPERATURE)
-    times = torch.tensor(sampler.timesteps)[inputs["step_index"]]
+    sampler = AncestralHeadSampler(100, TEMPERATURE)
+    times = torch.tensor(sampler.chain.timesteps)[inputs["step_index"]]
     condition = torch.stack([inputs["step_z"], inputs["step_z_null"]])
     output = guide(network.head(inputs["step_x"], times, condition), GUIDANCE, network.token_size)
     return sampler.reverse_step(output, inputs["step_x"], inputs["step_index"], inputs["step_noise"])
@@ -53,7 +54,7 @@ def guided_step(network: Module, inputs: Tensors) -> Tensor:
 def samples(network: Module, inputs: Tensors, config: dict) -> dict[str, Tensor]:
     """Latents from the file's orders and noise, and the masks before each iteration."""
     noises = numbered(inputs, "sample_noise_")
-    sampler = AncestralSampler(chain_timesteps(config.get("num_sampling_steps", "100")), TEMPERATURE)
+    sampler = AncestralHeadSampler(chain_timesteps(config.get("num_sampling_steps", "100")), TEMPERATURE)
     scheduler = RandomOrderScheduler(file_drawing(network.head, sampler, iter(noises)), GUIDANCE, "linear")
     recorder = Recorder(scheduler)
     pipeline = MARPipeline(network)
@@ -68,7 +69,7 @@ def outputs(given: Given) -> Table:
     """The table of outputs."""
     network, inputs = given.model, given.inputs
     num_rows = inputs["mask"].numel()
-    chain = AncestralSampler(100)
+    chain = AncestralHeadSampler(100).chain
     z = features(network, inputs, null=False)
     tokens = network.patchify(inputs["latents"])
     return {

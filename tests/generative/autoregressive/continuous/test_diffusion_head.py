@@ -11,7 +11,6 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from generative.autoregressive.continuous.diffusion_head import (
-    AncestralSampler,
     DiffusionHead,
     HeadSampler,
     TokenNoise,
@@ -21,13 +20,14 @@ from generative.autoregressive.continuous.diffusion_head import (
     head_losses,
     head_process,
 )
-from generative.autoregressive.continuous.dpm_solver import DPMSolverSampler, solver_orders
+from generative.autoregressive.continuous.head_samplers import AncestralHeadSampler, DPMSolverHeadSampler
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState, sample_loop
 from generative.core.seeding import ImageNoise
+from generative.diffusion.samplers.dpm_solver import solver_orders
 
 MEAN, STD = 0.7, 0.4  # of the known Gaussian
-SOLVERS: list[Callable[[], HeadSampler]] = [lambda: AncestralSampler(100), lambda: DPMSolverSampler(14)]
+SOLVERS: list[Callable[[], HeadSampler]] = [lambda: AncestralHeadSampler(100), lambda: DPMSolverHeadSampler(14)]
 
 
 def make_head() -> DiffusionHead:
@@ -48,11 +48,11 @@ def test_schedule_is_the_cosine_one_of_diffusers() -> None:
 
 
 def test_shortened_chain_has_the_betas_of_diffusers() -> None:
-    sampler = AncestralSampler([0, 300, 999])
+    sampler = AncestralHeadSampler([0, 300, 999])
     kept = head_process().alphas_cumprod[[0, 300, 999]]
-    torch.testing.assert_close(sampler.process.alphas_cumprod, kept)
+    torch.testing.assert_close(sampler.chain.process.alphas_cumprod, kept)
     assert [sampler.model_time(step) for step in sampler.set_timesteps(3, torch.device("cpu"))] == [999, 300, 0]
-    assert AncestralSampler(4).timesteps == [0, 333, 666, 999]
+    assert AncestralHeadSampler(4).chain.timesteps == [0, 333, 666, 999]
 
 
 @pytest.mark.parametrize("make_sampler", SOLVERS)
@@ -79,15 +79,15 @@ def test_an_exact_denoiser_gives_the_known_gaussian(make_sampler: Callable[[], H
 
 def test_temperature_zero_takes_the_mean_of_every_step() -> None:
     head, condition = make_head(), torch.randn(1, 4, 5)
-    cold = AncestralSampler(5, temperature=0.0)
+    cold = AncestralHeadSampler(5, temperature=0.0)
     tokens = [draw_tokens(head, condition, None, cold, TokenNoise(noise(seed), [4], 5, 3)) for seed in (0, 0, 1)]
     assert torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
     state = SampleState(torch.randn(4, 3))
     output = head(state.sample, torch.tensor([500]), condition[0])
     index = torch.tensor([2])
-    step = AncestralSampler(5, temperature=0.5).reverse_step
+    step = AncestralHeadSampler(5, temperature=0.5).reverse_step
     half, none = step(output, state.sample, index, torch.ones(4, 3)), step(output, state.sample, index, torch.zeros(4, 3))
-    full = AncestralSampler(5).reverse_step(output, state.sample, index, torch.ones(4, 3))
+    full = AncestralHeadSampler(5).reverse_step(output, state.sample, index, torch.ones(4, 3))
     torch.testing.assert_close(half - none, (full - none) / 2)
     torch.testing.assert_close(step(output, state.sample, torch.tensor([0]), torch.ones(4, 3)),
                                step(output, state.sample, torch.tensor([0]), torch.zeros(4, 3)))  # fmt: skip
@@ -147,20 +147,20 @@ def test_tokens_of_an_image_do_not_depend_on_its_batch(make_sampler: Callable[[]
 )
 def test_orders_use_up_the_evaluations(evaluations: int, orders: list[int]) -> None:
     assert solver_orders(evaluations) == orders
-    sampler = DPMSolverSampler(evaluations)
+    sampler = DPMSolverHeadSampler(evaluations)
     assert len(sampler.stages) == evaluations == sum(orders)
-    times = [stage.time for stage in sampler.stages]
+    times = [sampler.model_time(step) for step in range(evaluations)]
     assert times == sorted(times, reverse=True) and times[0] == pytest.approx(999, abs=0.1) and times[-1] > 0
 
 
 @pytest.mark.parametrize("steps", [0, 1, 1001, [5], [3, 3], [5, 2], [0, 1000]])
 def test_wrong_chains_are_refused(steps: int | list[int]) -> None:
     with pytest.raises(UserError, match="num_diffusion_steps must be"):
-        AncestralSampler(steps)
+        AncestralHeadSampler(steps)
 
 
 def test_wrong_options_are_refused() -> None:
     with pytest.raises(UserError, match="temperature must be 0 or more, got -1"):
-        AncestralSampler(5, temperature=-1)
+        AncestralHeadSampler(5, temperature=-1)
     with pytest.raises(UserError, match="num_diffusion_steps of dpm-solver must be a number from 1 on, got 0"):
-        DPMSolverSampler(0)
+        DPMSolverHeadSampler(0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
+from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.formulations.interpolant import Interpolant
@@ -20,6 +21,7 @@ from generative.diffusion.samplers.adaptive import AdaptiveODESampler
 from generative.diffusion.samplers.ancestral import AncestralSampler
 from generative.diffusion.samplers.base import Sampler
 from generative.diffusion.samplers.ddim import DDIMSampler
+from generative.diffusion.samplers.dpm_solver import DPMSolverSampler, FormulationSchedule, solver_orders
 from generative.diffusion.samplers.heun import HeunSampler
 from generative.diffusion.samplers.ode import ODESampler
 from generative.diffusion.samplers.sde import SDESampler
@@ -115,6 +117,49 @@ def test_heun_of_order_one_is_euler_and_costs_half() -> None:
     assert calls == {1: 8, 2: 15}
 
 
+def dpm_error(sampler: DPMSolverSampler, formulation: Formulation, steps: int) -> float:
+    start, end = (time[None] for time in FormulationSchedule(formulation).ends())
+    first = noise_state().sample.double() * formulation.alpha_sigma(start)[1].double()
+    return float((run(sampler, formulation, steps) - exact_end(formulation, first, start, end)).abs().max())
+
+
+@pytest.mark.parametrize("name", [*CONTINUOUS, *GAUSSIAN])
+@pytest.mark.parametrize(("order", "steps"), [(1, 48), (2, 48), (3, 95)])
+def test_dpm_solver_converges_at_its_order_on_every_formulation(order: int, steps: int, name: str) -> None:
+    formulation = (CONTINUOUS | GAUSSIAN)[name]
+    # Numbers of evaluations that do not end in a step of order 1, where the highest order shows.
+    coarse, fine = (dpm_error(DPMSolverSampler(order), formulation, number) for number in (steps, 2 * steps + (order == 3)))
+    assert math.log2(coarse / fine) > order - 0.5
+    assert fine < {1: 0.04, 2: 0.004, 3: 1e-5}[order]
+
+
+@pytest.mark.parametrize("name", ["linear", "gvp", "vp", "noise", "v"])
+def test_dpm_solver_converges_in_even_times_too(name: str) -> None:
+    coarse, fine = (dpm_error(DPMSolverSampler(grid="time_uniform"), (CONTINUOUS | GAUSSIAN)[name], steps) for steps in (95, 191))
+    assert fine < 0.006 and coarse / fine > 3.5
+
+
+def test_dpm_solver_of_order_one_is_ddim() -> None:
+    formulation = GAUSSIAN["noise"]
+    found = run(DPMSolverSampler(1, "time_uniform"), formulation, 999)  # every step of the chain
+    torch.testing.assert_close(found, run(DDIMSampler(), formulation, 1000), atol=0.02, rtol=0)
+
+
+def test_dpm_solver_evaluates_as_often_as_it_is_told() -> None:
+    formulation, times = CONTINUOUS["linear"], list[float]()
+
+    def predict(state: SampleState, time: Tensor) -> DenoiserOutput:
+        times.append(float(time))
+        return exact_predict(formulation)(state, time)
+
+    for steps in (1, 2, 3, 8, 14):
+        for sampler in (DPMSolverSampler(), DPMSolverSampler(2), DPMSolverSampler(grid="time_uniform")):
+            times.clear()
+            sampler.sample(predict, noise_state(), steps, streams(4), formulation)
+            assert len(times) == steps and times == sorted(times, reverse=True)
+    assert [solver_orders(7, order) for order in (1, 2, 3)] == [[1] * 7, [2, 2, 2, 1], [3, 3, 1]]
+
+
 @pytest.mark.parametrize("name", ["linear", "linear, time scaled", "linear, data at 1, shifted", "gvp", "vp", "cosine", "vp-sde"])
 @pytest.mark.parametrize("form", ["sigma", "linear", "decreasing", "increasing-decreasing"])
 def test_every_sde_ends_in_the_data(name: str, form: str) -> None:
@@ -163,9 +208,8 @@ def test_an_image_is_the_same_in_any_batch(name: str) -> None:
     assert torch.equal(alone.sample[0], together[2])
 
 
-@pytest.mark.parametrize("name", [*STOCHASTIC, "ode"])
-def test_saved_and_loaded_sampler_is_the_same(name: str, tmp_path: Path) -> None:
-    sampler = STOCHASTIC.get(name, ODESampler("heun"))
+@pytest.mark.parametrize("sampler", [*STOCHASTIC.values(), ODESampler("heun"), DPMSolverSampler(2, "time_uniform")])
+def test_saved_and_loaded_sampler_is_the_same(sampler: Sampler, tmp_path: Path) -> None:
     sampler.save_pretrained(tmp_path)
     loaded = type(sampler).from_pretrained(tmp_path)
     assert {key: value for key, value in sampler.config.items() if not key.startswith("_")}.items() <= loaded.config.items()
@@ -175,6 +219,7 @@ def test_saved_and_loaded_sampler_is_the_same(name: str, tmp_path: Path) -> None
     ("sampler", "formulation", "steps", "message"),
     [
         (ODESampler(), CONTINUOUS["linear"], 0, "num_inference_steps must be at least 1, got 0"),
+        (DPMSolverSampler(), CONTINUOUS["linear"], 0, "num_inference_steps must be at least 1, got 0"),
         (SDESampler(), CONTINUOUS["linear"], 1, "must be at least 2"),
         (ODESampler(), GAUSSIAN["noise"], 5, "no continuous time"),
         (AncestralSampler(), CONTINUOUS["linear"], 5, "was trained as Interpolant"),
@@ -185,3 +230,10 @@ def test_saved_and_loaded_sampler_is_the_same(name: str, tmp_path: Path) -> None
 def test_what_does_not_fit_is_refused(sampler: Sampler, formulation: Formulation, steps: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(sampler, formulation, steps)
+
+
+def test_wrong_options_of_dpm_solver_are_refused() -> None:
+    with pytest.raises(UserError, match="order must be 1, 2 or 3, got 4"):
+        DPMSolverSampler(4)
+    with pytest.raises(UserError, match="grid must be log_snr or time_uniform, got 'karras'"):
+        DPMSolverSampler(grid="karras")  # type: ignore[arg-type]
