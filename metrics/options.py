@@ -104,9 +104,12 @@ def _extractor(value: Any) -> str:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    """Split names at commas; none at all is an empty tuple, which `ScoreOptions` refuses."""
+    """Split names at commas."""
     text = ",".join(map(str, value)) if isinstance(value, list | tuple) else _text(value)
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise ValueError(f"names no metric, got {text!r}: try --metrics fid")
+    return names
 
 
 def _option(read: Reader, default: Any = None) -> Any:
@@ -180,8 +183,6 @@ class ScoreOptions:
             raise ValueError("a path is empty.")  # As of a variable of the shell that is not set; it would be this folder.
         if not self.paths:
             raise ValueError("the following arguments are required: PATH, a reference and at least one sample set.")
-        if self.metrics == ():
-            raise ValueError("--metrics names no metric, only commas or nothing: try --metrics fid.")
         if self.dataset is None:
             for name in ("dataset_split", "dataset_res", "dataset_root"):
                 if getattr(self, name) is not None:
@@ -256,7 +257,7 @@ def _spelled(paths: tuple[str, ...], has_reference: bool, read: dict[str, Any]) 
     if "dataset" in read and reference is not None:
         raise ValueError("--dataset names the reference of samples, and does not go with --input2: give one of them.")
     flagged = tuple(score for name, score in SCORE_FLAGS.items() if name in theirs)
-    if flagged and read.get("metrics") != ():
+    if flagged:
         read["metrics"] = (*read.get("metrics", ()), *flagged)
     return ScoreOptions(
         paths=paths,

@@ -20,7 +20,7 @@ import torch
 
 from metrics.cli import main
 from metrics.extractors import FeatureExtractor, build_extractor
-from metrics.files import weights as cache
+from metrics.files import weights
 from metrics.files.named_datasets import DATASETS, NamedReference, resolve_reference
 from metrics.scoring import named, plan, score
 
@@ -103,7 +103,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(url)
         raise OSError("no network here")
 
-    monkeypatch.setattr(cache.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(weights.urllib.request, "urlopen", refuse)
     return asked
 
 
@@ -209,7 +209,7 @@ def test_a_download_is_whole_or_not_at_all(folders, made: Path, printed, refused
             return {"Content-Length": str(promised)}
 
     answer = content[:1000]
-    monkeypatch.setattr(cache.urllib.request, "urlopen", lambda url, timeout: Answer(answer))
+    monkeypatch.setattr(weights.urllib.request, "urlopen", lambda url, timeout: Answer(answer))
     promised = len(content)
     assert "broke after 1000" in refused(folders[1], "--dataset", "cifar10")
     answer, promised = b"<html>404</html>", 16

@@ -207,7 +207,7 @@ def test_a_curve_of_other_settings_is_refused(
         (["--thresholds", "1,1.0"], "--thresholds names 1.0 twice"),
         (["--num-samples", "1"], "--num-samples must be at least 2, got 1"),
         (["--num-samples", "x"], "--num-samples"),
-        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--seed", "-1"], "--seed must be an integer from 0 to 2^64 - 1, got -1"),
         (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--standing-statistics", "-1"], "--standing-statistics must be at least 0, got -1"),
         (["--standing-batch-size", "8"], "--standing-batch-size is the batch of --standing-statistics"),
