@@ -12,8 +12,7 @@ from torch import nn
 from generative.core.errors import UserError
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.base import fingerprint
-from generative.tokenizers.encoded_objective import EncodedObjective
-from generative.tokenizers.frozen_encoder import FrozenEncoder
+from generative.tokenizers.encoded_objective import EncodedObjective, FrozenEncoder, drop_labels
 from generative.tokenizers.latents import encode_images
 from generative.tokenizers.pixel import PixelTokenizer
 from pipelines.base import ImagePipeline
@@ -95,3 +94,19 @@ def test_latents_are_drawn_before_labels_are_dropped() -> None:
 def test_shares_of_labels_outside_their_range_are_refused(share: float) -> None:
     with pytest.raises(UserError, match=r"label_dropout must be in \[0, 1\), got"):
         Plain("net", SIZE, None, torch.optim.AdamW, None, share)
+
+
+def test_labels_are_dropped_at_the_given_rate_and_others_kept() -> None:
+    labels = torch.arange(10).repeat(1000)
+    dropped = drop_labels(labels, 10, 0.1, torch.Generator().manual_seed(0))
+    assert (dropped == 10).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(dropped[dropped < 10], labels[dropped < 10])
+    assert torch.equal(drop_labels(labels, 10, 0.1, torch.Generator().manual_seed(0)), dropped)
+
+
+def test_rate_zero_drops_nothing_and_draws_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    labels = torch.arange(10)
+    assert drop_labels(labels, 10, 0.0, generator) is labels
+    assert torch.equal(generator.get_state(), state)
