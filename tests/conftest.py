@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent / "helpers"))  # modules that tests of several folders share
+
 
 @pytest.fixture(scope="session")
 def toy() -> ModuleType:

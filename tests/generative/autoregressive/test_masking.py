@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from scipy.stats import truncnorm
+from seeded import generator
 
 from generative.autoregressive.masking import (
     ScheduledMasking,
@@ -19,10 +20,6 @@ from generative.autoregressive.masking import (
 from generative.core.errors import UserError
 
 STRATEGIES = ["exp", "cosine", "linear", "log", "poly-0.5", "poly-3"]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("min_ratio", [0.7, 0.1])

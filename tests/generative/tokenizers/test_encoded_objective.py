@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from seeded import generator
 from torch import nn
 
 from generative.core.errors import UserError
@@ -28,10 +29,6 @@ class Plain(EncodedObjective):
 
     def pipeline(self, networks: Networks) -> ImagePipeline:
         raise AssertionError("not sampled from")
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def make_autoencoder() -> AutoencoderKL:

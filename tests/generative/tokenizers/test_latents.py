@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin
+from seeded import generator
 
 from generative.core.errors import UserError
 from generative.tokenizers.base import fingerprint
@@ -29,10 +30,6 @@ def dc() -> AutoencoderDC:
 
 def images() -> torch.Tensor:
     return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_kl_latents_are_drawn_shifted_and_scaled() -> None:

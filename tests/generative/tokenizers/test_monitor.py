@@ -7,16 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from seeded import generator
 from torch import Tensor, nn
 
 from generative.core import checkpoint as ckpt
 from generative.core.errors import UserError
 from generative.tokenizers.base import CodeUse
 from generative.tokenizers.monitor import PICKS_PER_MICRO_BATCH, TokenizerMonitor
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def run_step(monitor: TokenizerMonitor, ids: list[int], vectors: Tensor | None = None, step: int = 1, **options: object) -> None:

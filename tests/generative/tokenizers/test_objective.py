@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from seeded import generator
 from torch import Tensor, nn
 
 from generative.core import checkpoint as ckpt
@@ -44,10 +45,6 @@ class MeanGap(PerceptualLoss):
 def make_batch(seed: int = 0, size: int = 4) -> dict[str, Tensor]:
     images = torch.rand(size, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return {"images": images, "class_labels": torch.zeros(size, dtype=torch.int64)}
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def kl_autoencoder(**options: Any) -> KLAutoencoder:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from seeded import picture
 
 from metrics.files.images import ImageError, decode_image, read_image
 
@@ -17,12 +18,8 @@ def _png(mode: str, pixels: np.ndarray, **kwargs: object) -> bytes:
     return buffer.getvalue()
 
 
-def _rgb(seed: int, height: int = 6, width: int = 9) -> np.ndarray:
-    return np.random.RandomState(seed).randint(0, 256, (height, width, 3), dtype=np.uint8)
-
-
 def test_every_kind_becomes_rgb_by_its_rule() -> None:
-    rgb = _rgb(1)
+    rgb = picture(1)
     alpha = np.dstack([rgb, np.zeros((6, 9), np.uint8)])
     grey = rgb[..., 0]
     assert np.array_equal(decode_image(_png("RGBA", alpha), "x").permute(1, 2, 0).numpy(), rgb), "alpha is dropped"
@@ -40,14 +37,14 @@ def test_every_kind_becomes_rgb_by_its_rule() -> None:
 
 
 def test_first_frame_and_stored_orientation_count() -> None:
-    frames = [Image.fromarray(_rgb(seed)).convert("L") for seed in (0, 1)]
+    frames = [Image.fromarray(picture(seed)).convert("L") for seed in (0, 1)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "TIFF", save_all=True, append_images=frames[1:])
     assert np.array_equal(decode_image(buffer.getvalue(), "x")[0].numpy(), np.asarray(frames[0]))
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees to view"
     rotated = io.BytesIO()
-    Image.fromarray(_rgb(2)).save(rotated, "PNG", exif=exif)
+    Image.fromarray(picture(2)).save(rotated, "PNG", exif=exif)
     assert decode_image(rotated.getvalue(), "x").shape == (3, 6, 9)
 
 
@@ -60,7 +57,7 @@ def test_pixels_with_no_stated_white_are_refused() -> None:
 
 
 def test_files_that_are_no_image_are_named(tmp_path: Path) -> None:
-    good = _png("RGB", _rgb(0, 40, 40))
+    good = _png("RGB", picture(0, 40, 40))
     for content, words in (
         (good[: len(good) // 2], r"truncated or corrupt \(.+\)"),
         (b"", r"empty \(0 bytes\)"),
@@ -81,14 +78,14 @@ def test_a_postscript_program_is_never_run() -> None:
 
 
 def test_pixels_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = _png("RGB", _rgb(0))
+    data = _png("RGB", picture(0))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(ImageError, match="has too many pixels to be decoded safely"):
         decode_image(data, "x.png")
 
 
 def test_animations_give_their_first_frame() -> None:
-    frames = [Image.fromarray(_rgb(seed)) for seed in range(3)]
+    frames = [Image.fromarray(picture(seed)) for seed in range(3)]
     for image_format, options in (("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True})):
         buffer = io.BytesIO()
         frames[0].save(buffer, image_format, save_all=True, append_images=frames[1:], **options)
@@ -106,8 +103,8 @@ def test_deep_grey_maps_are_read_by_their_high_byte() -> None:
 
 def _kinds() -> dict[str, bytes]:
     """Files of every kind whose pixels the three rivals agree on."""
-    rgb = Image.fromarray(_rgb(4, 16, 12))
-    alpha = Image.fromarray(np.dstack([_rgb(4, 16, 12), _rgb(5, 16, 12)[..., :1]]))
+    rgb = Image.fromarray(picture(4, 16, 12))
+    alpha = Image.fromarray(np.dstack([picture(4, 16, 12), picture(5, 16, 12)[..., :1]]))
     rotated = Image.Exif()
     rotated[0x0112] = 6
     palette_alpha = rgb.quantize(8)

@@ -15,17 +15,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
-from PIL import Image
+from seeded import png
 
 from generative.core.errors import UserError
 from generative.data.parquet import ParquetDataset
 from metrics.sources import TarSource, open_source
-
-
-def _png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (6, 9, 3), dtype=np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _tar(first: int) -> bytes:
@@ -33,8 +27,8 @@ def _tar(first: int) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for index in range(first, first + 3):
             info = tarfile.TarInfo(f"{index}.png")
-            info.size = len(_png(index))
-            archive.addfile(info, io.BytesIO(_png(index)))
+            info.size = len(png(index))
+            archive.addfile(info, io.BytesIO(png(index)))
     return buffer.getvalue()
 
 
@@ -70,7 +64,7 @@ def _zip(first: int) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for index in range(first, first + 3):
-            archive.writestr(f"{index}.png", _png(index))
+            archive.writestr(f"{index}.png", png(index))
         archive.comment = b"of three"
     return buffer.getvalue()
 
@@ -94,7 +88,7 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(2):
-            archive.writestr("a.png", _png(0))
+            archive.writestr("a.png", png(0))
     with pytest.raises(ValueError, match=r"x\.zip holds a\.png twice: keep one of them"):
         open_source(tmp_path / "x.zip")
 
@@ -113,7 +107,7 @@ def test_joined_parquet_files_are_refused(tmp_path: Path, first: int, second: in
     """Their offsets are those of the last, so that its description reads the bytes of the first."""
     contents = []
     for start, count in ((0, first), (50, second)):
-        table = pyarrow.table({"image": [_png(index) for index in range(start, start + count)], "label": list(range(count))})
+        table = pyarrow.table({"image": [png(index) for index in range(start, start + count)], "label": list(range(count))})
         parquet.write_table(table, tmp_path / "x.parquet", row_group_size=3, write_page_index=write_page_index)
         assert len(open_source(tmp_path / "x.parquet")) == count
         contents.append((tmp_path / "x.parquet").read_bytes())
@@ -129,16 +123,16 @@ def test_links_to_images_in_a_tar_are_refused(tmp_path: Path, kind: bytes) -> No
         for name in ("a.png", "b.png"):
             info = tarfile.TarInfo(name)
             if name == "a.png":
-                info.size = len(_png(0))
+                info.size = len(png(0))
             else:
                 info.type, info.linkname = kind, "a.png"
-            archive.addfile(info, io.BytesIO(_png(0)))
+            archive.addfile(info, io.BytesIO(png(0)))
     with pytest.raises(ValueError, match=r"x\.tar holds b\.png as a link or sparse file, which is not read: write it again"):
         TarSource(tmp_path / "x.tar")
 
 
 def test_joined_parquet_files_are_no_training_data(tmp_path: Path) -> None:
-    parquet.write_table(pyarrow.table({"image": [_png(0), _png(1)], "label": [0, 1]}), tmp_path / "x.parquet")
+    parquet.write_table(pyarrow.table({"image": [png(0), png(1)], "label": [0, 1]}), tmp_path / "x.parquet")
     (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes() * 2)
     with pytest.raises(UserError, match="holds another one before it"):
         ParquetDataset(tmp_path / "x.parquet", image_size=4)

@@ -13,17 +13,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
-from PIL import Image
+from seeded import png
 
 from metrics import score
 from metrics.sources import ImageSource, TarSource, open_source
 from metrics.sources.labels import find_labels, sample_key
-
-
-def _png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (8, 8, 3), dtype=np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _tar(path: Path, names: Sequence[str], texts: Sequence[str] = ()) -> Path:
@@ -31,7 +25,7 @@ def _tar(path: Path, names: Sequence[str], texts: Sequence[str] = ()) -> Path:
     left = iter(texts)
     with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
         for index, name in enumerate(names):
-            content = _png(index) if name.endswith("png") else next(left).encode()
+            content = png(index) if name.endswith("png") else next(left).encode()
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -92,7 +86,7 @@ def test_folders_in_archives_are_classes(tmp_path: Path, kind: str, root: str) -
     if kind == "zip":
         with zipfile.ZipFile(path, "w") as archive:
             for name in names:
-                archive.writestr(name, _png(0))
+                archive.writestr(name, png(0))
     else:
         _tar(path, names)
     assert _labels(open_source(path)) == ["cat", "cat", "dog"]
@@ -111,7 +105,7 @@ def test_why_there_are_no_labels(tmp_path: Path, tiny_options: list[str]) -> Non
         assert not source.has_labels
         return source.label_hint
 
-    parquet.write_table(pyarrow.table({"image": [_png(0), _png(1)], "fine_label": [0, 1]}), tmp_path / "x.parquet")
+    parquet.write_table(pyarrow.table({"image": [png(0), png(1)], "fine_label": [0, 1]}), tmp_path / "x.parquet")
     expected = "labels are read from a column named label, its columns are image, fine_label"
     assert hint(open_source(tmp_path / "x.parquet")) == expected
     assert hint(TarSource(_tar(tmp_path / "x.tar", ["a.png", "a.cls", "b.png"], ["1"]))).startswith("1 of 2 images have a class")

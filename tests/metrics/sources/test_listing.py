@@ -8,12 +8,12 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
+from seeded import picture, png
 
 from generative.core.errors import UserError
 from generative.data.image_files import ImageFilesDataset
@@ -24,35 +24,25 @@ from metrics.sources import ImageSource, open_source
 from metrics.sources.listing import describe_left_out, is_hidden, is_image_name, list_images
 
 
-def _rgb(seed: int, height: int = 6, width: int = 9) -> np.ndarray:
-    return np.random.RandomState(seed).randint(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def _png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(_rgb(seed)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def test_folder_is_searched_recursively_in_order(tmp_path: Path) -> None:
     for index, name in enumerate(["b.PNG", "a/z.JPEG", "a/b.Png", "A.png", "c/d/e.webp", "a.jfif", "notes.txt", "._a.png"]):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".jfif":
-            Image.fromarray(_rgb(index)).save(path, "JPEG")
+            Image.fromarray(picture(index)).save(path, "JPEG")
         elif path.suffix == ".txt":
             path.write_text("no image")
         else:
-            Image.fromarray(_rgb(index, 4 + index)).save(path)
+            Image.fromarray(picture(index, 4 + index)).save(path)
     assert list_images(tmp_path).names == ["A.png", "a.jfif", "a/b.Png", "a/z.JPEG", "b.PNG", "c/d/e.webp"]
-    assert torch.equal(read_image(tmp_path / "b.PNG"), torch.from_numpy(_rgb(0, 4)).permute(2, 0, 1))
+    assert torch.equal(read_image(tmp_path / "b.PNG"), torch.from_numpy(picture(0, 4)).permute(2, 0, 1))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_linked_class_folders_count_once_and_loops_end(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "elsewhere").mkdir()
-    Image.fromarray(_rgb(0)).save(tmp_path / "elsewhere" / "a.png")
+    Image.fromarray(picture(0)).save(tmp_path / "elsewhere" / "a.png")
     (tmp_path / "set" / "class").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "set")
     assert list_images(tmp_path / "set").names == ["class/a.png"]
@@ -88,7 +78,7 @@ _LEFT_OUT = ["cat/d.gif", "cat/e.GIF", "dog/f.avif", ".ipynb_checkpoints/g.gif"]
 
 
 def _make(kind: str, path: Path, names: list[str]) -> Path:
-    contents = {name: _png(index) for index, name in enumerate(names)}
+    contents = {name: png(index) for index, name in enumerate(names)}
     if kind == "folder":
         for name, content in contents.items():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -128,13 +118,13 @@ def test_hidden_and_tool_folders_are_no_images_and_no_classes(tmp_path: Path, ki
 def test_shards_in_hidden_folders_do_not_count(tmp_path: Path) -> None:
     (tmp_path / ".cache" / "huggingface").mkdir(parents=True)
     for name in ("0.parquet", ".cache/huggingface/0.parquet", "._0.parquet"):
-        parquet.write_table(pyarrow.table({"image": [_png(0)]}), tmp_path / name)
+        parquet.write_table(pyarrow.table({"image": [png(0)]}), tmp_path / name)
     assert len(open_source(tmp_path)) == 1
 
 
 def test_shards_beside_images_are_told(tmp_path: Path) -> None:
     _make("folder", tmp_path, ["preview.png", "b.png"])
-    parquet.write_table(pyarrow.table({"image": [_png(0)]}), tmp_path / "0.parquet")
+    parquet.write_table(pyarrow.table({"image": [png(0)]}), tmp_path / "0.parquet")
     assert open_source(tmp_path).notes == [f"of {tmp_path}, 1 file of formats that are not read here (1 .parquet) were left out."]
 
 

@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from PIL import Image
+from seeded import picture, png
 
 from metrics.cli import main
 from metrics.sources import (
@@ -41,18 +41,8 @@ _COUNT = 11
 _CLASSES = [("n02", "10", "cat")[index % 3] for index in range(_COUNT)]
 
 
-def _rgb(seed: int, height: int = 6, width: int = 9) -> np.ndarray:
-    return np.random.RandomState(seed).randint(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def _png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(_rgb(seed)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _expected(seed: int) -> torch.Tensor:
-    return torch.from_numpy(_rgb(seed)).permute(2, 0, 1)
+    return torch.from_numpy(picture(seed)).permute(2, 0, 1)
 
 
 def _folder(root: Path, names: Sequence[str], contents: Sequence[bytes]) -> Path:
@@ -87,7 +77,7 @@ def _parquet(path: Path, contents: Sequence[bytes | None], labels: object = None
 
 
 def _npz(path: Path, labels: np.ndarray | None = None, save: Callable[..., None] = np.savez) -> Path:
-    arrays = [np.stack([_rgb(seed) for seed in range(_COUNT)])]
+    arrays = [np.stack([picture(seed) for seed in range(_COUNT)])]
     save(path, *arrays, *([] if labels is None else [labels]))
     return path
 
@@ -98,7 +88,7 @@ _ORDER = sorted(range(_COUNT), key=lambda index: _NAMES[index])  # Folder and zi
 
 def _build(kind: str, root: Path) -> tuple[ImageSource, list[int], list[str]]:
     """Return a source of `_COUNT` images, the seed of each, and the class of each."""
-    contents = [_png(seed) for seed in range(_COUNT)]
+    contents = [png(seed) for seed in range(_COUNT)]
     in_order = list(range(_COUNT))
     by_name = [_CLASSES[index] for index in _ORDER]
     if kind == "folder":
@@ -165,7 +155,7 @@ def test_identity_follows_the_content(tmp_path: Path, kind: str) -> None:
     if kind == "npz":
         _npz(moved, np.zeros(_COUNT, int))
     elif kind == "zip":
-        _zip(moved, _NAMES, [_png(seed + 1) for seed in range(_COUNT)])
+        _zip(moved, _NAMES, [png(seed + 1) for seed in range(_COUNT)])
     else:
         return
     assert open_source(moved).identity() != identity
@@ -174,7 +164,7 @@ def test_identity_follows_the_content(tmp_path: Path, kind: str) -> None:
 def test_labels_are_first_level_folders_or_nothing(tmp_path: Path) -> None:
     def labels(*names: str) -> list[str] | None:
         root = tmp_path / str(len(list(tmp_path.iterdir())))
-        source = FolderSource(_folder(root, names, [_png(0)] * len(names)))
+        source = FolderSource(_folder(root, names, [png(0)] * len(names)))
         found = [label for batch in source.batches(2) for label in batch.labels or []]
         assert source.has_labels == bool(found)
         return found or None
@@ -186,7 +176,7 @@ def test_labels_are_first_level_folders_or_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("table", [[["00000/a.png", 3], ["00001/b.png", 5]], None, [["00000/a.png", 3]], [[1, 2, 3]], "x"])
 def test_folders_of_edm_are_no_classes(tmp_path: Path, table: object) -> None:
-    names, contents = ["00000/a.png", "00001/b.png"], [_png(0), _png(1)]
+    names, contents = ["00000/a.png", "00001/b.png"], [png(0), png(1)]
     content = json.dumps({"labels": table}).encode()
     folder = _folder(tmp_path / "set", [*names, "dataset.json"], [*contents, content])
     archive = _zip(tmp_path / "set.zip", [*names, "dataset.json"], [*contents, content])
@@ -197,7 +187,7 @@ def test_folders_of_edm_are_no_classes(tmp_path: Path, table: object) -> None:
 
 def test_tar_labels_from_json_and_only_if_every_image_has_one(tmp_path: Path) -> None:
     names = ["d/a.png", "d/a.json", "d/b.png", "d/b.json", "e/a.png", "e/a.cls"]
-    parts = [_png(0), b'{"label": 4}', _png(1), b'{"label": "cat"}', _png(2), b"0012\n"]
+    parts = [png(0), b'{"label": 4}', png(1), b'{"label": "cat"}', png(2), b"0012\n"]
     (batch,) = TarSource(_tar(tmp_path / "x.tar", names, parts)).batches(3)
     assert batch.labels == ["4", "cat", "12"]
     for bad in (b"{", b"[]", b'{"label": null}', b'{"label": true}', b"\xff", b'{"text": 1}'):
@@ -206,7 +196,7 @@ def test_tar_labels_from_json_and_only_if_every_image_has_one(tmp_path: Path) ->
 
 
 def test_parquet_labels_and_columns(tmp_path: Path) -> None:
-    contents = [_png(seed) for seed in range(3)]
+    contents = [png(seed) for seed in range(3)]
     assert ParquetSource(_parquet(tmp_path / "a.parquet", contents, [3, 1, 2], "img")).labels == ["3", "1", "2"]
     assert ParquetSource(_parquet(tmp_path / "b.parquet", contents, [3, None, 2])).labels is None
     assert ParquetSource(_parquet(tmp_path / "c.parquet", contents, [0.5, 1.0, 2.0])).labels is None
@@ -242,7 +232,7 @@ _ENCODED_KINDS = ["folder", "zip", "tar", "tar.gz", "parquet"]
 @pytest.mark.parametrize("kind", _ENCODED_KINDS)
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_damaged_images_are_listed_or_skipped(tmp_path: Path, kind: str, num_workers: int) -> None:
-    contents = [_png(seed) for seed in range(9)]
+    contents = [png(seed) for seed in range(9)]
     contents[4] = contents[4][:50]
     source = _damaged(kind, tmp_path, contents)
     with pytest.raises(ValueError, match=r"^image .*(04\.png|row 4).* is truncated or corrupt .*, or pass --skip-corrupt"):
@@ -262,7 +252,7 @@ def test_damaged_images_are_listed_or_skipped(tmp_path: Path, kind: str, num_wor
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
 def test_empty_images_are_listed_when_the_set_is_opened(tmp_path: Path, kind: str) -> None:
-    contents = [_png(0)] + [b""] * 13 + [_png(1)]
+    contents = [png(0)] + [b""] * 13 + [png(1)]
     with pytest.raises(ValueError) as caught:
         _damaged(kind, tmp_path, contents)
     message = str(caught.value)
@@ -274,7 +264,7 @@ def test_empty_images_are_listed_when_the_set_is_opened(tmp_path: Path, kind: st
     assert [batch.indices for batch in source.batches(2)] == [[0, 14]]
     assert len(source.skipped) == 13
     with pytest.raises(ValueError, match=r"^image .*01\.png.* is empty \(0 bytes\): remove it or write it again, or pass"):
-        _damaged(kind, tmp_path / "other", [_png(0), b""])
+        _damaged(kind, tmp_path / "other", [png(0), b""])
 
 
 def test_a_set_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
@@ -292,7 +282,7 @@ def test_the_search_for_more_damage_ends_in_time(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_a_dangling_link_is_listed(tmp_path: Path) -> None:
-    _folder(tmp_path, ["a.png"], [_png(0)])
+    _folder(tmp_path, ["a.png"], [png(0)])
     (tmp_path / "b.png").symlink_to(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"b\.png can't be read \(No such file or directory\)"):
         FolderSource(tmp_path)
@@ -305,7 +295,7 @@ def _decoders() -> list[str]:
 
 
 def test_threads_end_with_the_reader(tmp_path: Path) -> None:
-    source = _damaged("folder", tmp_path, [_png(seed) for seed in range(9)])
+    source = _damaged("folder", tmp_path, [png(seed) for seed in range(9)])
     batches = source.batches(1, 3)
     next(batches)
     assert _decoders()
@@ -318,7 +308,7 @@ def test_threads_end_with_the_reader(tmp_path: Path) -> None:
 
 
 def test_few_images_are_decoded_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = _damaged("folder", tmp_path, [_png(seed % 9) for seed in range(60)])
+    source = _damaged("folder", tmp_path, [png(seed % 9) for seed in range(60)])
     decoded = []
     original = encoded_module._attempt
     monkeypatch.setattr(encoded_module, "_attempt", lambda *work: decoded.append(1) or original(*work))
@@ -338,12 +328,12 @@ def test_contents_are_those_of_what_was_decoded(tmp_path: Path, kind: str, num_w
     assert list(source.contents(0, _COUNT, num_workers)) == expected and len({content for _, content in expected}) == _COUNT
     assert list(source.contents(3, 8, num_workers)) == expected[3:8]
     if "npz" not in kind:
-        assert expected[0][1] in {hashlib.sha256(_png(seed)).digest() for seed in range(_COUNT)}
+        assert expected[0][1] in {hashlib.sha256(png(seed)).digest() for seed in range(_COUNT)}
 
 
 @pytest.mark.parametrize("kind", _ENCODED_KINDS)
 def test_contents_cover_images_that_cannot_be_decoded(tmp_path: Path, kind: str) -> None:
-    contents = [_png(0), b"not an image", _png(2)]
+    contents = [png(0), b"not an image", png(2)]
     source = _damaged(kind, tmp_path, contents, skip_corrupt=True)
     digests = [hashlib.sha256(content).digest() for content in contents]
     assert [content for _, content in source.contents(0, 3)] == digests
@@ -356,7 +346,7 @@ def test_contents_cover_images_that_cannot_be_decoded(tmp_path: Path, kind: str)
 
 @pytest.mark.parametrize("kind", _ENCODED_KINDS)
 def test_batches_of_large_images_are_smaller(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = _damaged(kind, tmp_path, [_png(seed) for seed in range(7)])
+    source = _damaged(kind, tmp_path, [png(seed) for seed in range(7)])
     monkeypatch.setattr(encoded_module, "_BATCH_BYTES", 2 * 3 * 6 * 9)
     assert [batch.indices for batch in source.batches(50, 2)] == [[0, 1], [2, 3], [4, 5], [6]]
 
@@ -418,7 +408,7 @@ def test_damaged_containers_are_named(tmp_path: Path, kind: str) -> None:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"set\.{kind} is not a .* file, or is truncated"):
             open_source(path)
-    whole = _damaged(kind, tmp_path, [_png(seed) for seed in range(9)]).path.read_bytes()
+    whole = _damaged(kind, tmp_path, [png(seed) for seed in range(9)]).path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=rf"set\.{kind} is not a .* file, or is truncated"):
         open_source(path)
@@ -426,7 +416,7 @@ def test_damaged_containers_are_named(tmp_path: Path, kind: str) -> None:
 
 def test_a_tar_without_its_end_is_truncated(tmp_path: Path) -> None:
     """Python's tarfile takes it for a shorter archive."""
-    path = _tar(tmp_path / "x.tar", ["a.png", "b.png"], [_png(0), _png(1)])
+    path = _tar(tmp_path / "x.tar", ["a.png", "b.png"], [png(0), png(1)])
     content = path.read_bytes()
     second = content.index(b"b.png")
     for cut in (second, second + 100, second + 512):
@@ -441,7 +431,7 @@ def test_a_tar_without_its_end_is_truncated(tmp_path: Path) -> None:
 
 
 def test_a_zip_member_that_fails_its_check_sum_is_one_bad_image(tmp_path: Path) -> None:
-    path = _zip(tmp_path / "x.zip", ["a.png", "b.png"], [_png(0), _png(1)])
+    path = _zip(tmp_path / "x.zip", ["a.png", "b.png"], [png(0), png(1)])
     content = bytearray(path.read_bytes())
     content[content.index(b"IDAT") + 20] ^= 0xFF
     path.write_bytes(content)
@@ -464,19 +454,19 @@ def test_shards_of_one_kind_and_one_split(tmp_path: Path) -> None:
     tars = tmp_path / "tars"
     tars.mkdir()
     for number in range(3):
-        _tar(tars / f"{number}.tar", ["a.png", "b.png"], [_png(2 * number), b"" if number == 1 else _png(2 * number + 1)])
+        _tar(tars / f"{number}.tar", ["a.png", "b.png"], [png(2 * number), b"" if number == 1 else png(2 * number + 1)])
     with pytest.raises(ValueError, match=r"image b\.png in .*1\.tar is empty"):
         open_source(tars)
     source = open_source(tars, skip_corrupt=True)
     assert isinstance(source, ShardSource) and source.skipped == ["b.png in 1.tar"]
     assert [batch.indices for batch in source.batches(4, start=1)] == [[1, 2, 4, 5]]
-    _zip(tars / "x.zip", ["a.png"], [_png(0)])
+    _zip(tars / "x.zip", ["a.png"], [png(0)])
     with pytest.raises(ValueError, match="mixes shards of several kinds"):
         open_source(tars)
     splits = tmp_path / "splits"
     splits.mkdir()
     for name in ("test-0.parquet", "train-0.parquet"):
-        _parquet(splits / name, [_png(0)])
+        _parquet(splits / name, [png(0)])
     with pytest.raises(ValueError, match="mixes the splits test and train"):
         open_source(splits)
 
@@ -504,7 +494,7 @@ def test_npz_of_something_else_is_refused(tmp_path: Path, arrays: dict[str, np.n
 
 @pytest.mark.parametrize("name", ["c.npz", "f.npz", "compressed.npz", "c.npy", "f.npy"])
 def test_arrays_of_images_in_any_order(tmp_path: Path, name: str) -> None:
-    images = np.stack([_rgb(seed) for seed in range(_COUNT)])
+    images = np.stack([picture(seed) for seed in range(_COUNT)])
     array = np.asfortranarray(images) if name[0] == "f" or name == "compressed.npz" else images
     if name.endswith(".npy"):
         np.save(tmp_path / name, array)
@@ -520,7 +510,7 @@ def test_arrays_of_images_in_any_order(tmp_path: Path, name: str) -> None:
 
 
 def test_npy_of_something_else(tmp_path: Path, tiny_options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    np.save(tmp_path / "good.npy", np.stack([_rgb(seed) for seed in range(_COUNT)]))
+    np.save(tmp_path / "good.npy", np.stack([picture(seed) for seed in range(_COUNT)]))
     np.save(tmp_path / "objects.npy", {"images": 1}, allow_pickle=True)
     np.save(tmp_path / "planes.npy", np.zeros((2, 3, 4, 4), np.uint8))
     np.save(tmp_path / "none.npy", np.zeros((0, 4, 4, 3), np.uint8))
@@ -556,7 +546,7 @@ def test_open_source_tells_what_it_can_open(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "x.rar").write_bytes(b"")
     with pytest.raises(ValueError, match=r"neither a folder nor a file of a known kind \(\.npz, \.npy, \.parquet, \.tar"):
         open_source(tmp_path / "x.rar")
-    _folder(tmp_path, ["a.png"], [_png(0)])
+    _folder(tmp_path, ["a.png"], [png(0)])
     with pytest.raises(ValueError, match="apply to saved pipelines only"):
         open_source(tmp_path, num_samples=10)
 
@@ -570,7 +560,7 @@ def test_open_source_tells_what_it_can_open(tmp_path: Path, monkeypatch: pytest.
 
 def test_saved_pipelines_come_from_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model_index.json").write_text("{}")
-    _folder(tmp_path, ["preview.png"], [_png(0)])
+    _folder(tmp_path, ["preview.png"], [png(0)])
     asked = {}
 
     class Plugin:

@@ -7,11 +7,10 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
-from PIL import Image
+from seeded import png
 
 from generative.core.errors import UserError
 from generative.data.parquet import find_parquet_files
@@ -19,15 +18,9 @@ from metrics.sources import open_source
 from metrics.sources.splits import describe_splits, group_by_split, mixed_splits
 
 
-def _png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (4, 4, 3), dtype=np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _shard(path: Path, count: int = 1, folder: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    contents = {f"{folder}{index}.png": _png(index) for index in range(count)}
+    contents = {f"{folder}{index}.png": png(index) for index in range(count)}
     if path.suffix == ".parquet":
         images = pyarrow.array(list(contents.values()), pyarrow.binary())
         parquet.write_table(pyarrow.table({"image": images}), path)
@@ -36,7 +29,7 @@ def _shard(path: Path, count: int = 1, folder: str = "") -> None:
             for name, content in contents.items():
                 archive.writestr(name, content)
     elif path.suffix == ".png":
-        path.write_bytes(_png(0))
+        path.write_bytes(png(0))
     else:
         with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as tar:
             for name, content in contents.items():
@@ -110,11 +103,11 @@ def test_folders_named_as_splits_are_told(tmp_path: Path, kind: str) -> None:
         with tarfile.open(path, "w") if kind == "tar" else zipfile.ZipFile(path, "w") as archive:
             for name in ("train/a.png", "val/b.png", "val/deep/c.png"):
                 if isinstance(archive, zipfile.ZipFile):
-                    archive.writestr(name, _png(0))
+                    archive.writestr(name, png(0))
                 else:
                     info = tarfile.TarInfo(name)
-                    info.size = len(_png(0))
-                    archive.addfile(info, io.BytesIO(_png(0)))
+                    info.size = len(png(0))
+                    archive.addfile(info, io.BytesIO(png(0)))
     source = open_source(path)
     assert [label for batch in source.batches(3) for label in batch.labels or []] == ["train", "val", "val"]
     assert source.notes == [

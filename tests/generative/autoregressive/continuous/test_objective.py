@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from seeded import generator
 
 from generative.autoregressive.continuous.emigm import EMIGM
 from generative.autoregressive.continuous.mar import MAR
@@ -26,10 +27,6 @@ SMALL: dict[str, Any] = {
 def batch() -> Batch:
     images = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     return {"images": images, "class_labels": torch.arange(6) % 5}
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def objectives() -> list[ContinuousTokenObjective]:

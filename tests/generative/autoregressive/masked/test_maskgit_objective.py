@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from seeded import generator
 from torch import Tensor, nn
 
 from generative.autoregressive.masked.maskgit import MaskGITTransformer
@@ -45,10 +46,6 @@ def make_objective(**options: object) -> MaskGITObjective:
 
 TOKENS = torch.tensor([[0, 1, 2, 2], [1, 1, 0, 2]])
 BATCH = {"tokens": TOKENS, "class_labels": torch.tensor([0, 1])}
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("weights", [None, [2.0, 0.5]])

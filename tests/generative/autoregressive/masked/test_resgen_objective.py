@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from seeded import generator
 from torch import Tensor
 
 from generative.autoregressive.masked.resgen import ResGenTransformer
@@ -40,10 +41,6 @@ def make_objective(**options: object) -> ResGenObjective:
     )
     factory = lambda groups: torch.optim.AdamW(groups, lr=5e-3, weight_decay=0.01)  # noqa: E731
     return ResGenObjective(transformer, tokenizer, factory, **{"num_inference_steps": 4, **options})
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 IDS = torch.randint(8, (2, 12), generator=generator(3))

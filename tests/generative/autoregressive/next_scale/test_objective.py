@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from seeded import generator
 from torch import Tensor, nn
 
 from generative.autoregressive.next_scale.objective import VARObjective
@@ -35,10 +36,6 @@ def make_objective(**options: object) -> VARObjective:
 
 def make_batch() -> dict[str, Tensor]:
     return {"tokens": torch.tensor([[0, 1, 2, 3, 3], [5, 0, 1, 1, 0]]), "class_labels": torch.tensor([0, 1])}
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 class FixedLogits(nn.Module):

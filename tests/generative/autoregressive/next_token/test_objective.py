@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from seeded import generator
 from torch import Tensor, nn
 
 from generative.autoregressive.next_token.objective import AutoregressiveObjective
@@ -38,10 +39,6 @@ class FixedLogits(nn.Module):
     def forward(self, tokens: Tensor, class_labels: Tensor) -> Tensor:
         self.tokens, self.class_labels = tokens, class_labels
         return self.logits.expand(*tokens.shape, -1)
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
