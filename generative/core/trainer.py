@@ -27,12 +27,14 @@ from generative.core.lock import check_folder, hold_folder, release_folder
 from generative.core.logging import progress_interval
 from generative.core.objective import Objective
 from generative.core.observer import RunObserver
+from generative.core.resuming import check_state
 from generative.core.schedules import Constant
 from generative.core.seeding import keyed_generator
 from generative.core.shared_copy import contiguous, share_weights
 from generative.core.signals import WorkerWatch, catch_signals, loader_workers, survive_first_signal
 from generative.core.start_checks import check_fit, check_judge, check_sampling
 from generative.core.step import PhaseRunner, average_buffers
+from generative.core.trained_state import TrainedState
 from generative.core.trainer_config import TrainerConfig
 from generative.core.types import Batch
 from generative.data.base import ImageDataset
@@ -141,9 +143,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
             self.optimizers[name] = self.accelerator.prepare_optimizer(optimizer)
-        self.parameter_names = {
-            id(p): f"{name}.{key}" for name, network in self.objective.networks.items() for key, p in network.named_parameters()
-        }
+        self._trained = TrainedState(self.objective, self.averages, self.optimizers, self.accelerator.scaler)
 
     @property
     def images_seen(self) -> int:
@@ -436,17 +436,7 @@ class Trainer:
     def _fill_checkpoint(self, pending: list[list[Any]], folder: Path) -> None:
         state = self.state()
         state["pending_log"] = pending
-        for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
-            for name, network in networks.items():
-                ckpt.save_network(network, folder / kind / name)
-        ckpt.save_buffers(self.objective.buffers, folder)
-        (folder / "optimizers").mkdir()
-        state["optimizer_scalars"] = {
-            name: ckpt.save_optimizer(optimizer.optimizer, self.parameter_names, folder / "optimizers" / f"{name}.safetensors")
-            for name, optimizer in self.optimizers.items()
-        }
-        if self.accelerator.scaler is not None:
-            state["grad_scaler"] = self.accelerator.scaler.state_dict()
+        state |= self._trained.save(folder)
         self._save_pipeline(folder / ckpt.PIPELINE)
         # Most of it is here already: averages as they are, and frozen parts in the pipeline before.
         weights = sorted((folder / ckpt.PIPELINE).rglob("*.safetensors"))
@@ -476,16 +466,9 @@ class Trainer:
         ckpt.verify_manifest(folder)
         self._pipeline = None
         saved = ckpt.read_state(folder)
-        self._check_state(folder, saved)
-        for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
-            for name, network in networks.items():
-                ckpt.load_network(network, folder / kind / name)
-        ckpt.load_buffers(self.objective.buffers, folder)
-        for name, optimizer in self.optimizers.items():
-            path = folder / "optimizers" / f"{name}.safetensors"
-            ckpt.load_optimizer(optimizer.optimizer, self.parameter_names, path, saved["optimizer_scalars"][name])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(saved["grad_scaler"])
+        for note in check_state(folder, saved, self.state()):
+            self._say(note)
+        self._trained.load(folder, saved)
         self.step = saved["step"]
         # Absent from checkpoints of an older version: the next entry is then the mean of the steps from here on.
         self.observer.load_pending(saved.get("pending_log", []))
@@ -493,39 +476,6 @@ class Trainer:
         for name, rate in self.learning_rates().items():
             if not math.isclose(rate, before.get(name, rate), rel_tol=1e-9):
                 self._say(f"learning rate of '{name}' at step {self.step}: {before[name]:.6g} -> {rate:.6g}")
-
-    def _check_state(self, folder: Path, saved: dict[str, Any]) -> None:
-        """Refuse a checkpoint of a run that this one cannot continue.
-
-        Raises:
-            UserError: Naming the first difference.
-        """
-        rates = saved.get("learning_rates", {})
-        if not all(isinstance(saved.get(key, {}), dict) for key in ("objective", "frozen", "learning_rates")) or not all(
-            isinstance(rate, (int, float)) for rate in rates.values()
-        ):
-            raise UserError(f"'{folder / 'state.json'}' is damaged; resume from another checkpoint")
-        current_state = json.loads(json.dumps(self.state()))  # tuples become lists there
-        for key, current in current_state.items():
-            if key in ("step", "images_seen", "learning_rates", "objective", "frozen") or saved.get(key) == current:
-                continue
-            raise UserError(
-                f"checkpoint '{folder}' has {key} {saved.get(key)}, this run {current}: it would not go on as it was"
-                + (" (num_slots is processes times gradient_accumulation_steps)" if key == "num_slots" else "")
-            )
-        unknown = [f"{key} '{name}'" for key in ("objective", "frozen") if key not in saved for name in current_state[key]]
-        if unknown:
-            self._say(f"'{folder}' is of an older version and does not record {', '.join(unknown)}, which cannot be compared")
-        for key, words in (("objective", ""), ("frozen", "frozen part ")):
-            before, now = saved.get(key, current_state[key]), current_state[key]
-            for name in dict.fromkeys([*now, *before]):
-                if before.get(name) != now.get(name):
-                    old, new = (str(values.get(name, "none"))[:64] for values in (before, now))
-                    raise UserError(
-                        f"checkpoint '{folder}' was trained with {words}{name} {old}, this run has {new}: "
-                        "it would not go on as it was"
-                        + ("; give the one it began with (sha256 of config and weights)" if key == "frozen" else "")
-                    )
 
     def _say(self, note: str) -> None:
         """Print a note, once for all processes."""
