@@ -21,6 +21,7 @@ from generative.core.images import images_to_uint8, images_to_unit_range
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 from generative.core.weights import component_class
+from pipelines.old_defaults import current_defaults
 
 # What a call takes beside options of sampling.
 CALL_ARGUMENTS = ("class_labels", "images", "generator", "output_type", "return_dict")
@@ -142,6 +143,8 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
         arguments = {
             name: value for name, value in index.items() if name in parameters and not isinstance(value, list)
         } | components
+        if "sampling_defaults" in index and "sampling_defaults" in parameters and "sampling_defaults" not in components:
+            arguments["sampling_defaults"] = current_defaults(index)
         try:
             for name, library in component_libraries(index).items():
                 if name not in components:
