@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_pipelines import tiny_gan
 
 from generative.core.class_names import find_label
 from generative.core.errors import UserError
-from generative.gan.sagan import SAGANGenerator
 from pipelines import GANImagePipeline, load_pipeline
 from pipelines.base import read_model_index
 
 
 @pytest.fixture
 def pipeline() -> GANImagePipeline:
-    torch.manual_seed(0)
-    return GANImagePipeline(SAGANGenerator(resolution=8, channels=4, z_dim=4, num_classes=3, attention_resolutions=()).eval())
+    return tiny_gan()
 
 
 def test_names_are_saved_and_loaded(pipeline: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,19 +19,6 @@ PROJECT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with the pipeline of a tiny GAN of 3 classes."""
-    from generative.gan.sagan import SAGANGenerator
-    from pipelines import GANImagePipeline
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("saved") / "run"
-    network = SAGANGenerator(resolution=8, channels=4, z_dim=4, num_classes=3, attention_resolutions=()).eval()
-    GANImagePipeline(network).save_pretrained(folder / "pipeline")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from metrics.extractors.resnet9 import ResNet9Network, save_resnet9
 

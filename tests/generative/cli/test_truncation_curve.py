@@ -46,19 +46,6 @@ class Tiny(FeatureExtractor):
 ARGUMENTS = ["--reference", "real.npz", "--extractor", "tiny.py:Tiny", "--num-samples", "24", "--output", "curve"]
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with the pipeline of a tiny GAN of 3 classes."""
-    from generative.gan.sagan import SAGANGenerator
-    from pipelines import GANImagePipeline
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("saved") / "run"
-    network = SAGANGenerator(resolution=8, channels=4, z_dim=4, num_classes=3, attention_resolutions=()).eval()
-    GANImagePipeline(network).save_pretrained(folder / "pipeline")
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def inputs(own_folder: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real images, a feature network, and a cache of features of the test's own."""
