@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from generative.core.options import SamplingOptions
     from pipelines.autoregressive import AutoregressiveImagePipeline
     from pipelines.base import ImageGenerationPipeline, ImagePipeline
     from pipelines.diffusion import DiffusionImagePipeline
@@ -32,6 +33,7 @@ __all__ = [
     "VARPipeline",
     "load_any_pipeline",
     "load_pipeline",
+    "options_classes",
 ]
 
 # A new pipeline is one file and one line here: model_index.json names the class, and this is where it lives.
@@ -47,6 +49,18 @@ PIPELINES = {
     "ResGenPipeline": "pipelines.resgen",
     "VARPipeline": "pipelines.var",
 }
+# The options of those that sample, where no torch is needed to read them: the flags of `generative sample`.
+OPTIONS = {
+    "DiffusionImagePipeline": "generative.diffusion.options.DiffusionOptions",
+    "GANImagePipeline": "generative.gan.options.GANOptions",
+    "AutoregressiveImagePipeline": "generative.autoregressive.options.NextTokenOptions",
+    "MAGVIT2Pipeline": "generative.autoregressive.options.SubTokenOptions",
+    "VARPipeline": "generative.autoregressive.options.VAROptions",
+    "MaskGITPipeline": "generative.autoregressive.options.MaskGITOptions",
+    "ResGenPipeline": "generative.autoregressive.options.ResGenOptions",
+    "MARPipeline": "generative.autoregressive.options.MAROptions",
+    "EMIGMPipeline": "generative.autoregressive.options.EMIGMOptions",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -54,6 +68,15 @@ def __getattr__(name: str) -> Any:
     if name in PIPELINES:
         return getattr(import_module(PIPELINES[name]), name)
     raise AttributeError(f"module 'pipelines' has no attribute '{name}'")
+
+
+def options_classes() -> dict[str, type[SamplingOptions]]:
+    """Options of sampling by the name of the pipeline that takes them, read without torch."""
+    found = {}
+    for name, path in OPTIONS.items():
+        module, _, options = path.rpartition(".")
+        found[name] = getattr(import_module(module), options)
+    return found
 
 
 def load_pipeline(folder: str | Path) -> ImageGenerationPipeline:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import ImagePipelineOutput
-from PIL import Image
 from torch import Tensor
 
 from generative.autoregressive.next_token.transformer import ImageTransformer
+from generative.autoregressive.options import NextTokenOptions
 from generative.autoregressive.token_sampling import RasterScheduler
 from generative.core.errors import UserError
-from generative.core.guidance import GuidanceInterval, GuidanceSchedule, step_guidance
+from generative.core.guidance import step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.layers.linear import cast_weights
 from generative.tokenizers.base import ImageTokenizer
 from generative.tokenizers.convolutional import ConvolutionalTokenizer
-from pipelines.base import ClassLabels, OutputType
 from pipelines.branches import reserve_branches, tokens_before
 from pipelines.tokens import TokenPipeline
 
@@ -35,6 +32,8 @@ class AutoregressiveImagePipeline(TokenPipeline):
         sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
     """
 
+    options_class = NextTokenOptions
+
     transformer: ImageTransformer
     tokenizer: ImageTokenizer
 
@@ -47,7 +46,7 @@ class AutoregressiveImagePipeline(TokenPipeline):
     @property
     def image_size(self) -> int:
         """Height and width of the images, in pixels: of those that the default options make."""
-        return self.sampling_defaults.get("output_size") or self.tokenizer.image_size
+        return self.merge_options().output_size or self.tokenizer.image_size
 
     def compile_decoding(self, **options: Any) -> None:
         """Compile the step that samples a token: one graph for all positions, at the price of attention over all of them.
@@ -57,85 +56,29 @@ class AutoregressiveImagePipeline(TokenPipeline):
         """
         self._compiled_step = torch.compile(self.transformer.decode_step, **options)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        class_labels: ClassLabels,
-        guidance_scale: float = 1.0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: GuidanceInterval | None = None,
-        guidance_exponent: float = 1.0,
-        output_size: int | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        output_type: OutputType = "pil",
-        return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
-        """Generate one image for each class label.
-
-        Args:
-            class_labels: One label, or a sequence or tensor (B,) of labels in [0, num_classes).
-            guidance_scale: Classifier-free guidance on the logits, u + s (c - u); 1 is none and costs half.
-            temperature: Divides the logits; below 1 gives more typical, less diverse images.
-            top_k: Draw from so many of the most probable tokens; None for all.
-            top_p: Draw from the most probable tokens that make up this share of the probability.
-            guidance_schedule: How guidance grows from the first of the tokens to the last; see ``GuidanceSchedule``.
-            guidance_interval: ``(low, high)``: guide only where low < noise level <= high, the level being the share of the
-                tokens that is still to come (1 at the first); None for all.
-                LlamaGen's ``cfg_interval`` i is ``(1 - (i + 2) / L, 1)``.
-            guidance_exponent: Power of ``power_cosine``.
-            output_size: Side to which the images are brought by bicubic interpolation, in pixels (LlamaGen makes 384 and is
-                scored at 256); None for the tokenizer's.
-            generator: A list with one generator per image, one generator, or None; see ``image_noise``.
-            output_type: ``pil``, ``np``, ``pt`` or ``uint8``; see ``postprocess``.
-            return_dict: Return an ``ImagePipelineOutput`` rather than a tuple.
-
-        Returns:
-            The images.
-
-        Raises:
-            UserError: If an argument is out of range.
-        """
-        scheduler, scale = self.plan(
-            guidance_scale,
-            temperature,
-            top_k,
-            top_p,
-            guidance_schedule,
-            guidance_interval,
-            guidance_exponent,
-            output_size,
-        )
-        labels = self.check_class_labels(class_labels)
-        noise = self.image_noise(generator, len(labels))
-        predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale)
-        state = self.prepare_state(labels, noise)
+    def sample(self, class_labels: Tensor, options: NextTokenOptions, noise: ImageNoise) -> SampleState:
+        """Draw token after token; see the base class."""
+        scheduler, scale = self.plan(options)
+        predict = classifier_free_guidance(self.predict, class_labels, self.num_classes, scale)
+        state = self.prepare_state(class_labels, noise)
         with cast_weights(self.transformer):
             state = sample_loop(predict, scheduler, state, scheduler.num_tokens, noise, self.progress_bar)
-        return self.postprocess(self.decode(state, output_size), output_type, return_dict)
+        state.memory["output_size"] = options.output_size
+        return state
 
-    def plan(
-        self,
-        guidance_scale: float,
-        temperature: float,
-        top_k: int | None,
-        top_p: float,
-        guidance_schedule: GuidanceSchedule,
-        guidance_interval: GuidanceInterval | None,
-        guidance_exponent: float,
-        output_size: int | None,
-    ) -> tuple[RasterScheduler, float | Callable[[int], float]]:
+    def plan(self, options: NextTokenOptions) -> tuple[RasterScheduler, float | Callable[[int], float]]:
         """Scheduler and guidance scale, checked; see ``ImagePipeline.plan``."""
         length = self.tokenizer.sequence_length
-        scale = step_guidance(guidance_scale, length, guidance_schedule, guidance_interval, guidance_exponent)
+        scale = step_guidance(
+            options.guidance_scale, length, options.guidance_schedule, options.guidance_interval, options.guidance_exponent
+        )
         if scale != 1 and not self.transformer.config.null_class:
             raise UserError(
-                f"guidance_scale must be 1, got {guidance_scale}; this transformer was trained without a null class (null_class)"
+                f"guidance_scale must be 1, got {options.guidance_scale}; this transformer was trained without a null class "
+                "(null_class)"
             )
-        check_output_size(output_size)
-        return RasterScheduler(length, temperature, top_k, top_p), scale
+        check_output_size(options.output_size)
+        return RasterScheduler(length, options.temperature, options.top_k, options.top_p), scale
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Start from an empty token map (B, L) and no cache."""
@@ -174,9 +117,9 @@ class AutoregressiveImagePipeline(TokenPipeline):
             logits = self._compiled_step(token, position, rows, class_labels.flatten())  # (K * B, V)
         return logits.float().unflatten(0, (num_branches, batch_size))  # (K, B, V)
 
-    def decode(self, state: SampleState, output_size: int | None = None) -> Tensor:
+    def decode(self, state: SampleState) -> Tensor:
         """Decode the token map into images (B, 3, H, W), in [-1, 1] unless they are resized."""
-        return decode_resized(self.tokenizer, state.sample, output_size)
+        return decode_resized(self.tokenizer, state.sample, state.memory.get("output_size"))
 
 
 def check_output_size(output_size: int | None) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import abc
 import inspect
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,13 +19,12 @@ from torch import Tensor, nn
 from generative.core.class_names import find_label
 from generative.core.errors import UserError
 from generative.core.images import images_to_uint8, images_to_unit_range
+from generative.core.options import SamplingOptions
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 from generative.core.weights import component_class
 from pipelines.old_defaults import current_defaults
 
-# What a call takes beside options of sampling.
-CALL_ARGUMENTS = ("class_labels", "images", "generator", "output_type", "return_dict")
 OutputType = Literal["pil", "np", "pt", "uint8"]
 ClassLabels = int | str | Sequence[int | str] | Tensor
 
@@ -37,11 +37,17 @@ CLASS_NAMES_KEY = "_class_names"
 
 
 class ImagePipeline(DiffusionPipeline, abc.ABC):
-    """Whatever makes images from saved networks: class-conditional samples, or reconstructions of images."""
+    """Whatever makes images from saved networks: class-conditional samples, or reconstructions of images.
+
+    Attributes:
+        options_class: Options of sampling of the family.
+    """
+
+    options_class: ClassVar[type[SamplingOptions]] = SamplingOptions
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
-        """Options that the objective was evaluated with; ``generative sample`` and ``fid-score`` start from them."""
+        """Options saved with the pipeline, those that the objective was evaluated with: every call starts from them."""
         return dict(self.config.get("sampling_defaults") or {})
 
     @property
@@ -59,14 +65,35 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
     def class_names(self, names: Sequence[str] | None) -> None:
         self.register_to_config(**{CLASS_NAMES_KEY: None if names is None else [str(name) for name in names]})
 
-    def plan(self, *args: Any, **options: Any) -> Any:
-        """Check the options of a call, and make what it samples with; a pipeline that has options writes its own.
-
-        ``__call__`` begins with it, and ``check_options`` is nothing else: what one refuses, the other does.
+    def merge_options(self, options: Mapping[str, Any] | None = None) -> Any:
+        """Options of a call: the caller's, over the defaults that were saved with the pipeline, over the family's.
 
         Args:
-            *args: The options of ``__call__``, in its order.
-            **options: Or by name.
+            options: Some options by name.
+
+        Returns:
+            An instance of ``options_class``.
+
+        Raises:
+            UserError: If there is no option of a name, or a value is of a wrong type.
+        """
+        known = self.options_class.names()
+        saved = {name: value for name, value in self.sampling_defaults.items() if name in known}
+        if forgotten := [name for name in self.sampling_defaults if name not in known]:
+            warnings.warn(
+                f"{type(self).__name__} was saved with the sampling option {forgotten[0]}, which this version does not have; it "
+                "is left out",
+                stacklevel=2,
+            )
+        return self.options_class.from_dict(saved).merge(options or {}, type(self).__name__)
+
+    def plan(self, options: Any) -> Any:
+        """Check the options of a call, and make what it samples with; a pipeline that has options writes its own.
+
+        ``sample`` begins with it, and ``check_options`` is nothing else: what one refuses, the other does.
+
+        Args:
+            options: An instance of ``options_class``.
 
         Raises:
             UserError: If an option is out of range, or the saved networks cannot do what it asks.
@@ -76,17 +103,12 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
         """Refuse sampling options as a call would, before anything is trained or sampled.
 
         Args:
-            **options: Some of ``__call__``'s, others have its defaults.
+            **options: Some of ``__call__``'s, others are as saved.
 
         Raises:
             UserError: If there is no such option, or ``plan`` refuses them.
         """
-        parameters = inspect.signature(self.__call__).parameters
-        known = {name: each.default for name, each in parameters.items() if name not in CALL_ARGUMENTS}
-        for name in options:
-            if name not in known:
-                raise UserError(f"{type(self).__name__} has no option {name}; it takes {', '.join(known) or 'none'}")
-        self.plan(**known | options)
+        self.plan(self.merge_options(options))
 
     def postprocess(
         self, images: Tensor, output_type: OutputType, return_dict: bool
@@ -169,9 +191,60 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
 class ImageGenerationPipeline(ImagePipeline):
     """Class-conditional images from saved networks.
 
-    A family writes ``__call__`` with its own options and fills in ``prepare_state`` (where sampling starts) and ``decode`` (state
-    to images); ``sample_loop`` of the core, or a sampler of diffusion, does what is between.
+    A family names its ``options_class`` and fills in ``plan`` (what options make of the networks), ``prepare_state`` (where
+    sampling starts), ``sample`` (from there to the end) and ``decode`` (state to images); ``sample_loop`` of the core, or a
+    sampler of diffusion, does what is between.
     """
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Any,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Generate one image per class label.
+
+        Args:
+            class_labels: Label or class name, or (B,) of them; see ``check_class_labels``.
+            generator: A list with one CPU generator per image, one generator, or None; see ``image_noise``.
+            output_type: ``pil``, ``np``, ``pt`` or ``uint8``; see ``postprocess``.
+            return_dict: Wrap the images in ``ImagePipelineOutput``, else a tuple of one.
+            **options: Fields of ``options_class``, over the pipeline's ``sampling_defaults``.
+
+        Returns:
+            The images.
+
+        Raises:
+            UserError: If an argument is out of range.
+
+        Example:
+            >>> pipeline = load_pipeline("runs/quickstart/dit")
+            >>> images = pipeline([3, 5], guidance_scale=2.0, generator=torch.Generator().manual_seed(0)).images
+        """
+        chosen = self.merge_options(options)
+        labels = self.check_class_labels(class_labels)
+        state = self.sample(labels, chosen, self.image_noise(generator, len(labels)))
+        return self.postprocess(self.decode(state), output_type, return_dict)
+
+    @abc.abstractmethod
+    def sample(self, class_labels: Tensor, options: Any, noise: ImageNoise) -> SampleState:
+        """Run from ``prepare_state`` to the end; begins with ``plan``.
+
+        Args:
+            class_labels: From ``check_class_labels``.
+            options: An instance of ``options_class``.
+            noise: One random stream per image.
+
+        Returns:
+            What ``decode`` takes.
+
+        Raises:
+            UserError: As ``plan``.
+        """
 
     @property
     @abc.abstractmethod

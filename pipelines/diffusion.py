@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from diffusers import ImagePipelineOutput, ModelMixin
+from diffusers import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from PIL import Image
 from torch import Tensor
 
 from generative.core.errors import UserError
@@ -19,12 +15,13 @@ from generative.core.seeding import ImageNoise
 from generative.diffusion.denoiser import Condition, Predict, evaluator
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.guidance.extrapolation import Extrapolation
+from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.base import Sampler
 from generative.diffusion.samplers.choose import as_sampler, check_sampler
 from generative.diffusion.samplers.diffusers_scheduler import DiffusersSampler
 from generative.diffusion.samplers.fit import formulation_of
 from generative.tokenizers.latents import check_latents, decode_latents, latent_stride
-from pipelines.base import ClassLabels, ImageGenerationPipeline, OutputType
+from pipelines.base import ImageGenerationPipeline
 
 IMAGE_CHANNELS = 3
 
@@ -50,6 +47,7 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
 
     _optional_components = ["autoencoder", "training_scheduler", "formulation"]
     model_cpu_offload_seq = "denoiser->autoencoder"
+    options_class = DiffusionOptions
 
     def __init__(
         self,
@@ -91,59 +89,18 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         """Height and width of the images, in pixels."""
         return self.denoiser.config.sample_size * (latent_stride(self.autoencoder) if self.autoencoder else 1)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        class_labels: ClassLabels,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 1.0,
-        guidance_interval: GuidanceInterval | None = None,
-        guidance_channels: int | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        output_type: OutputType = "pil",
-        return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
-        """Generate one image per class label.
+    def sample(self, class_labels: Tensor, options: DiffusionOptions, noise: ImageNoise) -> SampleState:
+        """Denoise from noise to data; see the base class."""
+        sampler, guidance = self.plan(options)
+        predict, state = self.bind(guidance, class_labels), self.prepare_state(class_labels, noise)
+        return sampler.sample(predict, state, options.num_inference_steps, noise, self.formulation, self.progress_bar)
 
-        Args:
-            class_labels: Label, or (B,) labels, in [0, num_classes).
-            num_inference_steps: Steps asked of the scheduler.
-            guidance_scale: Classifier-free guidance s in u + s (c - u); 1 is none and costs half as much.
-            guidance_interval: ``(low, high)``: guide only where low < noise level <= high, 0 being clean data and 1 pure noise
-                (``Formulation.noise_level``: timestep / T of a diffusion, sigma of a flow), so that (0, 1) is everywhere.
-            guidance_channels: Guide only the first so many channels; 3 is DiT's published sampler on its 4 latent channels. None
-                guides all (never the variance values).
-            generator: One CPU generator per image, or one for all, or None.
-            output_type: ``pil``, ``np``, ``pt`` or ``uint8``.
-            return_dict: Wrap the images in ``ImagePipelineOutput``.
-
-        Returns:
-            The images.
-
-        Raises:
-            UserError: If an argument is out of range, or guidance is asked of a denoiser without a null condition.
-        """
-        sampler, guidance = self.plan(num_inference_steps, guidance_scale, guidance_interval, guidance_channels)
-        labels = self.check_class_labels(class_labels)
-        noise = self.image_noise(generator, len(labels))
-        predict, state = self.bind(guidance, labels), self.prepare_state(labels, noise)
-        state = sampler.sample(predict, state, num_inference_steps, noise, self.formulation, self.progress_bar)
-        return self.postprocess(self.decode(state), output_type, return_dict)
-
-    def plan(
-        self,
-        num_inference_steps: int,
-        guidance_scale: float,
-        guidance_interval: GuidanceInterval | None,
-        guidance_channels: int | None,
-    ) -> tuple[Sampler | DiffusersSampler, Extrapolation]:
+    def plan(self, options: DiffusionOptions) -> tuple[Sampler | DiffusersSampler, Extrapolation]:
         """The sampler and the guidance, once all options are checked; see ``ImagePipeline.plan``."""
         self.check_decodable()
-        guidance = self.guidance(guidance_scale, guidance_interval, guidance_channels)
-        if not isinstance(num_inference_steps, int):
-            raise UserError(f"num_inference_steps must be at least 1, got {num_inference_steps!r}")
+        guidance = self.guidance(options.guidance_scale, options.guidance_interval, options.guidance_channels)
         sampler = as_sampler(self.scheduler)
-        sampler.check(self.formulation, num_inference_steps)
+        sampler.check(self.formulation, options.num_inference_steps)
         return sampler, guidance
 
     def guidance(

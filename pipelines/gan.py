@@ -15,6 +15,7 @@ from generative.core.errors import UserError
 from generative.core.sampling import OneStepScheduler, SampleState, sample_loop, unguided
 from generative.core.seeding import ImageNoise
 from generative.gan.interpolation import InterpolationPath, frame_weights, interpolate, mix_classes
+from generative.gan.options import GANOptions
 from generative.gan.sampling import (
     TruncationLaw,
     check_truncation,
@@ -51,6 +52,8 @@ class GANImagePipeline(ImageGenerationPipeline):
     Raises:
         UserError: If there is no such law.
     """
+
+    options_class = GANOptions
 
     def __init__(
         self,
@@ -132,44 +135,14 @@ class GANImagePipeline(ImageGenerationPipeline):
         """Images (B, 3, H, W), float32 in [-1, 1]."""
         return state.sample.float()
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        class_labels: ClassLabels | ClassMixture,
-        truncation: float | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        output_type: OutputType = "pil",
-        return_dict: bool = True,
-    ) -> Images:
-        """Generate images.
+    def sample(self, class_labels: Tensor, options: GANOptions, noise: ImageNoise) -> SampleState:
+        """One step from the noise; class labels may be mixtures, (B, num_classes) weights. See the base class."""
+        self.plan(options)
+        return self._generate(self.prepare_state(class_labels, noise, options.truncation), class_labels)
 
-        Args:
-            class_labels: One class per image; or (B, num_classes) weights, for images between classes.
-            truncation: Threshold (or scale: ``truncation_law`` says which) of the noise: smaller gives better and less varied
-                images (arXiv 1809.11096, section 3.1). None does not truncate.
-            generator: One CPU generator per image, or one for all; see ``image_noise``.
-            output_type: ``pil``, ``np``, ``pt`` or ``uint8``; see ``postprocess``.
-            return_dict: Return ``ImagePipelineOutput``, else a tuple of one.
-
-        Returns:
-            The images.
-
-        Raises:
-            UserError: For wrong labels, a wrong number of generators or a truncation that is not positive.
-
-        Example:
-            >>> pipeline = GANImagePipeline.from_pretrained("runs/quickstart/sagan/pipeline")
-            >>> images = pipeline(class_labels=[3, 5], truncation=0.8).images
-        """
-        self.plan(truncation)
-        labels = self.check_class_labels(class_labels)
-        noise = self.image_noise(generator, len(labels))
-        images = self._generate(self.prepare_state(labels, noise, truncation), labels)
-        return self.postprocess(images, output_type, return_dict)
-
-    def plan(self, truncation: float | None) -> None:
+    def plan(self, options: GANOptions) -> None:
         """Check the option; see ``ImagePipeline.plan``."""
-        check_truncation(truncation)
+        check_truncation(options.truncation)
 
     @torch.no_grad()
     def interpolate_latents(
@@ -177,11 +150,11 @@ class GANImagePipeline(ImageGenerationPipeline):
         class_labels: ClassLabels | ClassMixture,
         num_frames: int = 8,
         path: InterpolationPath = "spherical",
-        truncation: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 64,
         output_type: OutputType = "pil",
         return_dict: bool = True,
+        **options: Any,
     ) -> Images:
         """Walk from one noise to another, each row within its class.
 
@@ -189,11 +162,11 @@ class GANImagePipeline(ImageGenerationPipeline):
             class_labels: Class of each of B rows, or (B, num_classes) weights.
             num_frames: Images per row, F; the first and the last are those that ``__call__`` makes of the same generators.
             path: ``spherical`` or ``linear``; noise maps, where the generator injects some, go the same way.
-            truncation: As in ``__call__``, for both ends.
             generator: Two CPU generators per row, its start's and its end's, row by row; or one for all; see ``image_noise``.
             batch_size: Images at a time; it does not change them.
             output_type: See ``postprocess``.
             return_dict: Return ``ImagePipelineOutput``, else a tuple of one.
+            **options: As in ``__call__``.
 
         Returns:
             B * F images, row by row.
@@ -201,7 +174,8 @@ class GANImagePipeline(ImageGenerationPipeline):
         Raises:
             UserError: As ``__call__``, or for fewer than two frames, or a path that is not known.
         """
-        check_truncation(truncation)
+        chosen = self.merge_options(options)
+        self.plan(chosen)
         weights = frame_weights(num_frames)
         labels = self.check_class_labels(class_labels)
         if isinstance(generator, Sequence) and len(generator) != 2 * len(labels):
@@ -209,13 +183,13 @@ class GANImagePipeline(ImageGenerationPipeline):
                 f"generator is a list of {len(generator)} for {len(labels)} rows; give two generators per row, start and end"
             )
         noise = self.image_noise(generator, 2 * len(labels))
-        ends = self.prepare_state(labels.repeat_interleave(2, dim=0), noise, truncation)  # (2B, ...)
+        ends = self.prepare_state(labels.repeat_interleave(2, dim=0), noise, chosen.truncation)  # (2B, ...)
 
         def frames(drawn: Tensor) -> Tensor:
             return interpolate(drawn[0::2], drawn[1::2], weights, path).flatten(0, 1)  # (B * F, ...)
 
         state = SampleState(frames(ends.sample), {**ends.memory, "noise": [frames(map_) for map_ in ends.memory["noise"]]})
-        images = self._generate(state, labels.repeat_interleave(num_frames, dim=0), batch_size)
+        images = self._walk(state, labels.repeat_interleave(num_frames, dim=0), batch_size)
         return self.postprocess(images, output_type, return_dict)
 
     @torch.no_grad()
@@ -224,11 +198,11 @@ class GANImagePipeline(ImageGenerationPipeline):
         class_labels: ClassLabels | ClassMixture,
         end_class_labels: ClassLabels | ClassMixture,
         num_frames: int = 8,
-        truncation: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 64,
         output_type: OutputType = "pil",
         return_dict: bool = True,
+        **options: Any,
     ) -> Images:
         """Walk from one class to another at fixed noise, along mixtures (1 - w, w) of the two.
 
@@ -236,11 +210,11 @@ class GANImagePipeline(ImageGenerationPipeline):
             class_labels: Class in which each of B rows starts.
             end_class_labels: Class in which it ends, B of them.
             num_frames: Images per row, F.
-            truncation: As in ``__call__``.
             generator: One CPU generator per row, or one for all; see ``image_noise``.
             batch_size: Images at a time; it does not change them.
             output_type: See ``postprocess``.
             return_dict: Return ``ImagePipelineOutput``, else a tuple of one.
+            **options: As in ``__call__``.
 
         Returns:
             B * F images, row by row.
@@ -248,30 +222,32 @@ class GANImagePipeline(ImageGenerationPipeline):
         Raises:
             UserError: As ``__call__``, or for fewer than two frames, or as many starts as there are no ends.
         """
-        check_truncation(truncation)
+        chosen = self.merge_options(options)
+        self.plan(chosen)
         weights = frame_weights(num_frames)
         starts, ends = self.check_class_labels(class_labels), self.check_class_labels(end_class_labels)
         if len(starts) != len(ends):
             raise UserError(f"class_labels has {len(starts)} rows and end_class_labels {len(ends)}; give each start one end")
-        drawn = self.prepare_state(starts, self.image_noise(generator, len(starts)), truncation)
+        drawn = self.prepare_state(starts, self.image_noise(generator, len(starts)), chosen.truncation)
 
         def repeat(value: Tensor) -> Tensor:
             return value.repeat_interleave(num_frames, dim=0)  # (B * F, ...)
 
         state = SampleState(repeat(drawn.sample), {**drawn.memory, "noise": [repeat(map_) for map_ in drawn.memory["noise"]]})
         mixtures = mix_classes(starts, ends, weights, self.num_classes).flatten(0, 1)  # (B * F, num_classes)
-        return self.postprocess(self._generate(state, mixtures, batch_size), output_type, return_dict)
+        return self.postprocess(self._walk(state, mixtures, batch_size), output_type, return_dict)
 
-    def _generate(self, state: SampleState, labels: Tensor, batch_size: int | None = None) -> Tensor:
-        """Images (B, 3, H, W) of a prepared state; in batches, with a progress bar, where a batch size is given."""
-        if batch_size is None:
-            state = sample_loop(unguided(self.predict, labels), OneStepScheduler(), state, 1, ImageNoise([]))
-            return self.decode(state)
+    def _generate(self, state: SampleState, labels: Tensor) -> SampleState:
+        """Images (B, 3, H, W) of a prepared state, as the sample of another."""
+        return sample_loop(unguided(self.predict, labels), OneStepScheduler(), state, 1, ImageNoise([]))
+
+    def _walk(self, state: SampleState, labels: Tensor, batch_size: int) -> Tensor:
+        """Images (B, 3, H, W) of a prepared state, in batches and with a progress bar."""
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         images = []
         for start in self.progress_bar(range(0, len(labels), batch_size)):
             part = slice(start, start + batch_size)
             memory = {**state.memory, "noise": [map_[part] for map_ in state.memory["noise"]]}
-            images.append(self._generate(SampleState(state.sample[part], memory), labels[part]))
+            images.append(self.decode(self._generate(SampleState(state.sample[part], memory), labels[part])))
         return torch.cat(images)

@@ -45,8 +45,8 @@ class PipelineSource(ImageSource):
             self.class_names = None if names is None else checked_class_names(names, self.labels, self.path)
         self.seed = seed
         # A score is printed with all that it depends on: which weights, under which options, from which seed.
-        self.options = self.pipeline.sampling_defaults
-        self.pipeline.check_options(**self.options)
+        self.pipeline.check_options()
+        self.options = self.pipeline.merge_options().to_dict()
         self.fingerprint = fingerprint_folder(self.path)
         self.device = torch.device(device).type
         self.kind = f"samples of {type(self.pipeline).__name__} {self.fingerprint}, seed {seed}, "
@@ -68,9 +68,7 @@ class PipelineSource(ImageSource):
         """
         end = check_range(len(self), batch_size, num_workers, start, stop)
         requests = self.requests[start:end]
-        for positions, images in generate_images(
-            self.pipeline, requests, seed=self.seed, batch_size=batch_size, options=self.options
-        ):
+        for positions, images in generate_images(self.pipeline, requests, seed=self.seed, batch_size=batch_size, options={}):
             labels = None if self.labels is None else [self.labels[start + position] for position in positions]
             yield ImageBatch([start + position for position in positions], list(images.cpu()), labels)
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from diffusers import ImagePipelineOutput
-from PIL import Image
 from torch import Tensor
 
+from generative.autoregressive.options import SubTokenOptions
 from generative.autoregressive.sub_token.magvit2 import MAGVIT2Transformer
 from generative.autoregressive.sub_token.scheduler import SubTokenScheduler, sub_token_guidance
-from generative.core.guidance import GuidanceInterval, GuidanceSchedule
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.layers.linear import cast_weights
 from generative.tokenizers.base import ImageTokenizer
-from pipelines.base import ClassLabels, OutputType
 from pipelines.branches import reserve_branches, tokens_before
 from pipelines.tokens import TokenPipeline
 
@@ -31,71 +27,31 @@ class MAGVIT2Pipeline(TokenPipeline):
         sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
     """
 
+    options_class = SubTokenOptions
+
     transformer: MAGVIT2Transformer
     tokenizer: ImageTokenizer
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        class_labels: ClassLabels,
-        guidance_scale: float | Sequence[float] = 1.0,
-        temperature: float | Sequence[float] = 1.0,
-        top_k: int | Sequence[int | None] | None = None,
-        top_p: float | Sequence[float] = 1.0,
-        guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: GuidanceInterval | None = None,
-        guidance_exponent: float = 1.0,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        output_type: OutputType = "pil",
-        return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
-        """Generate one image for each class label.
-
-        Args:
-            class_labels: One label, or a sequence or tensor (B,) of labels in [0, num_classes).
-            guidance_scale: Classifier-free guidance on the logits, u + s (c - u), one number or one per sub-token; 1 is none.
-            temperature: Divides the logits; one number or one for each sub-token, as the next two.
-            top_k: Draw from so many of the most probable sub-tokens; None for all.
-            top_p: Draw from the most probable sub-tokens that make up this share of the probability.
-            guidance_schedule: How guidance grows from the first of the positions to the last; see ``GuidanceSchedule``.
-            guidance_interval: ``(low, high)``: guide only where low < noise level <= high, the level being the share of the
-                positions that is still to come (1 at the first); None for all.
-            guidance_exponent: Power of ``power_cosine``.
-            generator: A list with one generator per image, one generator, or None; see ``image_noise``.
-            output_type: ``pil``, ``np``, ``pt`` or ``uint8``; see ``postprocess``.
-            return_dict: Return an ``ImagePipelineOutput`` rather than a tuple.
-
-        Returns:
-            The images.
-
-        Raises:
-            UserError: If an argument is out of range.
-        """
-        scheduler, scale = self.plan(
-            guidance_scale, temperature, top_k, top_p, guidance_schedule, guidance_interval, guidance_exponent
-        )
-        labels = self.check_class_labels(class_labels)
-        noise = self.image_noise(generator, len(labels))
-        predict = classifier_free_guidance(self.predict, labels, self.num_classes, scale)
-        state = self.prepare_state(labels, noise)
+    def sample(self, class_labels: Tensor, options: SubTokenOptions, noise: ImageNoise) -> SampleState:
+        """Draw sub-token after sub-token; see the base class."""
+        scheduler, scale = self.plan(options)
+        predict = classifier_free_guidance(self.predict, class_labels, self.num_classes, scale)
+        state = self.prepare_state(class_labels, noise)
         with cast_weights(self.transformer):
-            state = sample_loop(predict, scheduler, state, scheduler.num_steps, noise, self.progress_bar)
-        return self.postprocess(self.decode(state), output_type, return_dict)
+            return sample_loop(predict, scheduler, state, scheduler.num_steps, noise, self.progress_bar)
 
-    def plan(
-        self,
-        guidance_scale: float | Sequence[float],
-        temperature: float | Sequence[float],
-        top_k: int | Sequence[int | None] | None,
-        top_p: float | Sequence[float],
-        guidance_schedule: GuidanceSchedule,
-        guidance_interval: GuidanceInterval | None,
-        guidance_exponent: float,
-    ) -> tuple[SubTokenScheduler, Callable[[int], float]]:
+    def plan(self, options: SubTokenOptions) -> tuple[SubTokenScheduler, Callable[[int], float]]:
         """Scheduler and guidance scale, checked; see ``ImagePipeline.plan``."""
         length, count = self.tokenizer.sequence_length, self.transformer.num_sub_tokens
-        scale = sub_token_guidance(count, length, guidance_scale, guidance_schedule, guidance_interval, guidance_exponent)
-        return SubTokenScheduler(length, count, temperature, top_k, top_p), scale
+        scale = sub_token_guidance(
+            count,
+            length,
+            options.guidance_scale,
+            options.guidance_schedule,
+            options.guidance_interval,
+            options.guidance_exponent,
+        )
+        return SubTokenScheduler(length, count, options.temperature, options.top_k, options.top_p), scale
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Start from empty sub-tokens (B, L, K) and no cache."""

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from generative.autoregressive.next_scale.scheduler import KnownTokens, NextScaleScheduler, check_pyramid
 from generative.autoregressive.next_scale.var import VAR, Modulations
+from generative.autoregressive.options import VAROptions
 from generative.core.errors import UserError
-from generative.core.guidance import GuidanceInterval, GuidanceSchedule, step_guidance
+from generative.core.guidance import step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop, unguided
 from generative.core.seeding import ImageNoise
 from generative.layers.kv_cache import KVCache
@@ -39,64 +40,52 @@ class VARPipeline(TokenPipeline):
     transformer: VAR
     tokenizer: MultiScaleVQTokenizer
     check_components = staticmethod(check_pyramid)
+    options_class = VAROptions
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        class_labels: ClassLabels,
-        guidance_scale: float = 1.0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        guidance_schedule: GuidanceSchedule = "linear",
-        guidance_interval: GuidanceInterval | None = None,
-        more_smooth: bool = False,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        output_type: OutputType = "pil",
-        return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
-        """Generate one image for each class label.
+    def sample(
+        self, class_labels: Tensor, options: VAROptions, noise: ImageNoise, known: KnownTokens | None = None
+    ) -> SampleState:
+        """Run all scales; see the base class.
 
         Args:
-            class_labels: One label, or a sequence or tensor (B,) of labels in [0, num_classes).
-            guidance_scale: Classifier-free guidance on the logits at the last scale, u + s (c - u); 1 is none and costs half.
-                The official ``cfg`` is s - 1 (the paper's scores: cfg 1.5, so 2.5 here).
-            temperature: Divides the logits; below 1 gives more typical, less diverse images.
-            top_k: Draw from so many of the most probable tokens; None for all (the paper's scores: 900 of 4,096).
-            top_p: Draw from the most probable tokens that make up this share of the probability (the paper's scores: 0.96).
-            guidance_schedule: How guidance grows over the scales, see ``GuidanceSchedule``; in the paper ``linear``.
-            guidance_interval: ``(low, high)``: guide only where low < noise level <= high, the level being the share of the
-                scales that is still to come (1 at the first); None for all.
-            more_smooth: Mix codes by a relaxed draw: smoother images, for looking at only.
-            generator: A list with one generator per image, one generator, or None; see ``image_noise``.
-            output_type: ``pil``, ``np``, ``pt`` or ``uint8``; see ``postprocess``.
-            return_dict: Return an ``ImagePipelineOutput`` rather than a tuple.
-
-        Returns:
-            The images.
-
-        Raises:
-            UserError: If an argument is out of range.
+            class_labels: (B,) int64; where all are ``num_classes``, the null condition, there is nothing to guide.
+            options: Options of the family.
+            noise: One random stream per image.
+            known: Tokens of images to edit, which are not drawn.
         """
-        scheduler, scale = self.plan(guidance_scale, temperature, top_k, top_p, guidance_schedule, guidance_interval, more_smooth)
-        labels = self.check_class_labels(class_labels)
-        noise = self.image_noise(generator, len(labels))
-        state = self.sample(labels, scheduler, scale, noise)
-        return self.postprocess(self.decode(state), output_type, return_dict)
+        scheduler, scale = self.plan(options, known)
+        if bool((class_labels == self.num_classes).all()):
+            scale = 1.0
+        return self.run(class_labels, scheduler, scale, noise)
+
+    def run(
+        self, class_labels: Tensor, scheduler: NextScaleScheduler, scale: float | Callable[[int], float], noise: ImageNoise
+    ) -> SampleState:
+        """Run all scales.
+
+        Args:
+            class_labels: (B,) int64.
+            scheduler: Draws the tokens.
+            scale: Of guidance, from ``step_guidance``.
+            noise: One random stream per image.
+        """
+        state = self.prepare_state(class_labels, noise)
+        # Ramps leave the first scale unguided; the null branch reads it all the same, in the same pass.
+        state.memory["is_guided"] = scale != 1.0
+        predict = unguided(self.predict, class_labels)
+        if scale != 1.0:
+            predict = classifier_free_guidance(self.predict, class_labels, self.num_classes, scale)
+        return sample_loop(predict, scheduler, state, scheduler.num_scales, noise, self.progress_bar)
 
     def plan(
-        self,
-        guidance_scale: float,
-        temperature: float,
-        top_k: int | None,
-        top_p: float,
-        guidance_schedule: GuidanceSchedule,
-        guidance_interval: GuidanceInterval | None,
-        more_smooth: bool,
+        self, options: VAROptions, known: KnownTokens | None = None
     ) -> tuple[NextScaleScheduler, float | Callable[[int], float]]:
         """Scheduler and guidance scale, checked; see ``ImagePipeline.plan``."""
-        scheduler = NextScaleScheduler(self.tokenizer, temperature, top_k, top_p, more_smooth)
-        return scheduler, step_guidance(guidance_scale, scheduler.num_scales, guidance_schedule, guidance_interval)
+        scheduler = NextScaleScheduler(
+            self.tokenizer, options.temperature, options.top_k, options.top_p, options.more_smooth, known
+        )
+        scale = step_guidance(options.guidance_scale, scheduler.num_scales, options.guidance_schedule, options.guidance_interval)
+        return scheduler, scale
 
     @torch.no_grad()
     def edit(
@@ -104,16 +93,11 @@ class VARPipeline(TokenPipeline):
         images: Tensor,
         mask: Tensor,
         class_labels: ClassLabels | None = None,
-        guidance_scale: float = 1.0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        guidance_schedule: GuidanceSchedule = "linear",
-        guidance_interval: GuidanceInterval | None = None,
-        more_smooth: bool = False,
+        *,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
+        **options: Any,
     ) -> ImagePipelineOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
         """Draw a part of each image anew, without any training for it (section 5.3: in-painting, out-painting, class editing).
 
@@ -126,7 +110,10 @@ class VARPipeline(TokenPipeline):
             mask: (H, W) or (B, H, W) bool, True where pixels are to be drawn: inside a box to in-paint or to edit its class,
                 outside of it to out-paint.
             class_labels: What to draw: labels as in a call; None for the null condition, as the paper in- and out-paints.
-            guidance_scale: See ``__call__``, as all other arguments; without class labels there is nothing to guide.
+            generator: See ``__call__``, as all that follows.
+            output_type: See ``__call__``.
+            return_dict: See ``__call__``.
+            **options: See ``__call__``; without class labels there is nothing to guide.
 
         Returns:
             The images, decoded from the mixed tokens: what is kept passes through the tokenizer.
@@ -143,10 +130,7 @@ class VARPipeline(TokenPipeline):
             labels = labels.expand(batch_size) if len(labels) == 1 else labels
         if len(labels) != batch_size:
             raise UserError(f"there are {len(labels)} class labels for {batch_size} images; give one for each, or one for all")
-        scheduler = NextScaleScheduler(self.tokenizer, temperature, top_k, top_p, more_smooth, known)
-        scale = step_guidance(guidance_scale, scheduler.num_scales, guidance_schedule, guidance_interval)
-        noise = self.image_noise(generator, batch_size)
-        state = self.sample(labels, scheduler, 1.0 if class_labels is None else scale, noise)
+        state = self.sample(labels, self.merge_options(options), self.image_noise(generator, batch_size), known)
         return self.postprocess(self.decode(state), output_type, return_dict)
 
     def known_tokens(self, images: Tensor, mask: Tensor) -> KnownTokens:
@@ -170,23 +154,6 @@ class VARPipeline(TokenPipeline):
             level = F.interpolate(keep, (side, side), mode="bilinear", align_corners=False) > 0.5  # (B, 1, side, side)
             levels.append((level | (side * side <= ALWAYS_KNOWN_TOKENS)).flatten(1))
         return KnownTokens(self.tokenizer.encode(images.to(self.device)), torch.cat(levels, dim=1))
-
-    def sample(self, class_labels: Tensor, scheduler: NextScaleScheduler, scale: Any, noise: ImageNoise) -> SampleState:
-        """Run all scales.
-
-        Args:
-            class_labels: (B,) int64.
-            scheduler: Draws the tokens.
-            scale: From ``step_guidance``.
-            noise: One random stream per image.
-        """
-        state = self.prepare_state(class_labels, noise)
-        # Ramps leave the first scale unguided; the null branch reads it all the same, in the same pass.
-        state.memory["is_guided"] = scale != 1.0
-        predict = unguided(self.predict, class_labels)
-        if scale != 1.0:
-            predict = classifier_free_guidance(self.predict, class_labels, self.num_classes, scale)
-        return sample_loop(predict, scheduler, state, scheduler.num_scales, noise, self.progress_bar)
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Start from an empty map and no cache."""

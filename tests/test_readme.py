@@ -16,7 +16,8 @@ README = Path(__file__).parents[1] / "README.md"
 # Added to a command so that it is done in seconds, by its first words; the last of equal flags holds.
 SHORT = {
     "generative train folder/dit": "--trainer.total_images 32 --trainer.batch_size 16 --trainer.progress false "
-    "--objective.init_args.num_inference_steps 2 --evaluation.init_args.num_samples 8 --evaluation.init_args.input_size 64 "
+    "--objective.init_args.sampling.num_inference_steps 2 --evaluation.init_args.num_samples 8 "
+    "--evaluation.init_args.input_size 64 "
     "--objective.init_args.denoiser.init_args.depth 1 --trainer.grid_images_per_class 2",
     "generative train runs/pets": "--trainer.total_images 48",
     "generative sample": "--num-images-per-class 2",

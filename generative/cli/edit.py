@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from generative.cli.arguments import CommandParser
-from generative.cli.sampling import OPTIONS, check_options, move_pipeline, parse_class_labels
+from generative.cli.option_flags import add_option_flags, chosen_options
+from generative.cli.sampling import move_pipeline, parse_class_labels
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ class     draw an object of another class into the box
 The output is a grid with a row for each class (or one): the image, the image without what is drawn anew, and the results.
 An image of another size is resized and cropped to the centre square first; the box counts pixels after that."""
 MODES = ("inpaint", "outpaint", "class")
-EDIT_OPTIONS = ("guidance_scale", "guidance_schedule", "guidance_interval", "temperature", "top_k", "top_p", "more_smooth")
 GREY = 128
 """Stands for what is drawn anew in the grid's second column, in [0, 255]."""
 MIN_TILE = 64
@@ -41,6 +40,8 @@ def box_corners(text: str) -> tuple[int, int, int, int]:
 
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
+    from pipelines import options_classes
+
     parser = CommandParser("generative edit", "Draw a part of an image anew with a VAR.", EPILOG)
     parser.add_argument("folder", metavar="RUN_OR_PIPELINE_DIR", type=Path, help="a run of VAR, or a folder of its pipeline")
     parser.add_argument("--image", metavar="FILE", type=Path, required=True, help="the image to edit")
@@ -57,11 +58,10 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--output", type=Path, default=Path("edited.png"), metavar="FILE.png", help="default edited.png")
     parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: CUDA where there is one)")
-    options = parser.add_argument_group("sampling options")
-    for name in EDIT_OPTIONS:
-        options.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **OPTIONS[name])
+    families = [options_classes()["VARPipeline"]]
+    add_option_flags(parser, families)
     given = vars(parser.parse_args(arguments))
-    chosen = {name: given.pop(name) for name in EDIT_OPTIONS if name in given}
+    chosen = chosen_options(given, families)
     return edit(chosen, **given)
 
 
@@ -88,7 +88,7 @@ def edit(
     from generative.data.image_files import ImageFilesDataset
 
     pipeline = load_var(folder)
-    check_options(pipeline, options)
+    pipeline.check_options(**options)
     labels = None if class_labels is None else parse_class_labels(class_labels, pipeline, in_order=True)
     original = ImageFilesDataset([image], pipeline.image_size).image(0)  # (3, H, W) uint8
     mask = box_mask(box, pipeline.image_size, is_outside=mode == "outpaint")  # (H, W) bool
@@ -97,14 +97,13 @@ def edit(
         return 0
     move_pipeline(pipeline, device, accelerator)
     pipeline.set_progress_bar_config(disable=True)
-    common = {name: value for name, value in pipeline.sampling_defaults.items() if name in EDIT_OPTIONS} | options
     images = images_to_float(original[None].expand(num_images, -1, -1, -1)).to(pipeline.device)
     rows = []
     for label in [None] if labels is None else labels:
         # The null condition has a stream of its own, beside those of the classes.
         generators = sample_generators(seed, [pipeline.num_classes if label is None else label] * num_images, range(num_images))
         wanted = None if label is None else [label] * num_images
-        (results,) = pipeline.edit(images, mask, wanted, generator=generators, output_type="uint8", return_dict=False, **common)
+        (results,) = pipeline.edit(images, mask, wanted, generator=generators, output_type="uint8", return_dict=False, **options)
         rows.append(torch.cat([original[None], blank(original, mask)[None], cast("Tensor", results).cpu()]))
     names = pipeline.class_names
     row_names = None if names is None or labels is None else [names[label] for label in labels]

@@ -6,7 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from generative.cli.sampling import check_counts, check_options, move_pipeline, parse_class_labels
+from generative.cli.option_flags import check_flags
+from generative.cli.sampling import check_counts, move_pipeline, parse_class_labels
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def interpolate(
     pipeline = load_pipeline(folder)
     if not hasattr(pipeline, "interpolate_latents"):
         raise UserError(f"{type(pipeline).__name__} cannot interpolate, only a GAN's pipeline can; leave --interpolate out")
-    check_options(pipeline, options)
+    check_flags(type(pipeline).__name__, options, pipeline.options_class)
+    pipeline.check_options(**options)
     labels = parse_class_labels(class_labels, pipeline, in_order=kind == "class")
     starts = [(label, n) for label in (labels[:-1] if kind == "class" else labels) for n in range(rows_each)]
     if not starts:
@@ -72,7 +74,7 @@ def interpolate(
         return 0
     move_pipeline(pipeline, device, accelerator)
     pipeline.set_progress_bar_config(desc="sampling", unit="batch", leave=False, mininterval=progress_interval())
-    common = {**pipeline.sampling_defaults, **options, "num_frames": num_frames, "batch_size": batch_size, "output_type": "uint8"}
+    common = {**options, "num_frames": num_frames, "batch_size": batch_size, "output_type": "uint8"}
     classes = [label for label, _ in starts]
     if kind == "latent":
         ends = [(label, n + step) for label, n in starts for step in (0, 1)]

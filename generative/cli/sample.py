@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generative.cli.arguments import CommandParser
-from generative.cli.sampling import ALL_CLASSES, OPTIONS, check_counts, check_options, move_pipeline, parse_class_labels
+from generative.cli.option_flags import add_option_flags, check_flags, chosen_options
+from generative.cli.sampling import ALL_CLASSES, check_counts, move_pipeline, parse_class_labels
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ else a folder of frames.
 
 def run(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
+    from pipelines import options_classes
+
     parser = CommandParser("generative sample", "Sample images from a run or a pipeline folder.", EPILOG)
     parser.add_argument(
         "folder",
@@ -59,9 +61,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="autocast of the networks (default no: float32)"
     )
-    options = parser.add_argument_group("sampling options")
-    for name, settings in OPTIONS.items():
-        options.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **settings)
+    families = options_classes().values()
+    add_option_flags(parser, families)
     rejection = parser.add_argument_group("rejection by classifier (every family)")
     rejection.add_argument(
         "--rejection-extractor",
@@ -77,7 +78,7 @@ def run(arguments: list[str]) -> int:
     walk.add_argument("--fps", type=float, metavar="N", help="frames per second of an animation (default 12)")
     walk.add_argument("--loop", action="store_true", default=None, help="play an animation forth and back, without a jump")
     given = vars(parser.parse_args(arguments))
-    chosen = {name: given.pop(name) for name in OPTIONS if name in given}
+    chosen = chosen_options(given, families)
     walking = {name: given.pop(name) for name in ("frames", "path", "fps", "loop")}
     kind = given.pop("interpolate")
     rejection_options = {name: given.pop(f"rejection_{name}") for name in ("extractor", "weights", "keep")}
@@ -127,8 +128,7 @@ def sample(
     from pipelines import find_pipeline_folder, load_pipeline
 
     pipeline = load_pipeline(folder)
-    check_options(pipeline, options)
-    options = {**pipeline.sampling_defaults, **options}
+    check_flags(type(pipeline).__name__, options, pipeline.options_class)
     pipeline.check_options(**options)
     labels = parse_class_labels(class_labels, pipeline)
     requests = [SampleRequest(label, index) for label in labels for index in range(num_images_per_class)]
@@ -170,7 +170,7 @@ def sample(
             "pipeline": fingerprint_folder(find_pipeline_folder(folder)),
             "pipeline_class": type(pipeline).__name__,
             "seed": seed,
-            "options": options,
+            "options": pipeline.merge_options(options).to_dict(),
         }
         if (folder / "state.json").is_file():
             settings["step"] = read_state(folder)["step"]

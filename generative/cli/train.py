@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RUN_FILES = (CONFIG_FILE, HISTORY_FILE, "data.json", "metrics.jsonl", "evaluation.json", "pipeline", "samples", "tensorboard")
 
 EPILOG = """Any value of the configuration can be overridden by its path:
-  generative train digits/dit --trainer.total_images 64000 --objective.init_args.guidance_scale 1.5
+  generative train digits/dit --trainer.total_images 64000 --objective.init_args.sampling.guidance_scale 1.5
   generative train configs/cifar10/dit_s.yaml --data.init_args.root data/cifar10 --trainer.output_dir runs/cifar
 
 Several CONFIGs are laid over one another and later ones win, so that a published size is a file of what it changes: mappings are

@@ -216,7 +216,7 @@ class Evaluator:
         Args:
             pipeline: The pipeline, on the accelerator's device.
             accelerator: Its processes share the sampling; every process gets the result.
-            options: Keyword arguments of the pipeline's call.
+            options: Options of the pipeline's call, over those that it was saved with.
             progress: Show progress bars.
         """
         if not hasattr(pipeline, "num_classes"):
@@ -245,7 +245,7 @@ class Evaluator:
             suite.gather(gather_local)
             recognised = gather_object(recognised)
         evaluation = self._finish(suite, recognised)
-        evaluation.protocol.update(seed=self.seed, labels="balanced", sampling=dict(options))
+        evaluation.protocol.update(seed=self.seed, labels="balanced", sampling=pipeline.merge_options(options).to_dict())
         return evaluation
 
     def score_real(self, data: ImageDataset, accelerator: Accelerator) -> Evaluation:

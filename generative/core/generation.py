@@ -56,7 +56,7 @@ def generate_images(
         requests: All images of the run, the same list on every process.
         seed: Seed of the run.
         batch_size: Images per call of the pipeline on this process.
-        options: Keyword arguments of the pipeline's call (guidance scale and so on).
+        options: Options of the pipeline's call (guidance scale and so on), over those that it was saved with.
         process_index: This process's number.
         num_processes: How many processes share the requests.
         progress: Show a progress bar.

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from generative.core.errors import UserError
-
-GuidanceInterval = tuple[float, float]
-"""``(low, high)`` noise levels with 0 <= low < high <= 1; see ``is_inside``."""
-GuidanceSchedule = Literal["constant", "linear", "power", "cubic", "exp", "cosine", "power_cosine"]
-"""How the scale grows from 1 to s with the progress p; see ``GROWTHS``."""
+from generative.core.options import GuidanceInterval, GuidanceSchedule
 
 SHARPNESS = 5.0
 """lambda of the exponential schedules of eMIGM (arXiv 2503.07197, section 3.2)."""

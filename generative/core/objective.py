@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from generative.core.ema import EMASpec
 from generative.core.generation import SampleRequest, generate_images
+from generative.core.options import SamplingOptions
 from generative.core.types import Batch, Losses, Networks, StepContext
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Objective(abc.ABC):
         usage: What to do with the run's pipeline, said when training is done; ``{run}`` stands for its folder.
         sampling_networks: Names of the networks that ``prepare_for_sampling`` and ``pipeline`` use, and no others: each is
             handed over as a copy of its own that shares the weights. None for all.
+        sampling: Options of samples drawn during training, and those that its pipeline starts from ever after.
         loss_extractors: Feature extractors (names of ``metrics.registry.EXTRACTORS``) whose networks a loss or a discriminator
             looks through; the trainer refuses to score with them.
     """
@@ -102,6 +104,7 @@ class Objective(abc.ABC):
     sampling_networks: tuple[str, ...] | None = None
     loss_extractors: frozenset[str] = frozenset()
     uses_labels: bool = True
+    sampling: SamplingOptions = SamplingOptions()
     networks: dict[str, nn.Module]
     frozen: dict[str, nn.Module]
     buffers: Mapping[str, Tensor] = MappingProxyType({})
@@ -143,9 +146,9 @@ class Objective(abc.ABC):
             generator: Source of the randomness used.
         """
 
-    def sampling_defaults(self) -> Mapping[str, Any]:
-        """Keyword arguments for the pipeline's call during training (guidance scale, number of steps)."""
-        return {}
+    def sampling_defaults(self) -> dict[str, Any]:
+        """Options of samples drawn during training by name: those that the pipeline keeps as its defaults."""
+        return self.sampling.to_dict()
 
     def identity(self) -> Mapping[str, Any]:
         """What decides what the networks learn, beside themselves and the frozen parts: JSON values by name.
@@ -177,9 +180,7 @@ class Objective(abc.ABC):
         Returns:
             (M, 3, H, W) uint8, M a multiple of ``columns``.
         """
-        batches = generate_images(
-            cast("ImageGenerationPipeline", pipeline), requests, seed=seed, batch_size=50, options=self.sampling_defaults()
-        )
+        batches = generate_images(cast("ImageGenerationPipeline", pipeline), requests, seed=seed, batch_size=50, options={})
         return torch.cat([images.cpu() for _, images in batches])
 
     def diagnose(self, networks: Networks, real: Batch) -> Losses:

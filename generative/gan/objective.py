@@ -16,6 +16,7 @@ from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.gan import diagnosis
 from generative.gan.augment import AUGMENTATIONS, Augmentation, augment
 from generative.gan.losses import ADVERSARIAL_LOSSES, AdversarialLoss
+from generative.gan.options import GANOptions
 from generative.gan.orthogonal import add_orthogonal_gradient
 from generative.gan.penalties import Penalty, PenaltyInputs, add_losses, check_penalties
 from generative.gan.sampling import check_truncation, draw_z, take_standing_statistics
@@ -58,13 +59,14 @@ class GANObjective(Objective):
         standing_statistics_batches: Batches over which batch norm's statistics are taken anew before sampling; 0 keeps those that
             training averaged.
         standing_statistics_batch_size: Images in each of those batches.
-        truncation: Threshold of the truncated noise that training samples are drawn with; None for no truncation.
+        sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
 
     Raises:
         UserError: If the networks do not fit each other, or an argument is out of its range.
     """
 
     sampling_networks = ("generator",)
+    sampling: GANOptions
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class GANObjective(Objective):
         discriminator_orthogonal_weight: float = 0.0,
         standing_statistics_batches: int = 0,
         standing_statistics_batch_size: int = 64,
-        truncation: float | None = None,
+        sampling: GANOptions = GANOptions(),
     ) -> None:
         check_pair(generator, discriminator)
         if loss not in ADVERSARIAL_LOSSES:
@@ -102,7 +104,7 @@ class GANObjective(Objective):
         ):
             if not value >= least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
-        check_truncation(truncation)
+        check_truncation(sampling.truncation)
         check_average(generator, ema, ema_buffers)
         self.networks = {"generator": generator, "discriminator": discriminator}
         self.frozen = {}
@@ -124,7 +126,7 @@ class GANObjective(Objective):
         }
         self.standing_statistics_batches = standing_statistics_batches
         self.standing_statistics_batch_size = standing_statistics_batch_size
-        self.truncation = truncation
+        self.sampling = sampling
 
     def phases(self) -> list[Phase]:
         """Discriminator and its lazy penalties, generator; or the generator first."""
@@ -270,18 +272,14 @@ class GANObjective(Objective):
             self.standing_statistics_batches,
             self.standing_statistics_batch_size,
             generator,
-            self.truncation,
+            self.sampling.truncation,
         )
-
-    def sampling_defaults(self) -> Mapping[str, Any]:
-        """The truncation threshold."""
-        return {"truncation": self.truncation}
 
     def pipeline(self, networks: Networks) -> GANImagePipeline:
         """Pipeline around the generator."""
         from pipelines.gan import GANImagePipeline
 
-        return GANImagePipeline(generator=networks["generator"], sampling_defaults=dict(self.sampling_defaults()))
+        return GANImagePipeline(generator=networks["generator"], sampling_defaults=self.sampling_defaults())
 
     def diagnose(self, networks: Networks, real: Batch) -> Losses:
         """Spectral norms, diversity and saturation; see ``generative.gan.diagnosis``."""

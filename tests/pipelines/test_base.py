@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import sys
@@ -15,9 +14,10 @@ import pytest
 import torch
 
 import pipelines
+from generative.cli.option_flags import option_doc
 from generative.core.errors import UserError
-from pipelines import PIPELINES, GANImagePipeline, find_pipeline_folder, load_pipeline
-from pipelines.base import CALL_ARGUMENTS, ImageGenerationPipeline, read_model_index
+from pipelines import OPTIONS, PIPELINES, GANImagePipeline, find_pipeline_folder, load_pipeline, options_classes
+from pipelines.base import ImageGenerationPipeline, read_model_index
 
 
 @pytest.fixture
@@ -141,11 +141,10 @@ def test_the_base_class_cannot_be_made() -> None:
         ImageGenerationPipeline()  # type: ignore[abstract]
 
 
-@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "ImageReconstructionPipeline"])
-def test_every_option_of_a_call_is_one_that_its_plan_checks(name: str) -> None:
-    pipeline_class = getattr(pipelines, name)
-    called, planned = (inspect.signature(method).parameters for method in (pipeline_class.__call__, pipeline_class.plan))
-    assert [option for option in called if option not in CALL_ARGUMENTS] == list(planned)
+def test_every_pipeline_that_samples_names_its_options() -> None:
+    assert {*OPTIONS, "ImageReconstructionPipeline"} == set(PIPELINES)
+    for name, options in options_classes().items():
+        assert getattr(pipelines, name).options_class is options and all(option_doc(options, each) for each in options.names())
 
 
 def test_options_that_a_pipeline_has_not_are_named(pipeline: Any) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from generative.autoregressive.continuous.diffusion_head import NUM_TRAIN_TIMESTEPS, HeadSampler, cosine_betas, head_process
+from generative.autoregressive.options import SolverName
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
@@ -19,8 +19,6 @@ from generative.diffusion.samplers.ancestral import add_step_noise, reverse_mean
 from generative.diffusion.samplers.dpm_solver import MIN_HALF_LOG_SNR, solver_orders, solver_stages, solver_times
 
 CPU = torch.device("cpu")  # where the tables are, whatever the default device
-
-SolverName = Literal["dpm-solver", "ddpm"]
 
 
 class AncestralHeadSampler:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from diffusers import ModelMixin
@@ -20,9 +18,10 @@ from generative.autoregressive.masking import (
     ScheduledMasking,
     TruncatedNormalMasking,
 )
+from generative.autoregressive.options import EMIGMOptions, MAROptions
 from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
-from generative.core.guidance import GuidanceInterval, GuidanceSchedule, check_guidance
+from generative.core.guidance import check_guidance
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.encoded_objective import EncodedObjective
@@ -137,10 +136,6 @@ class ContinuousTokenObjective(EncodedObjective):
         decayed = [p for name, p in parameters if not (p.ndim < 2 or name.startswith("head."))]
         return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
 
-    @abc.abstractmethod
-    def sampling_defaults(self) -> Mapping[str, Any]:
-        """Options of samples drawn during training."""
-
 
 class MARObjective(ContinuousTokenObjective):
     """MAR's training (arXiv 2406.11838).
@@ -153,11 +148,7 @@ class MARObjective(ContinuousTokenObjective):
         label_dropout: See ``ContinuousTokenObjective``.
         mask_ratio_min: Smallest share of masked tokens.
         diffusion_batch_mul: See ``ContinuousTokenObjective``.
-        guidance_scale: Of samples drawn during training and kept with the run, as the following.
-        guidance_schedule: See ``MARPipeline``.
-        temperature: See ``MARPipeline``.
-        num_inference_steps: See ``MARPipeline``.
-        num_diffusion_steps: See ``MARPipeline``.
+        sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
     """
 
     def __init__(
@@ -169,32 +160,18 @@ class MARObjective(ContinuousTokenObjective):
         label_dropout: float = 0.1,
         mask_ratio_min: float = 0.7,
         diffusion_batch_mul: int = 4,
-        guidance_scale: float = 1.0,
-        guidance_schedule: GuidanceSchedule = "linear",
-        temperature: float = 1.0,
-        num_inference_steps: int = 64,
-        num_diffusion_steps: int = 100,
+        sampling: MAROptions = MAROptions(),
     ) -> None:
         masking = TruncatedNormalMasking(mask_ratio_min)
         super().__init__(network, masking, optimizer, ema, autoencoder, label_dropout, diffusion_batch_mul)
-        check_guidance(guidance_scale, guidance_schedule)
-        self.sampling = {
-            "num_inference_steps": num_inference_steps,
-            "num_diffusion_steps": num_diffusion_steps,
-            "guidance_scale": guidance_scale,
-            "guidance_schedule": guidance_schedule,
-            "temperature": temperature,
-        }
+        check_guidance(sampling.guidance_scale, sampling.guidance_schedule)
+        self.sampling = sampling
 
     def pipeline(self, networks: Networks) -> MARPipeline:
         """Pipeline of this network and the autoencoder."""
         from pipelines.mar import MARPipeline
 
-        return MARPipeline(cast(ModelMixin, networks["network"]), self.autoencoder, dict(self.sampling_defaults()))
-
-    def sampling_defaults(self) -> Mapping[str, Any]:
-        """Those of the constructor."""
-        return dict(self.sampling)
+        return MARPipeline(cast(ModelMixin, networks["network"]), self.autoencoder, self.sampling_defaults())
 
 
 class EMIGMObjective(ContinuousTokenObjective):
@@ -209,13 +186,7 @@ class EMIGMObjective(ContinuousTokenObjective):
         min_time: Smallest time of a mask (official ``clamp_t_min``).
         weighted_loss: Weight losses by gamma' / gamma. Without ``drop_masked`` each image then has its own time, as officially.
         diffusion_batch_mul: See ``ContinuousTokenObjective``.
-        guidance_scale: Of samples drawn during training and kept with the run, as the following.
-        guidance_schedule: See ``EMIGMPipeline``.
-        guidance_interval: See ``EMIGMPipeline``.
-        temperature: See ``EMIGMPipeline``.
-        num_inference_steps: See ``EMIGMPipeline``.
-        num_diffusion_steps: See ``EMIGMPipeline``.
-        solver: See ``EMIGMPipeline``.
+        sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
     """
 
     def __init__(
@@ -228,34 +199,16 @@ class EMIGMObjective(ContinuousTokenObjective):
         min_time: float = 0.2,
         weighted_loss: bool = False,
         diffusion_batch_mul: int = 4,
-        guidance_scale: float = 1.0,
-        guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: GuidanceInterval | None = None,
-        temperature: float = 1.0,
-        num_inference_steps: int = 16,
-        num_diffusion_steps: int = 8,
-        solver: Literal["dpm-solver", "ddpm"] = "dpm-solver",
+        sampling: EMIGMOptions = EMIGMOptions(),
     ) -> None:
         per_image = weighted_loss and not network.config.drop_masked
         masking = ScheduledMasking(network.config.mask_strategy, min_time, weighted_loss, per_image)
         super().__init__(network, masking, optimizer, ema, autoencoder, label_dropout, diffusion_batch_mul)
-        check_guidance(guidance_scale, guidance_schedule, guidance_interval)
-        self.sampling = {
-            "num_inference_steps": num_inference_steps,
-            "num_diffusion_steps": num_diffusion_steps,
-            "guidance_scale": guidance_scale,
-            "guidance_schedule": guidance_schedule,
-            "guidance_interval": guidance_interval,
-            "temperature": temperature,
-            "solver": solver,
-        }
+        check_guidance(sampling.guidance_scale, sampling.guidance_schedule, sampling.guidance_interval)
+        self.sampling = sampling
 
     def pipeline(self, networks: Networks) -> EMIGMPipeline:
         """Pipeline of this network and the autoencoder."""
         from pipelines.emigm import EMIGMPipeline
 
-        return EMIGMPipeline(cast(ModelMixin, networks["network"]), self.autoencoder, dict(self.sampling_defaults()))
-
-    def sampling_defaults(self) -> Mapping[str, Any]:
-        """Those of the constructor."""
-        return dict(self.sampling)
+        return EMIGMPipeline(cast(ModelMixin, networks["network"]), self.autoencoder, self.sampling_defaults())

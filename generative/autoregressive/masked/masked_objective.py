@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from diffusers import ModelMixin
 from torch import nn
 
 from generative.autoregressive.masked.parallel_decoding import check_choice_temperature, masked_counts
+from generative.autoregressive.options import MaskGITOptions
 from generative.autoregressive.token_sampling import check_sampling_options
 from generative.core.ema import EMAProfile
-from generative.core.guidance import GuidanceInterval, GuidanceSchedule, step_guidance
+from generative.core.guidance import check_guidance
 from generative.core.objective import OptimizerFactory
 from generative.tokenizers.base import ImageTokenizer
 from generative.tokenizers.encoded_objective import EncodedObjective
@@ -26,15 +26,7 @@ class MaskedTokenObjective(EncodedObjective):
         optimizer: Makes the optimizer; weight decay is kept from embeddings and 1-D parameters.
         label_dropout: Share of labels replaced by the null condition.
         ema: Decay law of the average that samples; None samples from the weights themselves.
-        num_inference_steps: Used for the grids and scores made during training and kept with the run.
-        choice_temperature: Likewise.
-        guidance_scale: Likewise.
-        guidance_schedule: Likewise.
-        guidance_interval: Likewise.
-        guidance_exponent: Likewise.
-        temperature: Likewise.
-        top_k: Likewise.
-        top_p: Likewise.
+        sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
 
     Raises:
         UserError: If an option is out of range.
@@ -47,33 +39,17 @@ class MaskedTokenObjective(EncodedObjective):
         optimizer: OptimizerFactory,
         label_dropout: float,
         ema: EMAProfile | None,
-        num_inference_steps: int,
-        choice_temperature: float,
-        guidance_scale: float,
-        guidance_schedule: GuidanceSchedule,
-        guidance_interval: GuidanceInterval | None,
-        guidance_exponent: float,
-        temperature: float,
-        top_k: int | None,
-        top_p: float,
+        sampling: MaskGITOptions,
     ) -> None:
-        check_sampling_options(temperature, top_k, top_p)
-        check_choice_temperature(choice_temperature)
-        masked_counts(tokenizer.sequence_length, num_inference_steps)
-        step_guidance(guidance_scale, num_inference_steps, guidance_schedule, guidance_interval, guidance_exponent)
+        check_sampling_options(sampling.temperature, sampling.top_k, sampling.top_p)
+        check_choice_temperature(sampling.choice_temperature)
+        masked_counts(tokenizer.sequence_length, sampling.num_inference_steps)
+        check_guidance(
+            sampling.guidance_scale, sampling.guidance_schedule, sampling.guidance_interval, sampling.guidance_exponent
+        )
         super().__init__("transformer", transformer, tokenizer, optimizer, ema, label_dropout)
         self.tokenizer = tokenizer
-        self.sampling = {
-            "num_inference_steps": num_inference_steps,
-            "choice_temperature": choice_temperature,
-            "guidance_scale": guidance_scale,
-            "guidance_schedule": guidance_schedule,
-            "guidance_interval": guidance_interval,
-            "guidance_exponent": guidance_exponent,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-        }
+        self.sampling = sampling
 
     def parameter_groups(self, optimizer: str) -> list[dict[str, Any]]:
         """Matrices with the optimizer's weight decay; embeddings and 1-D parameters without."""
@@ -82,7 +58,3 @@ class MaskedTokenObjective(EncodedObjective):
         decayed = [p for p in network.parameters() if p.ndim >= 2 and id(p) not in embeddings]
         others = [p for p in network.parameters() if p.ndim < 2 or id(p) in embeddings]
         return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-
-    def sampling_defaults(self) -> Mapping[str, Any]:
-        """The sampling options of the constructor."""
-        return dict(self.sampling)

@@ -12,9 +12,9 @@ from generative.autoregressive.masked.masked_objective import MaskedTokenObjecti
 from generative.autoregressive.masked.maskgit import MaskGITTransformer
 from generative.autoregressive.masked.parallel_decoding import CosineMasking
 from generative.autoregressive.masking import MaskingLaw
+from generative.autoregressive.options import MaskGITOptions
 from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
-from generative.core.guidance import GuidanceInterval, GuidanceSchedule
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.base import ImageTokenizer, check_match
@@ -37,15 +37,7 @@ class MaskGITObjective(MaskedTokenObjective):
         label_smoothing: Share of each target spread evenly over all codes (paper: 0.1).
         label_dropout: Share of labels replaced by the null condition (paper: 0, it has no guidance).
         ema: Decay law of the average that samples; None samples from the weights themselves.
-        num_inference_steps: Iterations of the decoding (paper: 8 at 256 pixels, 12 at 512).
-        choice_temperature: See ``ParallelScheduler`` (official sampler: 4.5).
-        guidance_scale: Used for the grids and scores made during training and kept with the run.
-        guidance_schedule: Likewise.
-        guidance_interval: Likewise.
-        guidance_exponent: Likewise.
-        temperature: Likewise.
-        top_k: Likewise.
-        top_p: Likewise.
+        sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
     """
 
     def __init__(
@@ -57,15 +49,7 @@ class MaskGITObjective(MaskedTokenObjective):
         label_smoothing: float = 0.1,
         label_dropout: float = 0.1,
         ema: EMAProfile | None = None,
-        num_inference_steps: int = 8,
-        choice_temperature: float = 4.5,
-        guidance_scale: float = 1.0,
-        guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: GuidanceInterval | None = None,
-        guidance_exponent: float = 1.0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
+        sampling: MaskGITOptions = MaskGITOptions(),
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
@@ -76,15 +60,7 @@ class MaskGITObjective(MaskedTokenObjective):
             optimizer,
             label_dropout,
             ema,
-            num_inference_steps,
-            choice_temperature,
-            guidance_scale,
-            guidance_schedule,
-            guidance_interval,
-            guidance_exponent,
-            temperature,
-            top_k,
-            top_p,
+            sampling,
         )
         self.masking = masking or CosineMasking()
         self.label_smoothing = label_smoothing
@@ -133,4 +109,4 @@ class MaskGITObjective(MaskedTokenObjective):
         """Pipeline of this transformer and the frozen tokenizer."""
         from pipelines.maskgit import MaskGITPipeline
 
-        return MaskGITPipeline(cast(MaskGITTransformer, networks["transformer"]), self.tokenizer, dict(self.sampling_defaults()))
+        return MaskGITPipeline(cast(MaskGITTransformer, networks["transformer"]), self.tokenizer, self.sampling_defaults())

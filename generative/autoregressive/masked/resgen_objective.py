@@ -12,9 +12,9 @@ from generative.autoregressive.masked.parallel_decoding import CosineMasking
 from generative.autoregressive.masked.resgen import ResGenTransformer, check_residual_match
 from generative.autoregressive.masked.residual_decoding import code_vectors, known_codes
 from generative.autoregressive.masking import MaskingLaw
+from generative.autoregressive.options import ResGenOptions
 from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
-from generative.core.guidance import GuidanceInterval, GuidanceSchedule
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.base import ImageTokenizer
@@ -41,15 +41,7 @@ class ResGenObjective(MaskedTokenObjective):
         posterior_std: s, over the expected size of a value of z (ours).
         label_dropout: Share of labels replaced by the null condition.
         ema: Decay law of the average that samples; None samples from the weights themselves.
-        num_inference_steps: Used for the grids and scores made during training and kept with the run.
-        choice_temperature: Likewise.
-        guidance_scale: Likewise.
-        guidance_schedule: Likewise.
-        guidance_interval: Likewise.
-        guidance_exponent: Likewise.
-        temperature: Likewise.
-        top_k: Likewise.
-        top_p: Likewise.
+        sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
 
     Raises:
         UserError: If transformer and tokenizer do not fit, or an option is out of range.
@@ -66,15 +58,7 @@ class ResGenObjective(MaskedTokenObjective):
         posterior_std: float = 0.05,
         label_dropout: float = 0.1,
         ema: EMAProfile | None = None,
-        num_inference_steps: int = 16,
-        choice_temperature: float = 1.0,
-        guidance_scale: float = 1.0,
-        guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: GuidanceInterval | None = None,
-        guidance_exponent: float = 1.0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
+        sampling: ResGenOptions = ResGenOptions(),
     ) -> None:
         if not posterior_std >= 0:
             raise UserError(f"posterior_std must be 0 or more, got {posterior_std}")
@@ -85,15 +69,7 @@ class ResGenObjective(MaskedTokenObjective):
             optimizer,
             label_dropout,
             ema,
-            num_inference_steps,
-            choice_temperature,
-            guidance_scale,
-            guidance_schedule,
-            guidance_interval,
-            guidance_exponent,
-            temperature,
-            top_k,
-            top_p,
+            sampling,
         )
         self.masking = masking or CosineMasking()
         self.posterior_std = posterior_std
@@ -157,4 +133,4 @@ class ResGenObjective(MaskedTokenObjective):
         """Pipeline of this transformer and the frozen tokenizer."""
         from pipelines.resgen import ResGenPipeline
 
-        return ResGenPipeline(cast(ResGenTransformer, networks["transformer"]), self.tokenizer, dict(self.sampling_defaults()))
+        return ResGenPipeline(cast(ResGenTransformer, networks["transformer"]), self.tokenizer, self.sampling_defaults())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor, nn
 
 from generative.autoregressive.next_scale.scheduler import check_pyramid
 from generative.autoregressive.next_scale.var import VAR
+from generative.autoregressive.options import VAROptions
 from generative.autoregressive.token_sampling import check_sampling_options
 from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
-from generative.core.guidance import GuidanceSchedule, step_guidance
+from generative.core.guidance import check_guidance
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.layers.cross_entropy import token_cross_entropy
@@ -41,12 +41,7 @@ class VARObjective(EncodedObjective):
         label_dropout: Share of labels replaced by the null condition.
         label_smoothing: Share of each target spread evenly over all codes.
         ema: Decay law of the average that samples; None samples from the weights themselves, as the paper does.
-        guidance_scale: Used for the grids and scores made during training and kept with the run; the official ``cfg`` plus 1.
-        guidance_schedule: Likewise; ``linear`` is the paper's.
-        temperature: Likewise.
-        top_k: Likewise.
-        top_p: Likewise.
-        more_smooth: Likewise; for looking at only.
+        sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
     """
 
     def __init__(
@@ -57,29 +52,17 @@ class VARObjective(EncodedObjective):
         label_dropout: float = 0.1,
         label_smoothing: float = 0.0,
         ema: EMAProfile | None = None,
-        guidance_scale: float = 1.0,
-        guidance_schedule: GuidanceSchedule = "linear",
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        more_smooth: bool = False,
+        sampling: VAROptions = VAROptions(),
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         pyramid = check_pyramid(transformer, tokenizer)
-        check_sampling_options(temperature, top_k, top_p)
-        step_guidance(guidance_scale, len(pyramid.patch_nums), guidance_schedule)
+        check_sampling_options(sampling.temperature, sampling.top_k, sampling.top_p)
+        check_guidance(sampling.guidance_scale, sampling.guidance_schedule, sampling.guidance_interval)
         super().__init__("transformer", transformer, pyramid, optimizer, ema, label_dropout)
         self.tokenizer = pyramid
         self.label_smoothing = label_smoothing
-        self.sampling = {
-            "guidance_scale": guidance_scale,
-            "guidance_schedule": guidance_schedule,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "more_smooth": more_smooth,
-        }
+        self.sampling = sampling
 
     def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Mean cross-entropy over the tokens of all scales, in nats.
@@ -123,8 +106,4 @@ class VARObjective(EncodedObjective):
         """Pipeline of this transformer and the frozen tokenizer."""
         from pipelines.var import VARPipeline
 
-        return VARPipeline(cast(VAR, networks["transformer"]), self.tokenizer, dict(self.sampling_defaults()))
-
-    def sampling_defaults(self) -> Mapping[str, Any]:
-        """Guidance, temperature, top-k, top-p and smoothness of the constructor."""
-        return dict(self.sampling)
+        return VARPipeline(cast(VAR, networks["transformer"]), self.tokenizer, self.sampling_defaults())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,11 +10,13 @@ from diffusers import ModelMixin
 from torch import nn
 
 from generative.autoregressive.next_token.transformer import ImageTransformer
+from generative.autoregressive.options import NextTokenOptions
 from generative.autoregressive.token_sampling import check_sampling_options
 from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
-from generative.core.guidance import GuidanceInterval, GuidanceSchedule, check_guidance
+from generative.core.guidance import check_guidance
 from generative.core.objective import OptimizerFactory
+from generative.core.options import SamplingOptions
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.layers.cross_entropy import token_cross_entropy
 from generative.tokenizers.base import ImageTokenizer, check_match
@@ -35,7 +36,7 @@ class NextTokenObjective(EncodedObjective):
         label_dropout: Share of labels replaced by the null condition.
         ema: Decay law of the average that samples; None samples from the weights themselves.
         decay_embeddings: Whether weight decay reaches embeddings; 1-D parameters are always spared.
-        sampling: Options of the pipeline's call used for grids and scores made during training, and kept with the run.
+        sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class NextTokenObjective(EncodedObjective):
         label_dropout: float,
         ema: EMAProfile | None,
         decay_embeddings: bool,
-        sampling: dict[str, Any],
+        sampling: SamplingOptions,
     ) -> None:
         check_match(transformer, tokenizer)
         super().__init__("transformer", transformer, tokenizer, optimizer, ema, label_dropout)
@@ -63,10 +64,6 @@ class NextTokenObjective(EncodedObjective):
         others = [p for p in network.parameters() if p.ndim < 2 or id(p) in spared]
         return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
-    def sampling_defaults(self) -> Mapping[str, Any]:
-        """Sampling options of the constructor."""
-        return dict(self.sampling)
-
 
 class AutoregressiveObjective(NextTokenObjective):
     """Cross-entropy of every token given the class and the tokens before it; one network, one phase.
@@ -78,15 +75,8 @@ class AutoregressiveObjective(NextTokenObjective):
         label_dropout: Share of labels replaced by the null condition.
         label_smoothing: Share of each target spread evenly over all codes.
         ema: Decay law of the average that samples; None samples from the weights themselves.
-        guidance_scale: Used for the grids and scores made during training and kept with the run.
-        temperature: Likewise.
-        top_k: Likewise.
-        top_p: Likewise.
         decay_embeddings: Whether weight decay reaches embeddings too (LlamaGen).
-        guidance_schedule: As ``guidance_scale``.
-        guidance_interval: Likewise.
-        guidance_exponent: Likewise.
-        output_size: Likewise.
+        sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
     """
 
     def __init__(
@@ -97,29 +87,16 @@ class AutoregressiveObjective(NextTokenObjective):
         label_dropout: float = 0.1,
         label_smoothing: float = 0.0,
         ema: EMAProfile | None = None,
-        guidance_scale: float = 1.0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
         decay_embeddings: bool = False,
-        guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: GuidanceInterval | None = None,
-        guidance_exponent: float = 1.0,
-        output_size: int | None = None,
+        sampling: NextTokenOptions = NextTokenOptions(),
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-        check_sampling_options(temperature, top_k, top_p)
-        check_guidance(guidance_scale, guidance_schedule, guidance_interval, guidance_exponent)
-        sampling: dict[str, Any] = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        others = {
-            "guidance_schedule": (guidance_schedule, "constant"),
-            "guidance_interval": (guidance_interval, None),
-            "guidance_exponent": (guidance_exponent, 1.0),
-            "output_size": (output_size, None),
-        }
-        sampling |= {name: value for name, (value, default) in others.items() if value != default}
-        if not transformer.config.null_class and (label_dropout > 0 or guidance_scale != 1):
+        check_sampling_options(sampling.temperature, sampling.top_k, sampling.top_p)
+        check_guidance(
+            sampling.guidance_scale, sampling.guidance_schedule, sampling.guidance_interval, sampling.guidance_exponent
+        )
+        if not transformer.config.null_class and (label_dropout > 0 or sampling.guidance_scale != 1):
             raise UserError("the transformer has null_class=False: label_dropout must be 0 and guidance_scale 1")
         super().__init__(transformer, tokenizer, optimizer, label_dropout, ema, decay_embeddings, sampling)
         self.label_smoothing = label_smoothing
@@ -149,5 +126,5 @@ class AutoregressiveObjective(NextTokenObjective):
         from pipelines.autoregressive import AutoregressiveImagePipeline
 
         return AutoregressiveImagePipeline(
-            cast(ImageTransformer, networks["transformer"]), self.tokenizer, dict(self.sampling_defaults())
+            cast(ImageTransformer, networks["transformer"]), self.tokenizer, self.sampling_defaults()
         )

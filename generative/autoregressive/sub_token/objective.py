@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from generative.autoregressive.next_token.objective import NextTokenObjective
+from generative.autoregressive.options import SubTokenOptions
 from generative.autoregressive.sub_token.magvit2 import MAGVIT2Transformer
 from generative.autoregressive.sub_token.scheduler import check_sub_token_options
 from generative.core.ema import EMAProfile
-from generative.core.guidance import GuidanceInterval, GuidanceSchedule
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.layers.cross_entropy import token_cross_entropy
@@ -32,14 +31,7 @@ class MAGVIT2Objective(NextTokenObjective):
         label_dropout: Share of labels replaced by the null condition.
         ema: Decay law of the average that samples; None samples from the weights themselves.
         decay_embeddings: Whether weight decay reaches embeddings too (the official code's does).
-        guidance_scale: Used for the grids and scores made during training and kept with the run; a number for all sub-tokens, or
-            one for each.
-        temperature: Likewise.
-        top_k: Likewise.
-        top_p: Likewise.
-        guidance_schedule: Likewise, one for all.
-        guidance_interval: Likewise.
-        guidance_exponent: Likewise.
+        sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
     """
 
     def __init__(
@@ -50,24 +42,9 @@ class MAGVIT2Objective(NextTokenObjective):
         label_dropout: float = 0.1,
         ema: EMAProfile | None = None,
         decay_embeddings: bool = True,
-        guidance_scale: float | Sequence[float] = 1.0,
-        temperature: float | Sequence[float] = 1.0,
-        top_k: int | Sequence[int | None] | None = None,
-        top_p: float | Sequence[float] = 1.0,
-        guidance_schedule: GuidanceSchedule = "constant",
-        guidance_interval: GuidanceInterval | None = None,
-        guidance_exponent: float = 1.0,
+        sampling: SubTokenOptions = SubTokenOptions(),
     ) -> None:
-        sampling: dict[str, Any] = {
-            "guidance_scale": guidance_scale,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "guidance_schedule": guidance_schedule,
-            "guidance_interval": guidance_interval,
-            "guidance_exponent": guidance_exponent,
-        }
-        check_sub_token_options(len(transformer.bits), **sampling)
+        check_sub_token_options(len(transformer.bits), **{name: getattr(sampling, name) for name in sampling.names()})
         super().__init__(transformer, tokenizer, optimizer, label_dropout, ema, decay_embeddings, sampling)
 
     def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
@@ -98,4 +75,4 @@ class MAGVIT2Objective(NextTokenObjective):
         from pipelines.magvit2 import MAGVIT2Pipeline
 
         transformer = cast(MAGVIT2Transformer, networks["transformer"])
-        return MAGVIT2Pipeline(transformer, self.tokenizer, dict(self.sampling_defaults()))
+        return MAGVIT2Pipeline(transformer, self.tokenizer, self.sampling_defaults())

@@ -12,10 +12,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
-from generative.core.guidance import GuidanceInterval, check_guidance
+from generative.core.guidance import check_guidance
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.diffusion.formulations.base import Formulation
+from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.choose import check_sampler, default_sampler
 from generative.tokenizers.encoded_objective import EncodedObjective
 from generative.tokenizers.latents import check_latents
@@ -36,9 +37,7 @@ class DiffusionObjective(EncodedObjective):
         label_dropout: Share of labels replaced by the null condition; None takes the denoiser's ``class_dropout_prob``.
         sampler: Of the pipeline: one of ``generative.diffusion.samplers``, or a scheduler of diffusers, which is adapted to the
             formulation; None for the formulation's usual one.
-        guidance_scale: Classifier-free guidance of samples drawn during training; 1 is none.
-        guidance_interval: Guide those samples only at these noise levels, ``(low, high)`` in [0, 1].
-        num_inference_steps: Steps of samples drawn during training.
+        sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
         autoencoder: Frozen; the denoiser then works on its latents. None works on pixels.
 
     Raises:
@@ -53,25 +52,21 @@ class DiffusionObjective(EncodedObjective):
         ema: EMAProfile | None = None,
         label_dropout: float | None = None,
         sampler: SchedulerMixin | None = None,
-        guidance_scale: float = 1.0,
-        guidance_interval: GuidanceInterval | None = None,
-        num_inference_steps: int = 50,
+        sampling: DiffusionOptions = DiffusionOptions(),
         autoencoder: ModelMixin | None = None,
     ) -> None:
         null_probability = getattr(denoiser.config, "class_dropout_prob", 0.0)
         if label_dropout is None:
             label_dropout = null_probability
-        if not null_probability and (label_dropout or guidance_scale != 1):
-            option = f"label_dropout {label_dropout}" if label_dropout else f"guidance_scale {guidance_scale}"
+        if not null_probability and (label_dropout or sampling.guidance_scale != 1):
+            option = f"label_dropout {label_dropout}" if label_dropout else f"guidance_scale {sampling.guidance_scale}"
             raise UserError(f"{option} needs a denoiser with a null condition; give it a class_dropout_prob above 0")
         check_latents(denoiser.config.in_channels, autoencoder)
-        check_guidance(guidance_scale, interval=guidance_interval)
+        check_guidance(sampling.guidance_scale, interval=sampling.guidance_interval)
         super().__init__("denoiser", denoiser, autoencoder, optimizer, ema, label_dropout)
         self.formulation = formulation
         self.sampler = check_sampler(default_sampler(formulation) if sampler is None else sampler, formulation)
-        self.guidance_scale = guidance_scale
-        self.guidance_interval = guidance_interval
-        self.num_inference_steps = num_inference_steps
+        self.sampling = sampling
 
     def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Denoising loss of a micro-batch, see ``LossFn``.
@@ -99,13 +94,5 @@ class DiffusionObjective(EncodedObjective):
         # Not from_config: diffusers takes what was given by position for defaults.
         formulation, sampler = copy.deepcopy((self.formulation, self.sampler))
         return DiffusionImagePipeline(
-            networks["denoiser"], sampler, self.frozen.get("autoencoder"), dict(self.sampling_defaults()), formulation=formulation
+            networks["denoiser"], sampler, self.frozen.get("autoencoder"), self.sampling_defaults(), formulation=formulation
         )
-
-    def sampling_defaults(self) -> Mapping[str, Any]:
-        """Guidance and steps of samples drawn during training."""
-        return {
-            "guidance_scale": self.guidance_scale,
-            "guidance_interval": self.guidance_interval,
-            "num_inference_steps": self.num_inference_steps,
-        }

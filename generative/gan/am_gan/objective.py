@@ -15,6 +15,7 @@ from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.gan.am_gan.losses import CLASS_GAMES, ClassGame, dynamic_targets
 from generative.gan.augment import Augmentation
 from generative.gan.objective import GANObjective
+from generative.gan.options import GANOptions
 from generative.gan.penalties import Penalty, PenaltyInputs, add_losses
 
 Labelling = Literal["dynamic", "predefined"]
@@ -51,7 +52,7 @@ class AMGANObjective(GANObjective):
         discriminator_orthogonal_weight: Strength of the discriminator's.
         standing_statistics_batches: Batches for batch norm's statistics before sampling.
         standing_statistics_batch_size: Images in each of them.
-        truncation: Threshold of the noise of training samples.
+        sampling: Options of samples.
 
     Raises:
         UserError: If the networks do not fit each other or the game, or an argument is out of its range.
@@ -76,7 +77,7 @@ class AMGANObjective(GANObjective):
         discriminator_orthogonal_weight: float = 0.0,
         standing_statistics_batches: int = 0,
         standing_statistics_batch_size: int = 64,
-        truncation: float | None = None,
+        sampling: GANOptions = GANOptions(),
     ) -> None:
         super().__init__(
             generator,
@@ -94,7 +95,7 @@ class AMGANObjective(GANObjective):
             discriminator_orthogonal_weight=discriminator_orthogonal_weight,
             standing_statistics_batches=standing_statistics_batches,
             standing_statistics_batch_size=standing_statistics_batch_size,
-            truncation=truncation,
+            sampling=sampling,
         )
         if game not in CLASS_GAMES:
             raise UserError(f"game must be one of {', '.join(CLASS_GAMES)}, got {game!r}")

@@ -6,7 +6,8 @@ Tests get this module through the ``toy`` fixture; configurations name its class
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from generative.core.ema import ConstantEMA, EMAProfile, EMASpec
 from generative.core.evaluation import Evaluator
 from generative.core.objective import Objective, OptimizerFactory, Phase
+from generative.core.options import SamplingOptions
 from generative.core.runtime import build_accelerator
 from generative.core.sampling import SampleState, sample_loop, unguided
 from generative.core.seeding import ImageNoise
@@ -106,8 +108,17 @@ class OneStep:
         return SampleState(prediction)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToyOptions(SamplingOptions):
+    """Options of ``ToyPipeline``."""
+
+    truncation: float | None = None
+
+
 class ToyPipeline(ImageGenerationPipeline):
     """Images from ``ToyNet`` on noise, or from ``ToyGenerator``."""
+
+    options_class = ToyOptions
 
     def __init__(self, network: ModelMixin) -> None:
         super().__init__()
@@ -131,19 +142,8 @@ class ToyPipeline(ImageGenerationPipeline):
     def decode(self, state: SampleState) -> Tensor:
         return state.sample.float()
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        class_labels: int | Sequence[int] | Tensor,
-        truncation: float | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        output_type: Literal["pil", "np", "pt", "uint8"] = "pil",
-        return_dict: bool = True,
-    ) -> Any:
-        labels = self.check_class_labels(class_labels)
-        noise = self.image_noise(generator, len(labels))
-        state = sample_loop(unguided(self.predict, labels), OneStep(), self.prepare_state(labels, noise), 1, noise)
-        return self.postprocess(self.decode(state), output_type, return_dict)
+    def sample(self, class_labels: Tensor, options: ToyOptions, noise: ImageNoise) -> SampleState:
+        return sample_loop(unguided(self.predict, class_labels), OneStep(), self.prepare_state(class_labels, noise), 1, noise)
 
 
 class ToyGAN(Objective):

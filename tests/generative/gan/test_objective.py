@@ -24,6 +24,7 @@ from generative.gan.consistency import Consistency
 from generative.gan.fastgan import FastGANGenerator
 from generative.gan.losses import ADVERSARIAL_LOSSES
 from generative.gan.objective import GANObjective
+from generative.gan.options import GANOptions
 from generative.gan.orthogonal import orthogonal_gradient
 from generative.gan.penalties import R1, R2, GradientPenalty
 from generative.gan.sagan import SAGANDiscriminator, SAGANGenerator
@@ -262,7 +263,7 @@ def test_standing_statistics_replace_the_moving_ones_only_if_asked_for() -> None
 
 
 def test_average_and_pipeline() -> None:
-    objective = make_objective(ema=HalfLifeEMA(1000), ema_buffers="copy", truncation=0.8)
+    objective = make_objective(ema=HalfLifeEMA(1000), ema_buffers="copy", sampling=GANOptions(truncation=0.8))
     assert objective.ema["generator"].buffers == "copy"
     assert make_objective().ema == {}
     assert objective.sampling_defaults() == {"truncation": 0.8}
@@ -290,7 +291,7 @@ class Constant(nn.Module):
         ({"penalties": (0.5,)}, "penalties must be classes such as .*R1, got 0.5"),
         ({"generator_orthogonal_weight": -1.0}, "generator_orthogonal_weight must be at least 0, got -1.0"),
         ({"discriminator_orthogonal_weight": float("nan")}, "discriminator_orthogonal_weight must be at least 0, got nan"),
-        ({"truncation": -1.0}, "truncation must be a positive threshold"),
+        ({"sampling": GANOptions(truncation=-1.0)}, "truncation must be a positive threshold"),
     ],
 )
 def test_wrong_arguments_are_told(options: dict[str, Any], message: str) -> None:

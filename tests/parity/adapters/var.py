@@ -36,7 +36,7 @@ def generate(networks: Mapping[str, Module], labels: Tensor) -> dict[str, Tensor
     scheduler = RecordingScheduler(networks["vae"], top_k=1)
     scale = step_guidance(1 + OFFICIAL_CFG, scheduler.num_scales, "linear")
     noise = pipeline.image_noise(torch.Generator().manual_seed(0), len(labels))
-    state = pipeline.sample(labels, scheduler, scale, noise)
+    state = pipeline.run(labels, scheduler, scale, noise)
     return {
         "gen_ids": state.sample,
         "gen_guided_logits": torch.cat(scheduler.logits, dim=1),

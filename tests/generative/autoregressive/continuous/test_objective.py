@@ -12,6 +12,7 @@ from seeded import generator
 from generative.autoregressive.continuous.emigm import EMIGM
 from generative.autoregressive.continuous.mar import MAR
 from generative.autoregressive.continuous.objective import ContinuousTokenObjective, EMIGMObjective, MARObjective
+from generative.autoregressive.options import MAROptions
 from generative.core.ema import ConstantEMA
 from generative.core.errors import UserError
 from generative.core.types import Batch, StepContext
@@ -133,5 +134,5 @@ def test_wrong_options_are_refused() -> None:
         MARObjective(network, torch.optim.AdamW, label_dropout=1)
     with pytest.raises(UserError, match="diffusion_batch_mul must be at least 1, got 0"):
         MARObjective(network, torch.optim.AdamW, diffusion_batch_mul=0)
-    with pytest.raises(UserError, match="guidance_schedule must be one of"):
-        MARObjective(network, torch.optim.AdamW, guidance_schedule="fast")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="guidance_scale must be 0 or more"):
+        MARObjective(network, torch.optim.AdamW, sampling=MAROptions(guidance_scale=-1))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from generative.autoregressive.masked.maskgit import MaskGITTransformer
 from generative.autoregressive.masked.maskgit_objective import MaskGITObjective
 from generative.autoregressive.masking import MaskDraw, MaskingLaw, ScheduledMasking
+from generative.autoregressive.options import MaskGITOptions
 from generative.core.errors import UserError
 from generative.core.types import StepContext
 from generative.tokenizers.pixel import PixelTokenizer
@@ -41,7 +42,9 @@ def make_objective(**options: object) -> MaskGITObjective:
     torch.manual_seed(0)
     transformer = MaskGITTransformer(3, 2, (2, 2), hidden_size=16, depth=1, num_heads=2, dropout=0.0)
     factory = lambda groups: torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)  # noqa: E731
-    return MaskGITObjective(transformer, PixelTokenizer(2, 3), factory, **{"num_inference_steps": 3, **options})
+    given = {name: options.pop(name) for name in MaskGITOptions.names() if name in options}
+    sampling = MaskGITOptions(**{"num_inference_steps": 3} | given)
+    return MaskGITObjective(transformer, PixelTokenizer(2, 3), factory, sampling=sampling, **options)
 
 
 TOKENS = torch.tensor([[0, 1, 2, 2], [1, 1, 0, 2]])

@@ -10,6 +10,7 @@ from torch import Tensor
 from generative.autoregressive.masked.resgen import ResGenTransformer
 from generative.autoregressive.masked.resgen_objective import ResGenObjective
 from generative.autoregressive.masking import MaskDraw, MaskingLaw
+from generative.autoregressive.options import ResGenOptions
 from generative.core.errors import UserError
 from generative.core.types import StepContext
 from generative.tokenizers.rvq import RVQTokenizer
@@ -40,7 +41,9 @@ def make_objective(**options: object) -> ResGenObjective:
         3, 4, 2, (2, 2), hidden_size=32, depth=1, num_heads=2, dropout=0.0, num_mixtures=8, mixture_rank=3
     )
     factory = lambda groups: torch.optim.AdamW(groups, lr=5e-3, weight_decay=0.01)  # noqa: E731
-    return ResGenObjective(transformer, tokenizer, factory, **{"num_inference_steps": 4, **options})
+    given = {name: options.pop(name) for name in ResGenOptions.names() if name in options}
+    sampling = ResGenOptions(**{"num_inference_steps": 4} | given)
+    return ResGenObjective(transformer, tokenizer, factory, sampling=sampling, **options)
 
 
 IDS = torch.randint(8, (2, 12), generator=generator(3))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from generative.autoregressive.next_scale.objective import VARObjective
 from generative.autoregressive.next_scale.var import VAR
+from generative.autoregressive.options import VAROptions
 from generative.core.ema import HalfLifeEMA
 from generative.core.errors import UserError
 from generative.core.types import StepContext
@@ -31,7 +32,8 @@ def make_objective(**options: object) -> VARObjective:
         adaln_gain_init=0.1, shared_adaln=bool(options.pop("shared_adaln", False)),
     )  # fmt: skip
     factory = lambda groups: torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)  # noqa: E731
-    return VARObjective(network, tokenizer, factory, **options)
+    given = {name: options.pop(name) for name in VAROptions.names() if name in options}
+    return VARObjective(network, tokenizer, factory, sampling=VAROptions(**given), **options)
 
 
 def make_batch() -> dict[str, Tensor]:
@@ -131,7 +133,7 @@ def test_averages_and_sampling_options() -> None:
     assert objective.num_classes == 2 and objective.image_size == 4
     pipeline = objective.pipeline(objective.networks)
     assert pipeline([0, 1], output_type="pt", **objective.sampling_defaults()).images.shape == (2, 3, 4, 4)
-    assert pipeline.sampling_defaults == dict(objective.sampling_defaults())
+    assert pipeline.sampling_defaults == objective.sampling_defaults()
     assert objective.sampling_defaults()["guidance_schedule"] == "linear"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from generative.autoregressive.next_token.objective import AutoregressiveObjective
 from generative.autoregressive.next_token.transformer import ImageTransformer
+from generative.autoregressive.options import NextTokenOptions
 from generative.core.ema import HalfLifeEMA
 from generative.core.errors import UserError
 from generative.core.types import StepContext
@@ -21,7 +22,8 @@ def make_objective(**options: object) -> AutoregressiveObjective:
     torch.manual_seed(0)
     transformer = ImageTransformer(3, 2, (2, 2), hidden_size=16, depth=1, num_heads=2, mlp_multiple_of=8, qk_norm=True)
     factory = lambda groups: torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)  # noqa: E731
-    return AutoregressiveObjective(transformer, PixelTokenizer(2, 3), factory, **options)
+    given = {name: options.pop(name) for name in NextTokenOptions.names() if name in options}
+    return AutoregressiveObjective(transformer, PixelTokenizer(2, 3), factory, sampling=NextTokenOptions(**given), **options)
 
 
 def make_batch() -> dict[str, Tensor]:
@@ -97,7 +99,7 @@ def test_the_tokenizer_is_named_to_the_trainer() -> None:
 
 def test_a_transformer_without_a_null_class_drops_no_labels() -> None:
     transformer = ImageTransformer(3, 2, (2, 2), hidden_size=16, depth=1, num_heads=2, null_class=False)
-    for options in ({"label_dropout": 0.1}, {"label_dropout": 0.0, "guidance_scale": 2.0}):
+    for options in ({"label_dropout": 0.1}, {"label_dropout": 0.0, "sampling": NextTokenOptions(guidance_scale=2.0)}):
         with pytest.raises(UserError, match="null_class"):
             AutoregressiveObjective(transformer, PixelTokenizer(2, 3), torch.optim.AdamW, **options)
     AutoregressiveObjective(transformer, PixelTokenizer(2, 3), torch.optim.AdamW, label_dropout=0.0)
@@ -128,7 +130,9 @@ def test_averages_and_sampling_options() -> None:
     pipeline = objective.pipeline(objective.networks)
     images = pipeline([0, 1], output_type="pt", **objective.sampling_defaults()).images
     assert images.shape == (2, 3, 2, 2)
-    assert dict(objective.sampling_defaults()) == {"guidance_scale": 1.5, "temperature": 1.0, "top_k": None, "top_p": 0.9}
+    assert (
+        objective.sampling_defaults() == NextTokenOptions(guidance_scale=1.5, top_p=0.9).to_dict() == pipeline.sampling_defaults
+    )
 
 
 @pytest.mark.parametrize(

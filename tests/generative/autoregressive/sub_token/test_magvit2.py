@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from generative.autoregressive.options import SubTokenOptions
 from generative.autoregressive.sub_token.magvit2 import MAGVIT2Transformer
 from generative.autoregressive.sub_token.objective import MAGVIT2Objective
 from generative.autoregressive.sub_token.scheduler import SubTokenScheduler, sub_token_guidance
@@ -105,7 +106,8 @@ def make_objective(**options: object) -> MAGVIT2Objective:
         embedding_dropout=0.0, residual_dropout=0.0,
     )  # fmt: skip
     factory = lambda groups: torch.optim.AdamW(groups, lr=3e-3)  # noqa: E731
-    return MAGVIT2Objective(transformer, PixelTokenizer(2, 16), factory, **options)
+    given = {name: options.pop(name) for name in SubTokenOptions.names() if name in options}
+    return MAGVIT2Objective(transformer, PixelTokenizer(2, 16), factory, sampling=SubTokenOptions(**given), **options)
 
 
 def test_the_first_loss_is_that_of_uniform_guesses_and_falls() -> None:

@@ -21,6 +21,7 @@ from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.formulations.interpolant import Interpolant
 from generative.diffusion.networks.dit import DiT
 from generative.diffusion.objectives.denoising import DiffusionObjective
+from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.ancestral import AncestralSampler
 from generative.diffusion.samplers.heun import HeunSampler
 from generative.diffusion.samplers.ode import ODESampler
@@ -38,7 +39,10 @@ def make_denoiser(**options: Any) -> DiT:
 
 def make_objective(formulation: Formulation | None = None, denoiser: DiT | None = None, **options: Any) -> DiffusionObjective:
     """An objective, by default a Gaussian chain on pixels."""
-    return DiffusionObjective(denoiser or make_denoiser(), formulation or GaussianDiffusion(), OPTIMIZER, **options)
+    given = {name: options.pop(name) for name in DiffusionOptions.names() if name in options}
+    return DiffusionObjective(
+        denoiser or make_denoiser(), formulation or GaussianDiffusion(), OPTIMIZER, sampling=DiffusionOptions(**given), **options
+    )
 
 
 def make_autoencoder() -> AutoencoderKL:
@@ -184,8 +188,7 @@ def test_sizes_phases_average_and_defaults() -> None:
     assert (objective.num_classes, objective.image_size) == (3, 8)
     assert [phase.networks for phase in objective.phases()] == [("denoiser",)]
     assert objective.ema["denoiser"].network == "denoiser"
-    defaults = {"guidance_scale": 2.0, "guidance_interval": None, "num_inference_steps": 50}
-    assert objective.sampling_defaults() == defaults
+    assert objective.sampling_defaults() == DiffusionOptions(guidance_scale=2.0).to_dict()
     pipeline = objective.pipeline(objective.networks)
     assert pipeline.image_size == 8 and pipeline.scheduler is not objective.sampler
 
