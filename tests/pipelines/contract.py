@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from generative.cli.main import main
 from generative.core.errors import UserError
 from generative.core.seeding import sample_generators
 from pipelines import load_any_pipeline
@@ -198,3 +199,25 @@ class GenerationContract(PipelineContract):
             assert torch.equal(draw(same), expected)
         assert torch.equal(draw(2), draw("class 2"))
         assert not torch.equal(draw([0] * 8), draw([2] * 8))
+
+    def test_saved_defaults_are_those_of_a_call_and_of_the_command_line(self, tmp_path: Path) -> None:
+        plain, defaults = self.make(), self.always | self.options[1]
+        plain.register_to_config(sampling_defaults=defaults)
+        plain.save_pretrained(tmp_path / "run" / "pipeline")
+        plain.register_to_config(sampling_defaults=None)
+        pipeline = quiet(load_any_pipeline(tmp_path / "run"))
+        labels = [label for label in range(pipeline.num_classes) for _ in range(2)]
+
+        def draw(pipeline: Any, output_type: str = "pt", **options: Any) -> Tensor:
+            generators = sample_generators(3, labels, [0, 1] * pipeline.num_classes)
+            images: Tensor = pipeline(labels, generator=generators, output_type=output_type, **options).images
+            return images
+
+        expected = draw(pipeline, "uint8").permute(0, 2, 3, 1)
+        arguments = ["--num-images-per-class", "2", "--seed", "3", "--output", str(tmp_path / "samples.npz"), "--device", "cpu"]
+        assert main(["sample", str(tmp_path / "run"), *arguments]) == 0
+        with np.load(tmp_path / "samples.npz", allow_pickle=False) as content:
+            assert content["arr_1"].tolist() == labels
+            assert (torch.from_numpy(content["arr_0"]).int() - expected.int()).abs().max() <= 1
+        images, plain = draw(self.prepare(pipeline)), self.prepare(plain)
+        assert torch.equal(images, draw(plain, **defaults)) and not torch.equal(images, draw(plain, **self.always))
