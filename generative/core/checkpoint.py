@@ -69,8 +69,10 @@ def resolve_checkpoint(run: Path, resume: str) -> Path | None:
         if not path.is_dir():
             raise UserError(f"checkpoint '{path}' does not exist; --resume takes latest, auto or a checkpoint folder")
         # The two would mix: the newest ones are kept, and --resume latest would go on from what was abandoned.
-        ours = [other.resolve() for other in list_checkpoints(run)]
-        later = ours[ours.index(path.resolve()) + 1 :] if path.resolve() in ours else ours
+        later = list_checkpoints(run)
+        if path.resolve().parent == run.resolve():  # one of the run's own, by step or kept under another name
+            step = step_of(path) if NAME.fullmatch(path.name) else read_state(path)["step"]
+            later = [other for other in later if step_of(other) > step]
         if later:
             raise UserError(
                 f"'{run}' holds '{later[0].name}' beyond '{path}'; move it and later ones away, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,6 +167,16 @@ def test_going_back_past_newer_checkpoints_is_refused(run: Path, tmp_path: Path)
     (run / "checkpoint-00000004").rename(elsewhere)
     with pytest.raises(UserError, match="holds 'checkpoint-00000006' beyond"):
         ckpt.resolve_checkpoint(run, str(elsewhere))
+
+
+def test_a_checkpoint_kept_under_another_name_goes_on_by_its_step(run: Path) -> None:
+    best = run / "checkpoint-best"
+    shutil.copytree(run / "checkpoint-00000004", best)
+    with pytest.raises(UserError, match="holds 'checkpoint-00000006' beyond"):
+        ckpt.resolve_checkpoint(run, str(best))
+    shutil.rmtree(best)
+    shutil.copytree(run / "checkpoint-00000006", best)
+    assert ckpt.resolve_checkpoint(run, str(best)) == best  # the newest one's twin: nothing lies beyond it
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": []}', "null", '{"files": {"a": 1'])
