@@ -221,3 +221,4 @@ class GenerationContract(PipelineContract):
             assert (torch.from_numpy(content["arr_0"]).int() - expected.int()).abs().max() <= 1
         images, plain = draw(self.prepare(pipeline)), self.prepare(plain)
         assert torch.equal(images, draw(plain, **defaults)) and not torch.equal(images, draw(plain, **self.always))
+        assert torch.equal(draw(pipeline, **self.options[-1]), draw(plain, **(defaults | self.options[-1])))
