@@ -164,7 +164,8 @@ def current_overrides(overrides: Sequence[str]) -> list[str]:
             continue
         value = parse_override(override)
         current = current_classes(value, keys)
-        found.append(override if current == value else f"{option}{equals}{as_argument(current)}")
+        # By what they say: not-a-number equals nothing, itself included.
+        found.append(override if repr(current) == repr(value) else f"{option}{equals}{as_argument(current)}")
         keys = ()
     return found
 
