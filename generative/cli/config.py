@@ -25,6 +25,32 @@ DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 FROM_DATA = "data"  # of a number of classes: that of the training data; what is meant where it is left out
 
 
+# Arguments of objectives that have moved -> where they are now.
+MOVED_KEYS = dict.fromkeys(
+    (
+        "choice_temperature",
+        "guidance_exponent",
+        "guidance_interval",
+        "guidance_scale",
+        "guidance_schedule",
+        "num_diffusion_steps",
+        "num_inference_steps",
+        "output_size",
+        "solver",
+        "temperature",
+        "top_k",
+        "top_p",
+        "truncation",
+    ),
+    "sampling",
+) | {
+    "inference_scheduler": "sampler",
+    "min_snr_gamma": "formulation",
+    "scheduler": "formulation (and sampler)",
+    "timestep_density": "formulation (density)",
+}
+
+
 class OneSentenceParser(ArgumentParser):
     """A parser whose errors are one sentence, without usage lines.
 
@@ -54,15 +80,26 @@ class OneSentenceParser(ArgumentParser):
         raise UserError(str(message)) from ex
 
 
+def unknown_key(key: str) -> str:
+    """Say that there is no such key, and where it is now if there was."""
+    section, _, name = key.rpartition(".")
+    if section == "objective" and name in MOVED_KEYS:
+        return (
+            f"{key} is not a known key: it is in objective.{MOVED_KEYS[name]} now; a run of before is sampled and scored as it is, "
+            "and goes on from its weights with --init-from RUN"
+        )
+    return f"{key} is not a known key"
+
+
 def condense(message: str) -> str:
     """Turn jsonargparse's nested report on a value into one sentence that starts with the value's path."""
     # What follows says only that the value is not null either, and repeats it whole.
     text = " ".join(message.split()).split(" - Expected a <class 'NoneType'>")[0].split(" Expected a <class 'NoneType'>")[0]
     path = [key.replace(".init_args", "") for key in re.findall(r'[Kk]ey "([^"]+)"', text) if key != "config"]
     if unknown := re.search(r"Option '([^']+)' is not accepted", text):
-        return f"{'.'.join([*path, unknown[1].replace('init_args.', '')])} is not a known key"
+        return unknown_key(".".join([*path, unknown[1].replace("init_args.", "")]))
     if unknown := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):
-        return f"{unknown[1]}.{unknown[2]} is not a known key"
+        return unknown_key(f"{unknown[1]}.{unknown[2]}")
     if wrong := re.search(r"Expected an? (.+?)\. Got value: (.*)", text):
         expected = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", wrong[1]).replace("typing.", "")
         return f"{'.'.join(path)} must be {expected}, got {wrong[2]}"

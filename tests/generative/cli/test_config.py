@@ -277,3 +277,9 @@ def test_a_number_of_classes_that_is_given_stays(tmp_path: Path) -> None:
         assert built.objective.num_classes == number
     with pytest.raises(UserError, match="num_classes must be int, got many"):
         parse_train_config(find_config("digits/dit"), [key, "many"])
+
+
+@pytest.mark.parametrize(("key", "place"), [("guidance_scale", "objective.sampling"), ("scheduler", "objective.formulation")])
+def test_a_key_that_has_moved_is_told_where_it_is_now(key: str, place: str) -> None:
+    with pytest.raises(UserError, match=f"objective.{key} is not a known key: it is in {place} .*now; .* --init-from RUN"):
+        parse_train_config(find_config("digits/dit"), [f"--objective.init_args.{key}", "2"])
