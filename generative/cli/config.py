@@ -85,7 +85,7 @@ def unknown_key(key: str) -> str:
     section, _, name = key.rpartition(".")
     if section == "objective" and name in MOVED_KEYS:
         return (
-            f"{key} is not a known key: it is in objective.{MOVED_KEYS[name]} now; a run of before is sampled and scored as it is, "
+            f"{key} is not a known key: it is in objective.{MOVED_KEYS[name]} now; a run of before is sampled and scored as ever "
             "and goes on from its weights with --init-from RUN"
         )
     return f"{key} is not a known key"

@@ -14,7 +14,7 @@ from generative.core.errors import UserError
 
 
 class EMAProfile(abc.ABC):
-    """Decay law of an average: how much of the old average a step keeps."""
+    """Decay of an average: how much of the old average a step keeps."""
 
     @abc.abstractmethod
     def decay(self, images_seen: int, batch_size: int) -> float:

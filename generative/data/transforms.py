@@ -22,20 +22,6 @@ def horizontal_flip(images: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
 
 
-def random_horizontal_flip(images: Tensor, generator: torch.Generator, probability: float = 0.5) -> Tensor:
-    """Mirror each image left to right with the given probability.
-
-    Args:
-        images: (B, C, H, W), any dtype.
-        generator: CPU generator; one uniform number is drawn per image, in order.
-        probability: In [0, 1].
-
-    Returns:
-        (B, C, H, W), a new tensor.
-    """
-    return horizontal_flip(images, torch.rand(images.shape[0], generator=generator) < probability)
-
-
 def _resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
     """Bring the short side to ``short_side`` as ADM does: halve with a box filter while at least twice as large, then bicubic.
 

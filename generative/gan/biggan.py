@@ -65,7 +65,7 @@ class BigGANGenerator(ResidualGenerator):
         spectral_norm_eps: See ``SpectralNorm``, as the two below.
         num_singular_values: See ``SpectralNorm``.
         num_power_iterations: See ``SpectralNorm``.
-        weight_init: Law of the initial weights.
+        weight_init: Distribution of the initial weights.
         image_channels: 1 makes grey images, their one channel repeated.
 
     Raises:
@@ -159,7 +159,7 @@ class BigGANDiscriminator(ResidualDiscriminator):
         spectral_norm_eps: See ``SpectralNorm``, as the two below.
         num_singular_values: See ``SpectralNorm``.
         num_power_iterations: See ``SpectralNorm``.
-        weight_init: Law of the initial weights.
+        weight_init: Distribution of the initial weights.
 
     Raises:
         UserError: For options that are out of range.

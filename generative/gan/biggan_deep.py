@@ -95,7 +95,7 @@ class BigGANDeepGenerator(ModelMixin, ConfigMixin):
         num_singular_values: See ``SpectralNorm``.
         num_power_iterations: See ``SpectralNorm``.
         right_vectors: Spectral norm keeps its right vectors, and eval mode does not iterate; see ``SpectralNorm``.
-        weight_init: Law of the initial weights.
+        weight_init: Distribution of the initial weights.
         image_channels: 1 makes grey images, their one channel repeated.
         output_channels: Channels of the last convolution, the first ``image_channels`` of which are the image; None: no more.
         block_widths: Blocks one by one, in place of those of ``resolution`` and ``depth``, which are then not read.
@@ -236,7 +236,7 @@ class BigGANDeepDiscriminator(ResidualDiscriminator):
         spectral_norm_eps: See ``SpectralNorm``, as the two below.
         num_singular_values: See ``SpectralNorm``.
         num_power_iterations: See ``SpectralNorm``.
-        weight_init: Law of the initial weights.
+        weight_init: Distribution of the initial weights.
 
     Raises:
         UserError: For options that are out of range or do not fit together.

@@ -46,7 +46,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         batch_norm_eps: Added to the variance.
         batch_norm_momentum: Weight of the newest batch in the moving averages.
         cross_replica: Batch statistics over all processes.
-        weight_init: Law of the initial weights; None for torch's own.
+        weight_init: Distribution of the initial weights; None for torch's own.
         image_channels: 1 makes grey images, their one channel repeated.
     """
 
@@ -136,7 +136,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
             critic, since its penalty is on single images (arXiv 1704.00028, section 4).
         batch_norm_eps: Added to the variance.
         batch_norm_momentum: Weight of the newest batch in the moving averages.
-        weight_init: Law of the initial weights; None for torch's own.
+        weight_init: Distribution of the initial weights; None for torch's own.
     """
 
     @register_to_config

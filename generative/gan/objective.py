@@ -48,7 +48,7 @@ class GANObjective(Objective):
         generator_first: Run the generator's phase before the discriminator's (Projected GAN, StyleGAN).
         separate_batches: Show the discriminator real and generated images in two forwards, so that batch norm in it takes
             statistics of each alone (Projected GAN, DCGAN). One forward is faster, and the same without batch norm.
-        ema: Decay law of the generator's average, which is what samples. None samples from the generator itself.
+        ema: Decay of the generator's average, which is what samples. None samples from the generator itself.
         ema_buffers: ``average`` averages batch-norm statistics and spectral vectors too (BigGAN); ``copy`` takes the newest, as a
             generator that keeps both singular vectors must (FastGAN).
         augmentation: Differentiable augmentations of every image that the discriminator sees, real or generated.

@@ -36,7 +36,7 @@ class FeatureProjector(ModelMixin, ConfigMixin):
     """Cross-channel mixing (CCM: a random 1x1 convolution of each map) and cross-scale mixing (CSM: random 1x1 convolutions on
     the way from the smallest map to the largest, as in a U-Net's upward path).
 
-    All weights are buffers with a convolution's usual initial law: saved, never trained.
+    All weights are buffers with a convolution's usual initial distribution: saved, never trained.
 
     Args:
         in_channels: Channels of the four maps, largest map first.

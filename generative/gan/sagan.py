@@ -38,7 +38,7 @@ class SAGANGenerator(ResidualGenerator):
         spectral_norm_eps: See ``SpectralNorm``, as the two below.
         num_singular_values: See ``SpectralNorm``.
         num_power_iterations: See ``SpectralNorm``.
-        weight_init: Law of the initial weights.
+        weight_init: Distribution of the initial weights.
         image_channels: 1 makes grey images, their one channel repeated; three free channels never agree to the last level.
     """
 
@@ -118,7 +118,7 @@ class SAGANDiscriminator(ResidualDiscriminator):
         spectral_norm_eps: See ``SpectralNorm``, as the two below.
         num_singular_values: See ``SpectralNorm``.
         num_power_iterations: See ``SpectralNorm``.
-        weight_init: Law of the initial weights.
+        weight_init: Distribution of the initial weights.
     """
 
     @register_to_config

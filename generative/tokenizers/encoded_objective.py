@@ -24,7 +24,7 @@ class EncodedObjective(Objective, abc.ABC):
         network: Trained; its config has ``num_classes``, whose value is the label of the null condition.
         encoder: A tokenizer or an autoencoder, frozen; None trains on pixels.
         optimizer: Makes the optimizer.
-        ema: Decay law of the average that samples; None samples from the network itself.
+        ema: Decay of the average that samples; None samples from the network itself.
         label_dropout: Share of labels replaced by the null condition.
 
     Raises:

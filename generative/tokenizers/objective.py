@@ -67,7 +67,7 @@ class TokenizerObjective(Objective):
         revive_dead_codes: Overwrite dead rows of learned codebooks by recent encoder vectors.
         revival_threshold: Steps without use after which a row is dead.
         revival_interval: Steps from one revival to the next.
-        ema: Decay law of the tokenizer's average, which is what is exported. None exports the tokenizer itself.
+        ema: Decay of the tokenizer's average, which is what is exported. None exports the tokenizer itself.
 
     Raises:
         UserError: If an argument is out of range, or arguments do not fit each other.

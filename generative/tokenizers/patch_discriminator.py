@@ -100,7 +100,7 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
 
 
 def init_weights(module: nn.Module) -> None:
-    """pix2pix's initial law: N(0, 0.02) for convolutions, N(1, 0.02) for the gains of batch norm."""
+    """pix2pix's initial distribution: N(0, 0.02) for convolutions, N(1, 0.02) for the gains of batch norm."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, INIT_STD)
     elif isinstance(module, nn.BatchNorm2d):

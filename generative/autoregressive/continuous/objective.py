@@ -40,9 +40,9 @@ class ContinuousTokenObjective(EncodedObjective):
 
     Args:
         network: Trained network.
-        masking: Law of the masks.
+        masking: Distribution of the masks.
         optimizer: Makes the optimizer; weight decay is kept from biases, norms and the head, as officially.
-        ema: Decay law of the average that samples; None samples from the network itself.
+        ema: Decay of the average that samples; None samples from the network itself.
         autoencoder: Frozen; its latents are cut into tokens. None takes pixels for latents.
         label_dropout: Share of labels replaced by the null condition.
         diffusion_batch_mul: Noised copies of each token per step.

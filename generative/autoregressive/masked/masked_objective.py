@@ -25,7 +25,7 @@ class MaskedTokenObjective(EncodedObjective):
         tokenizer: Frozen; encodes images on the fly unless the batch brings ``tokens``.
         optimizer: Makes the optimizer; weight decay is kept from embeddings and 1-D parameters.
         label_dropout: Share of labels replaced by the null condition.
-        ema: Decay law of the average that samples; None samples from the weights themselves.
+        ema: Decay of the average that samples; None samples from the weights themselves.
         sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
 
     Raises:

@@ -33,10 +33,10 @@ class MaskGITObjective(MaskedTokenObjective):
         transformer: Predicts the tokens; its number of codes and grid must be the tokenizer's.
         tokenizer: See ``MaskedTokenObjective``, as all that follow.
         optimizer: Likewise.
-        masking: Law of the masks; None for ``CosineMasking``, the paper's.
+        masking: Distribution of the masks; None for ``CosineMasking``, the paper's.
         label_smoothing: Share of each target spread evenly over all codes (paper: 0.1).
         label_dropout: Share of labels replaced by the null condition (paper: 0, it has no guidance).
-        ema: Decay law of the average that samples; None samples from the weights themselves.
+        ema: Decay of the average that samples; None samples from the weights themselves.
         sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
     """
 

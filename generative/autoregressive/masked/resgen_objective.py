@@ -37,10 +37,10 @@ class ResGenObjective(MaskedTokenObjective):
         tokenizer: An ``RVQTokenizer``, frozen; encodes images on the fly unless the batch brings ``tokens`` (B, L depth), depth
             fastest.
         optimizer: See ``MaskedTokenObjective``.
-        masking: Law of the masks over the L depth codes; None for ``CosineMasking``.
+        masking: Distribution of the masks over the L depth codes; None for ``CosineMasking``.
         posterior_std: s, over the expected size of a value of z (ours).
         label_dropout: Share of labels replaced by the null condition.
-        ema: Decay law of the average that samples; None samples from the weights themselves.
+        ema: Decay of the average that samples; None samples from the weights themselves.
         sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
 
     Raises:

@@ -40,7 +40,7 @@ class VARObjective(EncodedObjective):
             tables, as officially.
         label_dropout: Share of labels replaced by the null condition.
         label_smoothing: Share of each target spread evenly over all codes.
-        ema: Decay law of the average that samples; None samples from the weights themselves, as the paper does.
+        ema: Decay of the average that samples; None samples from the weights themselves, as the paper does.
         sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
     """
 

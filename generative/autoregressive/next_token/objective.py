@@ -34,7 +34,7 @@ class NextTokenObjective(EncodedObjective):
         tokenizer: Frozen; encodes images on the fly unless the batch brings ``tokens``.
         optimizer: Makes the optimizer.
         label_dropout: Share of labels replaced by the null condition.
-        ema: Decay law of the average that samples; None samples from the weights themselves.
+        ema: Decay of the average that samples; None samples from the weights themselves.
         decay_embeddings: Whether weight decay reaches embeddings; 1-D parameters are always spared.
         sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
     """
@@ -74,7 +74,7 @@ class AutoregressiveObjective(NextTokenObjective):
         optimizer: Makes the optimizer; weight decay is kept from 1-D parameters.
         label_dropout: Share of labels replaced by the null condition.
         label_smoothing: Share of each target spread evenly over all codes.
-        ema: Decay law of the average that samples; None samples from the weights themselves.
+        ema: Decay of the average that samples; None samples from the weights themselves.
         decay_embeddings: Whether weight decay reaches embeddings too (LlamaGen).
         sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
     """

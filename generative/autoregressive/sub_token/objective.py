@@ -29,7 +29,7 @@ class MAGVIT2Objective(NextTokenObjective):
         tokenizer: Frozen; encodes images on the fly unless the batch brings ``tokens``.
         optimizer: Makes the optimizer; weight decay is kept from 1-D parameters.
         label_dropout: Share of labels replaced by the null condition.
-        ema: Decay law of the average that samples; None samples from the weights themselves.
+        ema: Decay of the average that samples; None samples from the weights themselves.
         decay_embeddings: Whether weight decay reaches embeddings too (the official code's does).
         sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
     """

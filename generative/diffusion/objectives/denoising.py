@@ -33,7 +33,7 @@ class DiffusionObjective(EncodedObjective):
             ``in_channels``, ``num_classes`` and perhaps ``class_dropout_prob``.
         formulation: How data are noised, what the denoiser is told and what its output means.
         optimizer: Makes the optimizer.
-        ema: Decay law of the average that samples; None samples from the denoiser itself.
+        ema: Decay of the average that samples; None samples from the denoiser itself.
         label_dropout: Share of labels replaced by the null condition; None takes the denoiser's ``class_dropout_prob``.
         sampler: Of the pipeline: one of ``generative.diffusion.samplers``, or a scheduler of diffusers, which is adapted to the
             formulation; None for the formulation's usual one.

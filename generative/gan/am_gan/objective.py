@@ -44,7 +44,7 @@ class AMGANObjective(GANObjective):
         discriminator_steps: See ``GANObjective``, as all that follow.
         generator_first: Generator's phase first.
         separate_batches: Real and generated images in two forwards.
-        ema: Decay law of the generator's average.
+        ema: Decay of the generator's average.
         ema_buffers: What the average does with buffers.
         augmentation: Differentiable augmentations.
         penalties: Penalties on the discriminator.
