@@ -196,6 +196,9 @@ class Trainer:
         try:
             self.accelerator.wait_for_everyone()
             self._fit(resume_from)
+        except OSError:
+            check_folder(config.output_dir)  # says so where a file could not be written because the run's folder is gone
+            raise
         finally:
             release_folder(config.output_dir)
 

@@ -232,10 +232,11 @@ def test_loader_workers_outlive_the_first_signal(toy: ModuleType, tmp_path: Path
     import multiprocessing
 
     objective = toy.denoiser()
+    others = set(multiprocessing.active_children())  # that an earlier test may have left
 
     def signal_all(batch: Any) -> None:
         if objective.calls == 3:
-            job = [child.pid for child in multiprocessing.active_children()] + [os.getpid()]
+            job = [child.pid for child in set(multiprocessing.active_children()) - others] + [os.getpid()]
             assert len(job) == 3
             # From outside: a worker takes its parent's SIGTERM for an orderly end.
             subprocess.run(["kill", "-TERM", *map(str, job)], check=True)

@@ -373,11 +373,11 @@ def test_only_the_generator_is_copied_to_sample(tmp_path: Path, monkeypatch: pyt
     copied: list[nn.Module] = []
     trainer = train_on_digits(digits_objective(), tmp_path)
 
-    def deepcopy(network: nn.Module) -> nn.Module:
+    def share_weights(network: nn.Module) -> nn.Module:
         copied.append(network)
         return network
 
-    monkeypatch.setattr("generative.core.trainer.copy.deepcopy", deepcopy)
+    monkeypatch.setattr("generative.core.trainer.share_weights", share_weights)
     trainer.sampling_pipeline()
     assert copied == [trainer.averages["generator"]]
 
