@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
-import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.sampling import SampleState
-from generative.core.seeding import ImageNoise
-from generative.diffusion.denoiser import DenoiserOutput, Predict
+from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.formulations.base import Formulation
-from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.formulations.gaussian_process import GaussianProcess
-from generative.diffusion.respacing import ShortenedChain
-from generative.diffusion.samplers.base import Progress, Sampler
+from generative.diffusion.samplers.chain import ChainSampler
 
 Variance = Literal["learned", "small", "large"]
-
-
-def check_chain(formulation: Formulation) -> GaussianDiffusion:
-    """Refuse whatever is no Gaussian chain, with a ``UserError``; returns it."""
-    if not isinstance(formulation, GaussianDiffusion):
-        raise UserError(
-            f"ancestral and ddim go back through a Gaussian chain, and the network was trained as {type(formulation).__name__}; "
-            "take ode, sde or heun"
-        )
-    return formulation
-
-
-def chain_of(formulation: Formulation, num_inference_steps: int, respacing: str | None) -> ShortenedChain:
-    """The chain that a sampler goes back through.
-
-    Raises:
-        UserError: If the formulation is no Gaussian chain, or has no such steps.
-    """
-    formulation = check_chain(formulation)
-    return ShortenedChain(formulation.process, num_inference_steps if respacing is None else respacing)
-
-
-def check_steps(formulation: Formulation, num_inference_steps: int, respacing: str | None) -> None:
-    """Refuse a number of steps that the chain cannot be shortened to, or that a respacing does not have, with a ``UserError``."""
-    chain = chain_of(formulation, num_inference_steps, respacing)
-    if len(chain) != num_inference_steps:
-        raise UserError(f"respacing {respacing!r} has {len(chain)} steps, num_inference_steps is {num_inference_steps}")
 
 
 def reverse_mean(
@@ -80,7 +49,7 @@ def add_step_noise(mean: Tensor, log_variance: Tensor, noise: Tensor, temperatur
     return mean + temperature * (0.5 * log_variance).exp() * noise
 
 
-class AncestralSampler(Sampler):
+class AncestralSampler(ChainSampler):
     """DDPM's reverse steps, over a shortened chain where fewer steps are asked for.
 
     Args:
@@ -104,34 +73,13 @@ class AncestralSampler(Sampler):
 
     def check_formulation(self, formulation: Formulation) -> None:
         """A Gaussian chain, with a learned variance if that is what is asked for."""
-        check_chain(formulation)
+        super().check_formulation(formulation)
         if self.config.variance == "learned" and not formulation.config.learned_variance:
             raise UserError("variance 'learned' needs a network that was trained with learned_variance; use small or large")
 
-    def check(self, formulation: Formulation, num_inference_steps: int) -> None:
-        """See ``Sampler.check``."""
-        super().check(formulation, num_inference_steps)
-        check_steps(formulation, num_inference_steps, self.config.respacing)
-
-    def sample(
-        self,
-        predict: Predict,
-        state: SampleState,
-        num_inference_steps: int,
-        noise: ImageNoise,
-        formulation: Formulation,
-        progress: Progress = iter,
-    ) -> SampleState:
-        """Go back step by step, the last one without noise; see ``Sampler.sample``."""
-        self.check(formulation, num_inference_steps)
-        chain = chain_of(formulation, num_inference_steps, self.config.respacing)
-        for index in progress(range(len(chain) - 1, -1, -1)):
-            output = predict(state, torch.tensor([chain.timesteps[index]]))
-            here = torch.tensor([index])
-            mean, log_variance = reverse_mean(
-                chain.process, output, state.sample, here, self.config.variance, self.config.clip_sample
-            )
-            if index:
-                mean = add_step_noise(mean, log_variance, noise.randn(*mean.shape[1:]), self.config.temperature)
-            state = SampleState(mean, state.memory)
-        return state
+    def step(
+        self, process: GaussianProcess, output: DenoiserOutput, sample: Tensor, index: Tensor, draw: Callable[[], Tensor] | None
+    ) -> Tensor:
+        """Draw from p(x_{t-1} | x_t); its mean at the last step."""
+        mean, log_variance = reverse_mean(process, output, sample, index, self.config.variance, self.config.clip_sample)
+        return mean if draw is None else add_step_noise(mean, log_variance, draw(), self.config.temperature)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.sampling import SampleState
-from generative.core.seeding import ImageNoise
-from generative.diffusion.denoiser import DenoiserOutput, Predict
-from generative.diffusion.formulations.base import Formulation
+from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.formulations.gaussian_process import GaussianProcess
-from generative.diffusion.samplers.ancestral import chain_of, check_chain, check_steps
-from generative.diffusion.samplers.base import Progress, Sampler
+from generative.diffusion.samplers.chain import ChainSampler
 
 
 def ddim_step(
@@ -41,7 +39,7 @@ def ddim_step(
     return before.sqrt() * start + (1 - before - std.square()).clamp(min=0).sqrt() * noise, std
 
 
-class DDIMSampler(Sampler):
+class DDIMSampler(ChainSampler):
     """Non-Markovian steps back, deterministic unless ``eta`` says otherwise.
 
     Args:
@@ -58,32 +56,9 @@ class DDIMSampler(Sampler):
         if not eta >= 0:
             raise UserError(f"eta must be 0 or more, got {eta}")
 
-    def check_formulation(self, formulation: Formulation) -> None:
-        """A Gaussian chain."""
-        check_chain(formulation)
-
-    def check(self, formulation: Formulation, num_inference_steps: int) -> None:
-        """See ``Sampler.check``."""
-        super().check(formulation, num_inference_steps)
-        check_steps(formulation, num_inference_steps, self.config.respacing)
-
-    def sample(
-        self,
-        predict: Predict,
-        state: SampleState,
-        num_inference_steps: int,
-        noise: ImageNoise,
-        formulation: Formulation,
-        progress: Progress = iter,
-    ) -> SampleState:
-        """Go back step by step, the last one without noise; see ``Sampler.sample``."""
-        self.check(formulation, num_inference_steps)
-        chain = chain_of(formulation, num_inference_steps, self.config.respacing)
-        for index in progress(range(len(chain) - 1, -1, -1)):
-            output = predict(state, torch.tensor([chain.timesteps[index]]))
-            here = torch.tensor([index])
-            mean, std = ddim_step(chain.process, output, state.sample, here, self.config.eta, self.config.clip_sample)
-            if index and self.config.eta:
-                mean = mean + std * noise.randn(*mean.shape[1:])
-            state = SampleState(mean, state.memory)
-        return state
+    def step(
+        self, process: GaussianProcess, output: DenoiserOutput, sample: Tensor, index: Tensor, draw: Callable[[], Tensor] | None
+    ) -> Tensor:
+        """The mean of ``ddim_step``, with noise unless ``eta`` is 0."""
+        mean, std = ddim_step(process, output, sample, index, self.config.eta, self.config.clip_sample)
+        return mean if draw is None or not self.config.eta else mean + std * draw()
