@@ -189,13 +189,16 @@ class Formulation(SchedulerMixin, ConfigMixin, abc.ABC):
     def shift_score(self, output: DenoiserOutput, sample: Tensor, times: Tensor) -> DenoiserOutput:
         """Output whose score is larger by the output's ``gradient``, if it has one (arXiv 2105.05233, algorithm 2).
 
-        A score larger by g is an x_0 larger by sigma^2 / alpha g at the same x_t.
+        A score larger by g is, at the same x_t, an x_0 larger by sigma^2 / alpha g and a noise smaller by sigma g; what is
+        predicted is linear in both. Pure noise (alpha 0) tells nothing of the class: there the gradient is taken as zero.
         """
         if output.gradient is None:
             return output
         alpha, sigma = (over_image(factor, sample) for factor in self.alpha_sigma(times))
-        start = self.predict_start(output, sample, times) + sigma**2 / alpha * output.gradient
-        return replace(output, prediction=self.output_of(start, sample, times).prediction, gradient=None)
+        start_per_gradient = torch.where(alpha > 0, sigma**2 / alpha, 0.0)
+        gradient = torch.where(alpha > 0, output.gradient, 0.0)
+        shift = self.target(start_per_gradient * gradient, -sigma * gradient, times)
+        return replace(output, prediction=output.prediction + shift, gradient=None)
 
     def diffusion(self, times: Tensor) -> Tensor:
         """Half the squared noise rate g^2 of the forward SDE with these marginals, per ``time_unit`` (arXiv 2107.00630, eq. 16).
