@@ -2,11 +2,11 @@
 coverage.
 
 Images enter as uint8, any size each; a named resizer makes one float batch; an extractor turns it into
-features; metrics accumulate the features. `MetricSuite` does the three for any number of metrics in one pass
+features; metrics accumulate the features. ``MetricSuite`` does the three for any number of metrics in one pass
 over the images.
 
 Importing this package imports nothing heavy: each name below is loaded when it is first used. The pure
-function of the Inception Score is `metrics.scores.inception_score.inception_score`.
+function of the Inception Score is ``metrics.scores.inception_score.inception_score``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`fid-score`: score images against images or statistics. This module only parses; nothing heavy is imported before that."""
+"""``fid-score``: score images against images or statistics. This module only parses; nothing heavy is imported before that."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _epilog() -> str:
 
 
 def build_parser() -> _Parser:
-    """Return the parser of `fid-score`."""
+    """Return the parser of ``fid-score``."""
     parser = _Parser(
         prog="fid-score",
         usage="fid-score A B [B ...] [options]",
@@ -293,7 +293,7 @@ def parse_arguments(argv: Sequence[str]) -> ScoreOptions:
 
 
 def _with_explicit_json(argv: Sequence[str]) -> list[str]:
-    """Let `--json A B` print: only what ends with .json right behind the flag is its file."""
+    """Let ``--json A B`` print: only what ends with .json right behind the flag is its file."""
     following = [*argv[1:], ""]
     return [
         f"--json={JSON_TO_STDOUT}" if word in ("-j", "--json") and not next_word.endswith(".json") else word
@@ -302,7 +302,7 @@ def _with_explicit_json(argv: Sequence[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `fid-score`.
+    """Run ``fid-score``.
 
     Args:
         argv: Arguments without the program's name; None takes the process's.

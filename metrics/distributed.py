@@ -1,4 +1,4 @@
-"""Several processes that score one image set together: `torchrun --nproc-per-node 8 -m metrics.cli A B`.
+"""Several processes that score one image set together: ``torchrun --nproc-per-node 8 -m metrics.cli A B``.
 
 Scores are those of one process to a relative 5e-7: batches are cut elsewhere, so a float32 network rounds differently, and
 float64 sums are merged in another order.
@@ -44,7 +44,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, total: int) -> range:
-        """Return this process's part of `total` items: consecutive, none twice, none left out."""
+        """Return this process's part of ``total`` items: consecutive, none twice, none left out."""
         return range(self.rank * total // self.count, (self.rank + 1) * total // self.count)
 
     def gather(self, local: Any) -> list[Any]:
@@ -78,7 +78,7 @@ def describe_error(error: Exception) -> str:
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Join the processes that torchrun or `accelerate launch` started; without them this one is alone."""
+    """Join the processes that torchrun or ``accelerate launch`` started; without them this one is alone."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1 or dist.is_initialized():
         yield Processes(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Processes()

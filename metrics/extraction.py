@@ -48,7 +48,7 @@ class Extraction:
         self.precision = precision
 
     def protocol(self, feature: str) -> dict[str, Any]:
-        """Return what decides a feature's values: the `metrics.files.statistics.PROTOCOL_FIELDS`."""
+        """Return what decides a feature's values: the ``metrics.files.statistics.PROTOCOL_FIELDS``."""
         return {
             "extractor": self.extractor.name,
             "weights_sha256": self.extractor.weights_sha256,
@@ -111,7 +111,7 @@ def check_finite(features: dict[str, Tensor], indices: Sequence[int], side: str,
 
 
 def microbatch_size(extractors: Sequence[FeatureExtractor], batch_size: int) -> int:
-    """Return how many images to run at once: `batch_size`, on a CPU no more than stay in a core's cache."""
+    """Return how many images to run at once: ``batch_size``, on a CPU no more than stay in a core's cache."""
     if any(extractor.device.type != "cpu" for extractor in extractors):
         return batch_size
     return min(batch_size, *(extractor.microbatch for extractor in extractors))
@@ -129,7 +129,7 @@ def map_on_cores(
     size: Callable[[Item], int] = lambda item: 0,
     limit: int = 0,
 ) -> Iterator[Result]:
-    """Apply a function to a stream, `num_workers` items at a time, and yield the results in order.
+    """Apply a function to a stream, ``num_workers`` items at a time, and yield the results in order.
 
     Each worker thread has torch to itself with one thread; torch releases Python's lock while it computes.
 

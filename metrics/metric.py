@@ -32,7 +32,7 @@ class SmallSampleWarning(ScoreNote):
 class Metric(ABC):
     """One metric over the features of a real and a fake image set.
 
-    A subclass names the feature it reads (`feature`), keeps one state per side and computes from the two.
+    A subclass names the feature it reads (``feature``), keeps one state per side and computes from the two.
     Metrics that hold references to the same feature chunks share their memory.
 
     Args:
@@ -43,7 +43,7 @@ class Metric(ABC):
     name: ClassVar[str]
     #: Whether the metric looks at real images at all (the Inception Score does not).
     needs_real: ClassVar[bool] = True
-    #: Whether it reads class labels, `features["class_labels"]`.
+    #: Whether it reads class labels, ``features["class_labels"]``.
     needs_labels: ClassVar[bool] = False
 
     def __init__(self, feature: str | None = None) -> None:
@@ -101,7 +101,7 @@ class Metric(ABC):
 
         Args:
             real: Which side.
-            states: One `state(real)` per process.
+            states: One ``state(real)`` per process.
             order: (N,) int64 permutation that puts the concatenated samples in global order; None keeps rank
                 order.
         """

@@ -13,7 +13,7 @@ class ScoreNote(UserWarning):
 
 @contextmanager
 def notes_of_warnings(notes: list[str]) -> Iterator[None]:
-    """Add what metrics warn of to `notes`, each sentence once, also where the block raises; other warnings pass through."""
+    """Add what metrics warn of to ``notes``, each sentence once, also where the block raises; other warnings pass through."""
     caught: list[warnings.WarningMessage] = []
     try:
         with warnings.catch_warnings(record=True) as caught:

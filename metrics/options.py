@@ -1,4 +1,4 @@
-"""What a scoring run is asked for: one record, filled from the flags of `fid-score` or the keywords of `metrics.score`.
+"""What a scoring run is asked for: one record, filled from the flags of ``fid-score`` or the keywords of ``metrics.score``.
 
 All that can be said of options without looking at a file is checked here. Nothing heavy is imported.
 """
@@ -118,12 +118,12 @@ def _option(read: Reader, default: Any = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
-    """A run of `fid-score`; all but the first three fields are its long flags, which `fid-score --help` explains.
+    """A run of ``fid-score``; all but the first three fields are its long flags, which ``fid-score --help`` explains.
 
     Args:
-        paths: What the run is about: a reference, if `has_reference` says so, then sample sets. With `save_stats` images and
-            output, with `train_extractor` training images, test images if any, and output.
-        has_reference: Whether the first path, or `dataset`, is what samples are compared with.
+        paths: What the run is about: a reference, if ``has_reference`` says so, then sample sets. With ``save_stats`` images and
+            output, with ``train_extractor`` training images, test images if any, and output.
+        has_reference: Whether the first path, or ``dataset``, is what samples are compared with.
         is_fidelity_line: Whether the run is asked for in torch-fidelity's spelling.
 
     Raises:
@@ -212,7 +212,7 @@ def read_options(paths: Sequence[str], has_reference: bool, values: Mapping[str,
     """Return the options of a run.
 
     Args:
-        paths: See `ScoreOptions`.
+        paths: See ``ScoreOptions``.
         has_reference: Whether the first of them is the reference.
         values: Value by the flag's long name with underscores, as text or as Python has it; lists of metrics and weights may
             be lists, None and False are as good as nothing. Other tools' flags are brought to ours.
@@ -271,7 +271,7 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-#: Flags of other tools, which `read_options` brings to ours, and such as ask for what is done anyway.
+#: Flags of other tools, which ``read_options`` brings to ours, and such as ask for what is done anyway.
 _SPELLINGS: dict[str, Reader] = {
     "input1": _text,
     "input2": _text,

@@ -18,9 +18,9 @@ class Score:
     """What a metric's name on the command line stands for.
 
     Args:
-        metric: "module:Class" of a `metrics.metric.Metric`.
-        help: What it is, in a few words, for `fid-score --help`.
-        extractor: The network that its definition names; None takes the run's (`--extractor`).
+        metric: "module:Class" of a ``metrics.metric.Metric``.
+        help: What it is, in a few words, for ``fid-score --help``.
+        extractor: The network that its definition names; None takes the run's (``--extractor``).
         feature: Feature of that network; None takes the metric's own choice.
         resizer: Resizer that its definition names; None takes the protocol's.
         options: Constructor arguments of the class.
@@ -72,7 +72,7 @@ METRIC_ALIASES: dict[str, str] = {
     "am-score": "am",
 }
 
-#: Extractor name -> class. The class is a `metrics.extractors.base.FeatureExtractor`.
+#: Extractor name -> class. The class is a ``metrics.extractors.base.FeatureExtractor``.
 EXTRACTORS: dict[str, str] = {
     "inception-v3": "metrics.extractors.inception:InceptionV3",
     "clip-vit-l-14-336": "metrics.extractors.clip:CLIPViTL14At336",
@@ -87,7 +87,7 @@ EXTRACTORS: dict[str, str] = {
     "resnet9": "metrics.extractors.resnet9:ResNet9",
 }
 
-#: Resizer name -> class. The class is a `metrics.resize.Resizer`.
+#: Resizer name -> class. The class is a ``metrics.resize.Resizer``.
 RESIZERS: dict[str, str] = {
     "clean": "metrics.resize:CleanResizer",
     "pytorch-fid": "metrics.resize:PytorchFidResizer",
@@ -105,7 +105,7 @@ class Protocol:
 
     Args:
         origin: Whose way it is.
-        resizer: Key of `RESIZERS`.
+        resizer: Key of ``RESIZERS``.
         scores: Scores that the origin prints, taken where the user names none.
         options: Constructor arguments by score name, where the origin's differ from ours.
         same_size: Whether all images must have one size.
@@ -138,7 +138,7 @@ FEATURE_BY_DIMS = {64: "64", 192: "192", 768: "768", 2048: "pool3"}
 
 
 def canonical_metric(name: str) -> str:
-    """Return our name of a score, `frechet` -> `fid`.
+    """Return our name of a score, ``frechet`` -> ``fid``.
 
     Raises:
         ValueError: If no score has that name.

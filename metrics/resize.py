@@ -1,10 +1,10 @@
 """Named resizers: which filter brings an image to the extractor's size is part of a score's protocol.
 
-`clean` follows clean-fid (Parmar et al., "On Aliased Resizing and Surprising Subtleties in GAN Evaluation",
-arXiv:2104.11222), `pytorch-fid` follows pytorch-fid, `tensorflow` TF1's ResizeBilinear as in TTUR and
-torch-fidelity, `cmmd` the published CMMD code, `clip-fid` clean-fid's CLIP-FID, `dinov2` EDM2's FD-DINOv2 and
-`dinov2-pil` that of dgm-eval. All of them resize each side to `size`, whatever the aspect ratio, except `cmmd`,
-which crops the centre square first, and `clip-fid`, which crops it afterwards.
+``clean`` follows clean-fid (Parmar et al., "On Aliased Resizing and Surprising Subtleties in GAN Evaluation",
+arXiv:2104.11222), ``pytorch-fid`` follows pytorch-fid, ``tensorflow`` TF1's ResizeBilinear as in TTUR and
+torch-fidelity, ``cmmd`` the published CMMD code, ``clip-fid`` clean-fid's CLIP-FID, ``dinov2`` EDM2's FD-DINOv2 and
+``dinov2-pil`` that of dgm-eval. All of them resize each side to ``size``, whatever the aspect ratio, except ``cmmd``,
+which crops the centre square first, and ``clip-fid``, which crops it afterwards.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Resizer(ABC):
             size: Side of the result in pixels.
 
         Returns:
-            float32 (B, 3, size, size) on the images' device, in [0, 255] (`dinov2` rings past both ends, as its
+            float32 (B, 3, size, size) on the images' device, in [0, 255] (``dinov2`` rings past both ends, as its
             origin does).
 
         Raises:
@@ -75,7 +75,7 @@ class Resizer(ABC):
 
 
 def check_images(images: Tensor) -> None:
-    """Raise unless `images` is uint8 (B, 3, H, W) with at least one pixel."""
+    """Raise unless ``images`` is uint8 (B, 3, H, W) with at least one pixel."""
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8 in [0, 255], got {images.dtype}: convert them before scoring.")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
@@ -141,7 +141,7 @@ class FilterBand:
 
 @lru_cache(maxsize=_MAX_CACHED_SIZES)
 def bicubic_bands(in_size: int, out_size: int) -> tuple[FilterBand, ...]:
-    """Return `bicubic_matrix` without most of its zeros: a filter of 4 taps touches 4 of 256 columns in each row."""
+    """Return ``bicubic_matrix`` without most of its zeros: a filter of 4 taps touches 4 of 256 columns in each row."""
     matrix = bicubic_matrix(in_size, out_size)
     bands = []
     for first in range(0, out_size, _BAND_ROWS):
@@ -244,7 +244,7 @@ class CmmdResizer(Resizer):
 
 
 class ClipFidResizer(Resizer):
-    """clean-fid's CLIP-FID input: the shorter side to `size` with Pillow's bicubic on 8-bit RGB, then the centre square.
+    """clean-fid's CLIP-FID input: the shorter side to ``size`` with Pillow's bicubic on 8-bit RGB, then the centre square.
 
     It is torchvision's Resize and CenterCrop on a Pillow image, with their rounding; clean-fid runs them in place of its
     own resize to 299 px, not after it.

@@ -44,10 +44,10 @@ def build_metric(metric: Metric | str, **options: Any) -> Metric:
 class MetricSuite:
     """Metrics that share one extractor and one resizer.
 
-    One reference scores many sample sets: feed it once, then `reset_fake()` between sets.
+    One reference scores many sample sets: feed it once, then ``reset_fake()`` between sets.
 
     Args:
-        metrics: Names ("fid", "kid", "prc", "is", "cmmd", ...) or `Metric` objects.
+        metrics: Names ("fid", "kid", "prc", "is", "cmmd", ...) or ``Metric`` objects.
         extractor: The frozen network.
         resizer: Name of the resizer; None takes the extractor's own ("cmmd" for CLIP, "clean" for most).
         batch_size: Images per forward pass on a GPU; it changes speed and memory, not results.
@@ -153,7 +153,7 @@ class MetricSuite:
         self._indices[side].append(indices)
 
     def count(self, real: bool) -> int:
-        """Return how many images one side has had (after `gather`, over all processes)."""
+        """Return how many images one side has had (after ``gather``, over all processes)."""
         return sum(len(chunk) for chunk in self._indices[side_name(real)])
 
     def compute(self) -> dict[str, float]:
@@ -168,7 +168,7 @@ class MetricSuite:
         return scores
 
     def compute_metric(self, metric: Metric, taken: Mapping[str, float]) -> dict[str, float]:
-        """Return one metric's numbers, by names that are not among those `taken` by this suite's others.
+        """Return one metric's numbers, by names that are not among those ``taken`` by this suite's others.
 
         Raises:
             ValueError: If a side has too few images for it.
@@ -248,23 +248,23 @@ class MetricSuite:
 
     def gather(self, gather_object: Callable[[Any], list[Any]]) -> None:
         """Merge the states of all processes, so that each holds the whole; call it on every process before
-        `compute`.
+        ``compute``.
 
         A side that is gathered already, such as a kept reference, is left alone.
 
         Args:
             gather_object: Takes this process's object and returns all processes' objects by rank, for example
-                `lambda local: accelerate.utils.gather_object([local])`.
+                ``lambda local: accelerate.utils.gather_object([local])``.
 
         Raises:
-            ValueError: If given `indices` show that an image was counted twice, as padded samplers do.
+            ValueError: If given ``indices`` show that an image was counted twice, as padded samplers do.
         """
         for real in (True, False):
             if not self._is_gathered[side_name(real)]:
                 self.gather_side(real, gather_object)
 
     def gather_side(self, real: bool, gather_object: Callable[[Any], list[Any]], metrics: Sequence[Metric] | None = None) -> None:
-        """Merge one side over all processes; `metrics` are those that were fed images (None: all)."""
+        """Merge one side over all processes; ``metrics`` are those that were fed images (None: all)."""
         side = side_name(real)
         merged = self.metrics if metrics is None else metrics
         everyone = gather_object({"indices": self._indices[side], "states": [metric.state(real) for metric in merged]})
@@ -304,14 +304,14 @@ def score_images(
     Args:
         real: Batches of reference images, each uint8 (B, 3, H, W) or a list of uint8 (3, H, W).
         fake: Batches of samples, likewise.
-        metrics: Names or `Metric` objects.
+        metrics: Names or ``Metric`` objects.
         extractor: The frozen network.
         resizer: Name of the resizer; None takes the extractor's own.
         batch_size: Images per forward pass.
         progress: Whether to show a bar.
 
     Returns:
-        Each number by name, and `protocol`, the dict without which they mean nothing.
+        Each number by name, and ``protocol``, the dict without which they mean nothing.
     """
     suite = MetricSuite(metrics, extractor, resizer, batch_size)
     for is_real, batches in ((True, real), (False, fake)):

@@ -24,10 +24,10 @@ def prepare() -> None:
 
 
 def until_nobody_reads(run: Callable[[], int]) -> int:
-    """Run a program's main function, and end it quietly when whoever read its output has left, as `head` does.
+    """Run a program's main function, and end it quietly when whoever read its output has left, as ``head`` does.
 
     Returns:
-        Its exit code, or `EXIT_NO_READER`.
+        Its exit code, or ``EXIT_NO_READER``.
 
     Raises:
         BrokenPipeError: If it was another pipe that broke.

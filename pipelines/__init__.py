@@ -49,7 +49,7 @@ PIPELINES = {
     "ResGenPipeline": "pipelines.resgen",
     "VARPipeline": "pipelines.var",
 }
-# The options of those that sample, where no torch is needed to read them: the flags of `generative sample`.
+# The options of those that sample, where no torch is needed to read them: the flags of ``generative sample``.
 OPTIONS = {
     "DiffusionImagePipeline": "generative.diffusion.options.DiffusionOptions",
     "GANImagePipeline": "generative.gan.options.GANOptions",

@@ -41,8 +41,8 @@ def run(arguments: list[str]) -> int:
 
 
 def first_line(item: object) -> str:
-    """First line of a docstring."""
-    return (inspect.getdoc(item) or "").split("\n")[0]
+    """First line of a docstring, without its markup."""
+    return (inspect.getdoc(item) or "").split("\n")[0].replace("``", "`")
 
 
 def classes_of(package: ModuleType, base: type) -> list[tuple[str, str]]:
@@ -94,7 +94,7 @@ def list_configs() -> list[tuple[str, str]]:
 
 
 def list_overlays() -> list[tuple[str, str]]:
-    """What a published size changes in a configuration: `generative train CONFIG OVERLAY`."""
+    """What a published size changes in a configuration: ``generative train CONFIG OVERLAY``."""
     return [(name, first_comment(path)) for name, path in config_files.list_overlays().items()]
 
 

@@ -80,7 +80,7 @@ def launched_processes() -> int:
         arguments = command_line.read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return at_least
-    # `accelerate launch`, `accelerate-launch`, `python -m accelerate.commands.launch`
+    # ``accelerate launch``, ``accelerate-launch``, ``python -m accelerate.commands.launch``
     if not any(re.fullmatch(r"accelerate([.-].*)?", Path(argument).name) for argument in arguments[:4]):
         return at_least
     for flag, value in zip(arguments, arguments[1:] + [""], strict=True):

@@ -20,7 +20,7 @@ from generative.layers.fastgan_blocks import FastGANBlock, SkipLayerExcitation
 from generative.layers.stored_spectral_norm import StoredSpectralConv2d, StoredSpectralVectorToMap
 
 BOTTOM_SIZE = 4
-# Width of the map of each size in multiples of `channels`, from the official code. Its smallest images have 128 pixels; ours of
+# Width of the map of each size in multiples of ``channels``, from the official code. Its smallest images have 128 pixels; ours of
 # fewer end at the map of their size, with the widths of this same table.
 STAGE_WIDTHS: dict[int, float] = {
     4: 16,

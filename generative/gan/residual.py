@@ -18,7 +18,7 @@ from generative.layers.gan_blocks import DiscriminatorBlock, GANLayers, Generato
 from generative.layers.projection_head import projection_logits, sum_pool
 from generative.layers.self_attention import attention_after
 
-# Width of the generator's stages by resolution, in multiples of `channels`: into the first block, then out of each, every one of
+# Widths of generator stages by resolution, in multiples of ``channels``: into the first block, then out of each, every one of
 # which doubles the size. 32 and up are the BigGAN authors'; 8 and 16 are ours, half as wide at
 # full size, where the time goes.
 GENERATOR_WIDTHS: dict[int, tuple[int, ...]] = {

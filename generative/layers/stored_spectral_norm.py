@@ -76,7 +76,7 @@ class StoredSpectralConvTranspose2d(nn.ConvTranspose2d):
         eps: float = TORCH_EPS,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
-        self.margin = padding  # torch types its own `padding` as a word or a tuple
+        self.margin = padding  # torch types its own ``padding`` as a word or a tuple
         self.spectral_norm = SpectralNorm(out_channels, eps, num_inputs=in_channels * kernel_size**2)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:

@@ -97,7 +97,7 @@ class CodebookMonitor(nn.Module):
             self.register_buffer("revived", torch.zeros((), dtype=torch.int64))
             self.register_buffer("reservoir", torch.zeros(min(reservoir_size, num_codes), code_dim))
             self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
-        # Of the step under way, between its first micro-batch and `fold`: nothing that a checkpoint would hold.
+        # Of the step under way, between its first micro-batch and ``fold``: nothing that a checkpoint would hold.
         self._new_counts: Tensor | None = None
         self._new_vectors: list[Tensor] = []
 

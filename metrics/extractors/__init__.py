@@ -24,7 +24,7 @@ def build_extractor(
     """Build a frozen extractor.
 
     Args:
-        name: A key of `metrics.registry.EXTRACTORS` ("inception-v3", "dinov2-vit-l-14"), or one's own class in a local file,
+        name: A key of ``metrics.registry.EXTRACTORS`` ("inception-v3", "dinov2-vit-l-14"), or one's own class in a local file,
             "path/to/file.py:ClassName". Such a file is run, so take the name from a person, never from data.
         weights: Its weight file; None takes the packaged or cached one, or downloads and verifies it.
         input_size: Side in pixels that images are brought to; None takes the network's own.

@@ -19,9 +19,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class FeatureExtractor(nn.Module, ABC):
     """A frozen network whose features metrics compare.
 
-    One's own extractor is a subclass in one file with the attributes below, a `from_file` and a `forward`; pass an
-    instance to `MetricSuite`, name it `path/to/file.py:ClassName` on the command line, or add a line to
-    `metrics.registry.EXTRACTORS` to give it a name of its own.
+    One's own extractor is a subclass in one file with the attributes below, a ``from_file`` and a ``forward``; pass an
+    instance to ``MetricSuite``, name it ``path/to/file.py:ClassName`` on the command line, or add a line to
+    ``metrics.registry.EXTRACTORS`` to give it a name of its own.
     """
 
     #: What the network is, e.g. "inception-v3".
@@ -76,7 +76,7 @@ class FeatureExtractor(nn.Module, ABC):
         return self.forward(images)
 
     def match_protocol(self, images: Tensor, resizer: str) -> Tensor:
-        """Return the images as `forward` must get them under a resizer's protocol; most networks know only one way."""
+        """Return the images as ``forward`` must get them under a resizer's protocol; most networks know only one way."""
         return images
 
     def normalization(self, resizer: str) -> str:
@@ -125,7 +125,7 @@ def fold_batch_norm(weight: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, v
 
     Args:
         weight: (C_out, C_in, kh, kw) of the convolution.
-        gamma: (C_out,) scale of the batch norm; likewise `beta` its shift, `mean` and `var` its running
+        gamma: (C_out,) scale of the batch norm; likewise ``beta`` its shift, ``mean`` and ``var`` its running
             statistics.
         eps: The batch norm's epsilon.
 

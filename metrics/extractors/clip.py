@@ -3,7 +3,7 @@ is defined on, and ViT-B/32, that of clean-fid's CLIP-FID.
 
 The vision tower is open_clip's; nothing is downloaded but the weight file. It may be OpenAI's own (a TorchScript archive,
 opened only after its full sha256 has been verified), or hold the same weights as safetensors or a plain state dict in
-the layout of OpenAI and open_clip (`visual.*`) or of Hugging Face's `openai/clip-vit-*` (`vision_model.*`).
+the layout of OpenAI and open_clip (``visual.*``) or of Hugging Face's ``openai/clip-vit-*`` (``vision_model.*``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 _PREFIX = "visual."
 #: Parts of a whole CLIP that its image encoder does without; position_ids is a constant of old Hugging Face files.
 _HUGGING_FACE_REST = ("text_model.", "text_projection.", "logit_scale", "vision_model.embeddings.position_ids")
-#: Entry of the tower -> Hugging Face's, outside the blocks. `pre_layrnorm` is spelt so in the files.
+#: Entry of the tower -> Hugging Face's, outside the blocks. ``pre_layrnorm`` is spelt so in the files.
 _HUGGING_FACE_NAMES = {
     "class_embedding": "vision_model.embeddings.class_embedding",
     "positional_embedding": "vision_model.embeddings.position_embedding.weight",
@@ -74,7 +74,7 @@ class VisionTower:
 
 
 class CLIPImageEncoder(FeatureExtractor):
-    """A CLIP image encoder. Feature: `embedding`, the projected class token, not normalised.
+    """A CLIP image encoder. Feature: ``embedding``, the projected class token, not normalised.
 
     Args:
         state: State dict in one of the layouts above; entries of the text tower are not used.

@@ -15,7 +15,7 @@ _UNIT_DILATION = (1, 1)
 def _fused_operators() -> tuple[Any, Any] | None:
     """Return (pack weight, convolve and apply ReLU) of oneDNN, or None where this build of torch has none.
 
-    They are what `torch.compile` with freezing calls. torch gives them no public name, hence the guard and a
+    They are what ``torch.compile`` with freezing calls. torch gives them no public name, hence the guard and a
     test that holds their result to that of the plain path.
     """
     pack = getattr(torch._C._nn, "mkldnn_reorder_conv2d_weight", None)
@@ -44,7 +44,7 @@ class _PackedWeight:
     layout: Tensor
 
     def is_of(self, weight: Tensor) -> bool:
-        """Return whether `weight` is the one that was packed, unchanged since."""
+        """Return whether ``weight`` is the one that was packed, unchanged since."""
         return weight.data_ptr() == self.weight.data_ptr() and _version(weight) == self.version
 
 
@@ -57,7 +57,7 @@ class ConvReLU(nn.Conv2d):
     """Convolution (its batch norm folded in), then ReLU.
 
     On a CPU and without gradients both run as one oneDNN primitive: on one core of a Zen 5 that makes
-    Inception-v3 1.36 times faster than `conv2d` followed by `relu_` (which for some layers and a single thread
+    Inception-v3 1.36 times faster than ``conv2d`` followed by ``relu_`` (which for some layers and a single thread
     does not even choose oneDNN).
     """
 

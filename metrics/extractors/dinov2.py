@@ -1,12 +1,12 @@
 """DINOv2 vision transformers (Oquab et al., arXiv:2304.07193), the networks of FD-DINOv2 (Stein et al., "Exposing flaws of
 generative model evaluation metrics", arXiv:2306.04675).
 
-The network is transformers' `Dinov2Model`, with one difference that scores need. The weights hold position embeddings for
+The network is transformers' ``Dinov2Model``, with one difference that scores need. The weights hold position embeddings for
 37 x 37 patches (518 px); for 224 px the official code resamples them to 16 x 16 by a bicubic filter whose scale is
 (16 + 0.1) / 37, transformers by one whose scale is 16 / 37, and the features differ. Here they are resampled as the
 official code does, once, when the weights are loaded.
 
-Weight files: the official `dinov2_vit*14_pretrain.pth`, or `model.safetensors` of Hugging Face's `facebook/dinov2-*`.
+Weight files: the official ``dinov2_vit*14_pretrain.pth``, or ``model.safetensors`` of Hugging Face's ``facebook/dinov2-*``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from metrics.extractors.weights import WeightReader
 from metrics.files.weights import WeightsFile, load_tensors, resolve_weights
 
 _BASE_URL = "https://dl.fbaipublicfiles.com/dinov2"
-_OFFSET = 0.1  # `interpolate_offset` of the official code: pixels of the new grid added to the scale, not to the size.
+_OFFSET = 0.1  # ``interpolate_offset`` of the official code: pixels of the new grid added to the scale, not to the size.
 _POSITIONS = "embeddings.position_embeddings"
 _MASK_TOKENS = ("mask_token", "embeddings.mask_token")  # For training only.
 
@@ -37,7 +37,7 @@ class Source:
 
     Args:
         name: Name of the file's entry.
-        index: Which of `count` equal parts of its rows.
+        index: Which of ``count`` equal parts of its rows.
         count: Number of these parts.
     """
 
@@ -101,7 +101,7 @@ class DINOv2Size:
 
 
 class DINOv2(FeatureExtractor):
-    """A DINOv2 image encoder. Feature: `cls`, the class token after the last layer norm.
+    """A DINOv2 image encoder. Feature: ``cls``, the class token after the last layer norm.
 
     Args:
         state: State dict in one of the layouts above.
@@ -190,7 +190,7 @@ def _source(key: str, official: bool) -> Source:
 
 
 def _resampled_positions(positions: Tensor, grid: int, new_grid: int) -> Tensor:
-    """Resample position embeddings as the official `interpolate_pos_encoding` does.
+    """Resample position embeddings as the official ``interpolate_pos_encoding`` does.
 
     Args:
         positions: float32 (1, 1 + grid ** 2, width), the class token's first.

@@ -2,7 +2,7 @@
 download.
 
 Its distances are Frechet distances on EfficientNet-Lite0, not FID, and are labelled so. Architecture: timm's
-`tf_efficientnet_lite0` (Tan and Le, arXiv:1905.11946, Lite variant). The package's tensors have other names
+``tf_efficientnet_lite0`` (Tan and Le, arXiv:1905.11946, Lite variant). The package's tensors have other names
 but the same order and shapes. Batch norms are folded into their convolutions.
 """
 
@@ -55,7 +55,7 @@ def packaged_weights() -> Path:
 
 
 class EfficientNetLite0(FeatureExtractor):
-    """EfficientNet-Lite0. Features: `pooled` (1280-d, after the last pool) and `logits` (1000 ImageNet
+    """EfficientNet-Lite0. Features: ``pooled`` (1280-d, after the last pool) and ``logits`` (1000 ImageNet
     classes).
 
     Args:

@@ -3,7 +3,7 @@ Score are defined on.
 
 Szegedy et al., arXiv:1512.00567. It differs from torchvision's in three ways, which the published weights
 expect: average pools leave the padding out of the mean, the last block pools by maximum, and there are 1008
-classes. Weight files have the key layout of torchvision's `inception_v3`, as pytorch-fid and torch-fidelity
+classes. Weight files have the key layout of torchvision's ``inception_v3``, as pytorch-fid and torch-fidelity
 distribute them; each batch norm is folded into its convolution when a file is loaded.
 """
 
@@ -170,9 +170,9 @@ def _block_e(in_channels: int, pool: Pool) -> MixedBlock:
 class InceptionV3(FeatureExtractor):
     """Inception-v3 of 2015-12-05.
 
-    Features (at 299 px): `64`, `192`, `768` (means of earlier maps, pytorch-fid's `--dims`), `pool3` (2048-d,
-    FID), `spatial` (7 channels of 17x17, sFID), `logits_unbiased` (1008-d, without the last bias, Inception
-    Score), `logits`.
+    Features (at 299 px): ``64``, ``192``, ``768`` (means of earlier maps, pytorch-fid's ``--dims``), ``pool3`` (2048-d,
+    FID), ``spatial`` (7 channels of 17x17, sFID), ``logits_unbiased`` (1008-d, without the last bias, Inception
+    Score), ``logits``.
 
     Args:
         state: State dict in torchvision's layout.
@@ -257,7 +257,7 @@ class InceptionV3(FeatureExtractor):
         self.load_state_dict(folded, assign=True)
 
     def match_protocol(self, images: Tensor, resizer: str) -> Tensor:
-        """Scale for pytorch-fid, which maps [0, 255] onto [-1, 1]; `forward` follows TF's (x - 128) / 128."""
+        """Scale for pytorch-fid, which maps [0, 255] onto [-1, 1]; ``forward`` follows TF's (x - 128) / 128."""
         return images * _PYTORCH_FID_SCALE if resizer == "pytorch-fid" else images
 
     def normalization(self, resizer: str) -> str:

@@ -1,4 +1,4 @@
-"""One's own extractor: a class in one local file, named on the command line as `path/to/file.py:ClassName`."""
+"""One's own extractor: a class in one local file, named on the command line as ``path/to/file.py:ClassName``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def build_local_extractor(spec: str, weights: Path | None, input_size: int | Non
 
     Args:
         spec: "path/to/file.py:ClassName".
-        weights: Passed to its `from_file`.
-        input_size: Passed to its `from_file`.
+        weights: Passed to its ``from_file``.
+        input_size: Passed to its ``from_file``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file can't be run, has no such class, or the class is not a complete `FeatureExtractor`.
+        ValueError: If the file can't be run, has no such class, or the class is not a complete ``FeatureExtractor``.
     """
     cls = load_local_class(spec)
     extractor = cls.from_file(weights, input_size)
@@ -43,7 +43,7 @@ def build_local_extractor(spec: str, weights: Path | None, input_size: int | Non
 
 
 def load_local_class(spec: str) -> type[FeatureExtractor]:
-    """Return the extractor class of "path/to/file.py:ClassName"; errors are those of `build_local_extractor`."""
+    """Return the extractor class of "path/to/file.py:ClassName"; errors are those of ``build_local_extractor``."""
     file, class_name = spec.rsplit(":", 1)
     module = _run(Path(file).expanduser(), spec)
     cls = getattr(module, class_name, None)

@@ -1,6 +1,6 @@
 """A nine-layer residual classifier for small images, trained on one's own data set: features where ImageNet's do not fit.
 
-Nothing is packaged: `fid-score --train-extractor TRAIN OUT.safetensors --extractor resnet9` trains it, and `--weights` names
+Nothing is packaged: ``fid-score --train-extractor TRAIN OUT.safetensors --extractor resnet9`` trains it, and ``--weights`` names
 the file. Distances on it are not FID, compare only under the same weights, and are labelled so. The AM score (arXiv:1703.02000)
 asks for just such a classifier. Layers: residual blocks (He et al., arXiv:1512.03385), four widths, max pooling between them.
 """
@@ -80,7 +80,7 @@ def save_resnet9(path: Path, network: ResNet9Network, facts: dict[str, Any]) -> 
     Args:
         path: A .safetensors file.
         network: The network.
-        facts: What it was trained on and how well it does; must hold `input_size`. Kept as metadata.
+        facts: What it was trained on and how well it does; must hold ``input_size``. Kept as metadata.
     """
     sizes = {"num_classes": network.classifier.out_features, "width": network.classifier.in_features // 8}
     metadata = {_ARCHITECTURE: json.dumps({**sizes, **facts})}  # one entry: their order in a file is not fixed
@@ -90,7 +90,7 @@ def save_resnet9(path: Path, network: ResNet9Network, facts: dict[str, Any]) -> 
 
 
 class ResNet9(FeatureExtractor):
-    """A trained nine-layer classifier. Features: `pooled` (8 x width) and `logits`.
+    """A trained nine-layer classifier. Features: ``pooled`` (8 x width) and ``logits``.
 
     Args:
         network: With its weights.
@@ -111,7 +111,7 @@ class ResNet9(FeatureExtractor):
 
     @classmethod
     def from_file(cls, weights: Path | None, input_size: int | None) -> Self:
-        """Build the network from a file that `--train-extractor` wrote."""
+        """Build the network from a file that ``--train-extractor`` wrote."""
         if weights is None:
             raise FileNotFoundError(
                 "resnet9 has no weights of its own: train it with `fid-score --train-extractor TRAIN OUT.safetensors --extractor "

@@ -22,20 +22,20 @@ _BATCH_COUNTER = "num_batches_tracked"  # Of a batch norm in training; not in al
 
 
 class TorchvisionClassifier(FeatureExtractor):
-    """A classifier of `torchvision.models`. Features: what enters its last linear layer, and `logits`.
+    """A classifier of ``torchvision.models``. Features: what enters its last linear layer, and ``logits``.
 
-    A subclass states the attributes below and `name`. Any input size of at least 32 px is accepted.
+    A subclass states the attributes below and ``name``. Any input size of at least 32 px is accepted.
 
     Args:
         state: State dict in torchvision's layout.
         weights_sha256: sha256 of the file it came from.
-        input_size: Side in pixels; None takes `own_input_size`.
+        input_size: Side in pixels; None takes ``own_input_size``.
 
     Raises:
         ValueError: If the state is another network's or the input size is below 32 px.
     """
 
-    #: Name in `torchvision.models`.
+    #: Name in ``torchvision.models``.
     architecture: ClassVar[str]
     #: torchvision's file of its weights.
     weights_file: ClassVar[WeightsFile]
@@ -92,7 +92,7 @@ class TorchvisionClassifier(FeatureExtractor):
 
 
 class ResNet50(TorchvisionClassifier):
-    """ResNet-50 (He et al., arXiv:1512.03385), weights IMAGENET1K_V2. Features: `pooled` (2048-d) and `logits`."""
+    """ResNet-50 (He et al., arXiv:1512.03385), weights IMAGENET1K_V2. Features: ``pooled`` (2048-d) and ``logits``."""
 
     name = "resnet50"
     embedding = "pooled"
@@ -107,12 +107,12 @@ class ResNet50(TorchvisionClassifier):
 
 
 class VGG16(TorchvisionClassifier):
-    """VGG16 (Simonyan and Zisserman, arXiv:1409.1556), weights IMAGENET1K_V1. Features: `fc2` (4096-d, after its ReLU), the
-    one precision and recall are published on, and `logits`.
+    """VGG16 (Simonyan and Zisserman, arXiv:1409.1556), weights IMAGENET1K_V1. Features: ``fc2`` (4096-d, after its ReLU), the
+    one precision and recall are published on, and ``logits``.
 
-    torch-fidelity takes the same file for `vgg16-fc2-relu` but resizes by `tensorflow`. The original precision and recall
-    (Kynkaanniemi et al., arXiv:1904.06991) and NVIDIA's StyleGAN code take another VGG16, NVIDIA's own `vgg16.pkl` (before:
-    `vgg16_zhang_perceptual.pkl`), so their values differ from those on this one.
+    torch-fidelity takes the same file for ``vgg16-fc2-relu`` but resizes by ``tensorflow``. The original precision and recall
+    (Kynkaanniemi et al., arXiv:1904.06991) and NVIDIA's StyleGAN code take another VGG16, NVIDIA's own ``vgg16.pkl`` (before:
+    ``vgg16_zhang_perceptual.pkl``), so their values differ from those on this one.
     """
 
     name = "vgg16"

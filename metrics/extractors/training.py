@@ -1,4 +1,4 @@
-"""Train a classifier on a labelled set, to compare features that fit it (`fid-score --train-extractor`)."""
+"""Train a classifier on a labelled set, to compare features that fit it (``fid-score --train-extractor``)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def train_extractor(
 
     Returns:
         What the file's metadata record: classes, input size, epochs, and of the test set (else of the training set, as
-        `training_accuracy`) the accuracy and that of naming the most frequent class, `chance`.
+        ``training_accuracy``) the accuracy and that of naming the most frequent class, ``chance``.
 
     Raises:
         ValueError: If a set has no labels, a class of the test set is not trained on, or there is one class only; the test set

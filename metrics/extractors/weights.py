@@ -35,7 +35,7 @@ class WeightReader:
         """Return what was made of an entry.
 
         Raises:
-            ValueError: If its shape is not `expected`.
+            ValueError: If its shape is not ``expected``.
         """
         if tensor.shape != expected:
             raise ValueError(

@@ -66,7 +66,7 @@ def brief(error: Exception) -> str:
 
 @contextmanager
 def reading(path: Path, what: str = "npz file") -> Iterator[None]:
-    """Turn whatever damaged content raises inside into one `ValueError` that names the file."""
+    """Turn whatever damaged content raises inside into one ``ValueError`` that names the file."""
     try:
         yield
     except (JoinedZipError, RefusedArrayError) as error:
@@ -80,7 +80,7 @@ def read_npy_header(stream: BinaryIO) -> ArrayHeader:
 
     Raises:
         RefusedArrayError: If the type is not one of plain numbers or text.
-        ValueError: On damage, or others of `READ_ERRORS`.
+        ValueError: On damage, or others of ``READ_ERRORS``.
     """
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):

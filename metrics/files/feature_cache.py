@@ -43,7 +43,7 @@ class Tile:
 
     Args:
         indices: Places of the images that could be read.
-        features: Feature name -> (n, D) float32, rows as `indices`.
+        features: Feature name -> (n, D) float32, rows as ``indices``.
         labels: Class name of each, or None.
         digests: sha256 of each image's size and pixels.
         sizes: Each size that occurs ("256x256", width first) -> place of the first image that has it.
@@ -57,7 +57,7 @@ class Tile:
 
 
 def default_cache_root() -> Path:
-    """Return where features are kept: `features` under `$TRIPTYCH_CACHE` or `~/.cache/triptych`."""
+    """Return where features are kept: ``features`` under ``$TRIPTYCH_CACHE`` or ``~/.cache/triptych``."""
     return cache_dir() / "features"
 
 
@@ -66,7 +66,7 @@ class FeatureCache:
 
     Args:
         root: Folder of the cache; made when first written to.
-        limit_bytes: What `prune` leaves on disk, the least recently used going first.
+        limit_bytes: What ``prune`` leaves on disk, the least recently used going first.
     """
 
     def __init__(self, root: Path, limit_bytes: int = _LIMIT_BYTES) -> None:
@@ -91,7 +91,7 @@ class FeatureCache:
         Args:
             folders: Feature name -> its folder.
             tile: Number of the tile.
-            content: `tile_content` of its images as they are now.
+            content: ``tile_content`` of its images as they are now.
         """
         features: dict[str, Tensor] = {}
         indices, record = torch.empty(0, dtype=torch.int64), {}
@@ -105,7 +105,7 @@ class FeatureCache:
                     return None
                 record = json.loads(text)
                 with suppress(OSError):  # Another's cache, or one that may only be read.
-                    os.utime(folder)  # The time of last use, for `prune`.
+                    os.utime(folder)  # The time of last use, for ``prune``.
             return Tile(indices.tolist(), features, record["labels"], record["digests"], record["sizes"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None  # Absent, or damaged: it is computed again and overwritten.

@@ -1,15 +1,15 @@
 """Read images the way the field's tools do: every image becomes uint8 RGB.
 
-pytorch-fid, clean-fid and torch-fidelity all decode with `PIL.Image.open(...).convert("RGB")`. The rules, one per kind
+pytorch-fid, clean-fid and torch-fidelity all decode with ``PIL.Image.open(...).convert("RGB")``. The rules, one per kind
 of file, are what that gives, with two exceptions that are marked:
 
 - grey: the value three times; palette: its colours; CMYK, YCbCr, LAB: Pillow's conversion;
 - alpha: dropped, the colour under it is kept (it is not blended with any background);
 - 16-bit colour: the high byte (Pillow's decoder);
-- TIFF of separate planes, of 12 bits, and of 16-bit grey with white at 0: as what they show (`metrics.files.tiff`; Pillow
+- TIFF of separate planes, of 12 bits, and of 16-bit grey with white at 0: as what they show (``metrics.files.tiff``; Pillow
   misreads them), or refused;
-- 16-bit grey: the high byte too. *Exception*: `convert` clips it at 255, so that nearly every pixel turns white;
-- 32-bit integer or float: refused. *Exception*: `convert` clips them too, and the file does not state which value
+- 16-bit grey: the high byte too. *Exception*: ``convert`` clips it at 255, so that nearly every pixel turns white;
+- 32-bit integer or float: refused. *Exception*: ``convert`` clips them too, and the file does not state which value
   means white;
 - animated (GIF, APNG, WebP, TIFF): the first frame; EXIF orientation: ignored, pixels are taken as stored.
 """
@@ -138,12 +138,12 @@ def decode_image(data: bytes, name: str, admit: Callable[[int], None] | None = N
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Open an encoded image of one of the known formats, undecoded; call it inside `decoding`."""
+    """Open an encoded image of one of the known formats, undecoded; call it inside ``decoding``."""
     return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
 def load_rgb(data: bytes, name: str, admit: Callable[[int], None] | None = None) -> Image.Image:
-    """Decode an encoded image completely as an 8-bit RGB Pillow image; see `decode_image`."""
+    """Decode an encoded image completely as an 8-bit RGB Pillow image; see ``decode_image``."""
     if not data:
         raise ImageError(name, EMPTY)
     with decoding(name):
@@ -171,7 +171,7 @@ def _load_tiff(data: bytes, name: str, admit: Callable[[int], None] | None) -> I
 
 @contextmanager
 def decoding(name: str) -> Iterator[None]:
-    """Turn whatever Pillow raises inside into an `ImageError` that names the image."""
+    """Turn whatever Pillow raises inside into an ``ImageError`` that names the image."""
     try:
         yield
     except ImageError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-#: Split, and what stands for the resolution, of statistics that `cleanfid.fid.make_custom_stats` made.
+#: Split, and what stands for the resolution, of statistics that ``cleanfid.fid.make_custom_stats`` made.
 CUSTOM_SPLIT = "custom"
 CUSTOM_RESOLUTION = "na"
 #: clean-fid's mode -> the protocol that computes it.
@@ -68,8 +68,8 @@ def resolve_reference(name: str, split: str | None, resolution: int | None) -> N
     """Return the statistics that a name stands for, with clean-fid's defaults where the data set leaves no choice.
 
     Args:
-        name: A key of `DATASETS`, or the name of custom statistics or of files of one's own.
-        split: The part; None takes `train`, or the only one there is, or custom statistics where the name is not published.
+        name: A key of ``DATASETS``, or the name of custom statistics or of files of one's own.
+        split: The part; None takes ``train``, or the only one there is, or custom statistics where the name is not published.
         resolution: Side in pixels; None takes the only one there is.
 
     Raises:
@@ -114,7 +114,7 @@ def published(name: str) -> str:
 
 
 def dataset_lines() -> list[str]:
-    """Return one line for each data set, for `--help`."""
+    """Return one line for each data set, for ``--help``."""
     width = max(map(len, DATASETS))
     return [
         f"  {name:<{width}}  split {' or '.join(known.splits)}, {' or '.join(map(str, known.resolutions))} px"

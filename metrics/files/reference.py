@@ -25,7 +25,7 @@ class FeatureEntry:
         mu: (D,) float64 mean, or None.
         sigma: (D, D) float64 unbiased covariance, or None.
         features: (N, D) float32, or None.
-        provenance: The `PROTOCOL_FIELDS` they were made under, or None for a file of another tool.
+        provenance: The ``PROTOCOL_FIELDS`` they were made under, or None for a file of another tool.
         num_images: Images they were made from, or None where the file does not say.
     """
 
@@ -72,7 +72,7 @@ class ReferenceStatistics:
         entries: One per feature.
         num_images: Images it was made from, or None where the file does not say.
         source: What they were, or None.
-        source_sha256: Fingerprint of them (`ImageSource.identity`), or None.
+        source_sha256: Fingerprint of them (``ImageSource.identity``), or None.
         has_provenance: Whether the file says how it was made.
     """
 
@@ -115,7 +115,7 @@ def check_protocol(entry: FeatureEntry, protocol: Mapping[str, Any], path: str |
 
     Args:
         entry: What was read; without provenance nothing can be checked but the caller should say so.
-        protocol: The `PROTOCOL_FIELDS` of the other side.
+        protocol: The ``PROTOCOL_FIELDS`` of the other side.
         path: Where the entry was read, for the message.
         against: What the other side is, for the message.
 

@@ -1,12 +1,12 @@
 """Read a pickle of numbers, text, lists, dicts and NumPy arrays without running anything in it.
 
-A pickle is a program. Here it is first walked without being run (`pickletools.genops`), and refused if it has any
+A pickle is a program. Here it is first walked without being run (``pickletools.genops``), and refused if it has any
 instruction beyond those that such data need. Then a restricted unpickler runs it: the handful of names that NumPy's arrays
 need are answered by inert functions of this file, made anew for each name; every other name is refused, and nothing is ever
 imported. NumPy itself sees only a type from a short list, a checked shape and bytes of just that size.
 
-A reader of pickles that hold more builds on the parts that are public here: `check_program`, `ArrayUnpickler`, `plain` and
-`refusing`.
+A reader of pickles that hold more builds on the parts that are public here: ``check_program``, ``ArrayUnpickler``, ``plain`` and
+``refusing``.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _ERRORS = (
 
 
 class _Dtype:
-    """Stands for `numpy.dtype`: a name from `_DTYPES` and a byte order."""
+    """Stands for ``numpy.dtype``: a name from ``_DTYPES`` and a byte order."""
 
     def __init__(self, name: object) -> None:
         text = name.decode("ascii", "replace") if isinstance(name, bytes) else name
@@ -80,7 +80,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for `numpy.ndarray`, so that no instruction ever meets a real one."""
+    """Stands for ``numpy.ndarray``, so that no instruction ever meets a real one."""
 
     def __init__(self, array: np.ndarray | None = None) -> None:
         self.array = array
@@ -106,7 +106,7 @@ def _build_scalar(dtype: object, data: object) -> Any:
 
 
 def _encode(text: object, encoding: object) -> bytes:
-    """Stands for `_codecs.encode`, how protocol 2 spells bytes."""
+    """Stands for ``_codecs.encode``, how protocol 2 spells bytes."""
     if not isinstance(text, str) or encoding != "latin1":
         raise pickle.UnpicklingError(f"text in encoding {encoding!r} is refused")
     return text.encode("latin1")
@@ -127,7 +127,7 @@ class ArrayUnpickler(pickle.Unpickler):
         if (module, name) == ("numpy", "dtype"):
             return lambda text, align=False, copy=True: _Dtype(text)
         if (module, name) == ("numpy", "ndarray"):
-            return lambda: None  # Only ever an argument of `_reconstruct`.
+            return lambda: None  # Only ever an argument of ``_reconstruct``.
         if (module, name) == ("_codecs", "encode"):
             return lambda text, encoding: _encode(text, encoding)
         if (module, name) in (("__builtin__", "bytes"), ("builtins", "bytes")):
@@ -156,7 +156,7 @@ def check_program(stream: BinaryIO, further_opcodes: frozenset[str] = frozenset(
 
 
 def plain(value: Any) -> Any:
-    """Return what an `ArrayUnpickler` read with its stand-ins replaced by arrays.
+    """Return what an ``ArrayUnpickler`` read with its stand-ins replaced by arrays.
 
     Raises:
         pickle.UnpicklingError: If it holds anything that is not plain data.
@@ -206,7 +206,7 @@ def loads(data: bytes, name: str, encoding: str = "ASCII") -> Any:
 
 @contextmanager
 def refusing(name: str) -> Iterator[None]:
-    """Turn whatever a hostile or damaged pickle raises inside into one `ValueError` that names it."""
+    """Turn whatever a hostile or damaged pickle raises inside into one ``ValueError`` that names it."""
     try:
         yield
     except pickle.UnpicklingError as error:
@@ -216,7 +216,7 @@ def refusing(name: str) -> Iterator[None]:
 
 
 def load(path: Path) -> Any:
-    """Read a pickle file as `loads` does.
+    """Read a pickle file as ``loads`` does.
 
     Raises:
         FileNotFoundError: If there is no such file.

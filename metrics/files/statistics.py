@@ -4,15 +4,15 @@ Files of other tools are read as they are. They do not say how they were made; t
 
 | file | arrays | written by |
 |---|---|---|
-| .npz | `mu` (D,), `sigma` (D, D) | pytorch-fid, clean-fid, EDM, TTUR |
-| .npz | `feats` (N, D) | clean-fid, for KID |
-| .npz | `mu`, `sigma`, `mu_s`, `sigma_s`, images `arr_0` | ADM: pool3, spatial, images for precision and recall |
-| .pkl | {num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}} | EDM2 (read by `metrics.files.safe_pickle`, which runs nothing) |
-| .npy | (N, D) embeddings | CMMD's `--ref_embed_file` |
+| .npz | ``mu`` (D,), ``sigma`` (D, D) | pytorch-fid, clean-fid, EDM, TTUR |
+| .npz | ``feats`` (N, D) | clean-fid, for KID |
+| .npz | ``mu``, ``sigma``, ``mu_s``, ``sigma_s``, images ``arr_0`` | ADM: pool3, spatial, images for precision and recall |
+| .pkl | {num_images, fid: {mu, sigma}, fd_dinov2: {mu, sigma}} | EDM2 (by ``metrics.files.safe_pickle``, which runs nothing) |
+| .npy | (N, D) embeddings | CMMD's ``--ref_embed_file`` |
 
-Our own .npz holds any number of features: the moments of the first as `mu` and `sigma`, so that those tools can read it too
-(Inception-v3's pool3 goes first), of Inception-v3's spatial feature as `mu_s` and `sigma_s`, of others as `mu_1`, ...; feature
-vectors as `features_0`, ...; and `provenance`, a JSON text that says which is which and under which protocol it was made.
+Our own .npz holds any number of features: the moments of the first as ``mu`` and ``sigma``, so that those tools can read it too
+(Inception-v3's pool3 goes first), of its spatial feature as ``mu_s`` and ``sigma_s``, of others as ``mu_1``, ...; feature
+vectors as ``features_0``, ...; and ``provenance``, a JSON text that says which is which and under which protocol it was made.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def save_statistics(
         source_sha256: Fingerprint of them.
 
     Raises:
-        FileExistsError: If `path` exists.
+        FileExistsError: If ``path`` exists.
         ValueError: If there is no entry, or one is of no named feature, empty, or of the same feature as another.
     """
     if path.exists():

@@ -40,7 +40,7 @@ def load_tiff(image: Image.Image, data: bytes) -> Image.Image:
         data: The file.
 
     Returns:
-        The loaded image in a mode that `metrics.files.images.convert_to_rgb` takes.
+        The loaded image in a mode that ``metrics.files.images.convert_to_rgb`` takes.
 
     Raises:
         TiffError: If it is of a kind that is refused.

@@ -66,7 +66,7 @@ class WeightsFile:
 
 
 def cache_dir() -> Path:
-    """Return the folder of downloaded weights: `$TRIPTYCH_CACHE`, or `~/.cache/triptych`; without a home, below the temporary
+    """Return the folder of downloaded weights: ``$TRIPTYCH_CACHE``, or ``~/.cache/triptych``; without a home, below the temporary
     folder."""
     if chosen := os.environ.get("TRIPTYCH_CACHE"):
         return Path(chosen)
@@ -87,12 +87,12 @@ def resolve_weights(file: WeightsFile, weights: Path | None) -> tuple[Path, str]
     """Return a verified local weight file and its sha256.
 
     Args:
-        file: The published file, used when `weights` is None: taken from the cache or downloaded into it.
-        weights: A file the user names. If its name carries a hash (`...-6726825d.pth`), the content must
+        file: The published file, used when ``weights`` is None: taken from the cache or downloaded into it.
+        weights: A file the user names. If its name carries a hash (``...-6726825d.pth``), the content must
             match.
 
     Raises:
-        FileNotFoundError: If `weights` does not exist, or the published file can't be had here.
+        FileNotFoundError: If ``weights`` does not exist, or the published file can't be had here.
         ValueError: If the content is not what the name or the publisher says.
     """
     if weights is None:
@@ -194,7 +194,7 @@ def _copy_hashed(source: BinaryIO, target: BinaryIO) -> tuple[str, int]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a `.safetensors` file or a torch file (`weights_only=True`, so nothing in it
+    """Read a state dict from a ``.safetensors`` file or a torch file (``weights_only=True``, so nothing in it
     runs).
 
     Raises:

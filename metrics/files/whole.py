@@ -31,7 +31,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise `OSError` unless `whole_file` could write here now; nothing is left behind."""
+    """Raise ``OSError`` unless ``whole_file`` could write here now; nothing is left behind."""
     partial = _partial(path)
     partial.open("wb").close()
     partial.unlink()

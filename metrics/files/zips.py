@@ -23,7 +23,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
     Raises:
         JoinedZipError: If there is something before the first member, or more than zeros behind the end.
-        zipfile.BadZipFile: If it is no zip file; others of `metrics.files.arrays.READ_ERRORS` on damage.
+        zipfile.BadZipFile: If it is no zip file; others of ``metrics.files.arrays.READ_ERRORS`` on damage.
     """
     archive = zipfile.ZipFile(path)
     try:

@@ -105,7 +105,7 @@ class AMScore(Metric):
     """AM score of the fake images against the real ones.
 
     Args:
-        feature: Class logits to read; None takes the classifier's own. On Inception-v3 those are `logits`, with bias: the
+        feature: Class logits to read; None takes the classifier's own. On Inception-v3 those are ``logits``, with bias: the
             Inception Score drops the bias by a custom of its own, but C(x) here is what the classifier says.
     """
 
@@ -126,7 +126,7 @@ class AMScore(Metric):
         self.probabilities[side_name(real)].append(self.select(features))
 
     def compute(self) -> dict[str, float]:
-        """Return the score as `am_score`."""
+        """Return the score as ``am_score``."""
         return {"am_score": _score(self.probabilities["real"], self.probabilities["fake"])}
 
     def reset(self, real: bool) -> None:

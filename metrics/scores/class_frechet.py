@@ -27,7 +27,7 @@ _NUM_NAMED = 10  # Classes that a message lists before it counts the rest.
 class ClassFrechetDistance(Metric):
     """Mean over classes of the Frechet distance to the reals of the same class.
 
-    Called `class_fid` on Inception-v3's pool3 and `class_frechet_distance` elsewhere. A class keeps its moments only: with n
+    Called ``class_fid`` on Inception-v3's pool3 and ``class_frechet_distance`` elsewhere. A class keeps its moments only: with n
     images below D features, n rows in float32; beyond, one (D, D) matrix in float64.
 
     Args:
@@ -51,7 +51,7 @@ class ClassFrechetDistance(Metric):
         """Accumulate the features of one batch by class.
 
         Args:
-            features: The feature (B, D) float32 and `class_labels` (B,) int64.
+            features: The feature (B, D) float32 and ``class_labels`` (B,) int64.
             real: Which side.
 
         Raises:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from metrics.scores.frechet import gaussian_distance
 from metrics.scores.moments import Gaussian, MomentAccumulator
 
-#: What `match_classes` can match; the name of a scored feature is a mode too.
+#: What ``match_classes`` can match; the name of a scored feature is a mode too.
 MODES = ("top1", "top-n", "middle-n", "logits")
 _DEFAULT_N = 10  # Indicators per image; a choice of ours, the authors' script has no default.
 _DEFAULT_STEPS = 500
@@ -68,7 +68,7 @@ def top_n_indicators(logits: Tensor, n: int) -> Tensor:
 
 
 def middle_n_indicators(logits: Tensor, n: int) -> Tensor:
-    """Mark the n classes in the middle of each image's ranking, the paper's control; arguments as `top_n_indicators`."""
+    """Mark the n classes in the middle of each image's ranking, the paper's control; arguments as ``top_n_indicators``."""
     return _rank_indicators(logits, logits.shape[1] // 2 - n // 2, n)
 
 
@@ -265,9 +265,9 @@ def match_classes(
         real: Features (N, D) to score, by name; give some that know nothing of the classes (CLIP, DINOv2) too.
         fake: The same features (M, D) of the pool.
         num: Fakes to draw; the pool should be several times larger.
-        mode: One of `MODES`, or the name of one of the features, to match that directly.
+        mode: One of ``MODES``, or the name of one of the features, to match that directly.
         n: Indicators per image for top-n and middle-n.
-        steps: As in `optimise_weights`, like `lr`.
+        steps: As in ``optimise_weights``, like ``lr``.
         lr: Step size.
         seed: Of all draws.
         progress: Whether to show a bar.

@@ -80,13 +80,13 @@ def classification_accuracy_score(
         image_size: Side in pixels that the network takes.
         epochs: Passes over the training set.
         batch_size: Images per step.
-        lr: Peak learning rate for 256 images a step; scaled to `batch_size`.
+        lr: Peak learning rate for 256 images a step; scaled to ``batch_size``.
         seed: Of initial weights, order and crops. On a CPU it fixes the result.
         device: Where to train.
         progress: Whether to show a bar.
 
     Returns:
-        `cas_top1` and `cas_top5`, shares in [0, 1]; with fewer than five classes the latter is 1.
+        ``cas_top1`` and ``cas_top5``, shares in [0, 1]; with fewer than five classes the latter is 1.
 
     Raises:
         ValueError: If a set has no labels, a class of the test set is not trained on, or an argument is out of range.
@@ -114,7 +114,7 @@ def classification_accuracy_score(
 
 
 def check_architecture(architecture: str) -> None:
-    """Raise `ValueError` unless torchvision has a classifier of this name."""
+    """Raise ``ValueError`` unless torchvision has a classifier of this name."""
     from torchvision import models
 
     if architecture not in models.list_models(module=models):

@@ -101,7 +101,7 @@ def _overlap_from_singular_values(first: Gaussian, second: Gaussian) -> float:
 
 
 def _overlap_from_eigenvalues(first: Gaussian, second: Gaussian, separate: float) -> float | None:
-    """tr (S1 S2)^(1/2), or None where the eigenvalues do not give the distance to `_TOLERANCE`.
+    """tr (S1 S2)^(1/2), or None where the eigenvalues do not give the distance to ``_TOLERANCE``.
 
     Computed eigenvalues are off by some eps |S1| |S2| (LAPACK Users' Guide, 3rd edition, sections 4.7.1 and
     4.10.1). Of an eigenvalue l that is off by delta, the root is off by min(delta / (2 sqrt l), sqrt delta). The errors
@@ -183,8 +183,8 @@ def _float64(value: ArrayLike | Tensor) -> Tensor:
 class FrechetDistance(Metric):
     """Frechet distance of fake to real features.
 
-    The result is called `fid` only for Inception-v3's pool3; on any other extractor or feature it is
-    `frechet_distance` (`sfid` for Inception-v3's spatial feature).
+    The result is called ``fid`` only for Inception-v3's pool3; on any other extractor or feature it is
+    ``frechet_distance`` (``sfid`` for Inception-v3's spatial feature).
     """
 
     name = "frechet"

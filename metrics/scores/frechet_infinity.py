@@ -133,7 +133,7 @@ def _fit(sizes: np.ndarray, values: np.ndarray) -> Extrapolation:
 class FrechetInfinity(FeatureMetric):
     """Frechet distance extrapolated to infinitely many fakes, and the standard error of the fit.
 
-    Called `fid_infinity` on Inception-v3's pool3 and `frechet_distance_infinity` elsewhere.
+    Called ``fid_infinity`` on Inception-v3's pool3 and ``frechet_distance_infinity`` elsewhere.
 
     Args:
         feature: Feature to read; None takes the extractor's own.

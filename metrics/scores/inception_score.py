@@ -46,16 +46,16 @@ def inception_score(
     Args:
         logits: (N, K) logits, without the bias of the last layer in the TF protocol.
         splits: Number of equal parts, 1 to N; part i ends at image (i + 1) * N // splits.
-        shuffle_seed: Seed of numpy's legacy `RandomState` permutation, as torch-fidelity draws it; None keeps
+        shuffle_seed: Seed of numpy's legacy ``RandomState`` permutation, as torch-fidelity draws it; None keeps
             the order, as the official script and the ADM suite do.
         split_size: Images per part instead of a number of parts, the last one being what is left, as the ADM
-            suite cuts (5,000); None goes by `splits`.
+            suite cuts (5,000); None goes by ``splits``.
 
     Returns:
         Mean and standard deviation over splits, each score in [1, K].
 
     Raises:
-        ValueError: If `splits` does not fit the number of samples or `split_size` is below 1.
+        ValueError: If ``splits`` does not fit the number of samples or ``split_size`` is below 1.
     """
     parts = _parts(len(logits), splits, split_size)
     order = None if shuffle_seed is None else torch.from_numpy(np.random.RandomState(shuffle_seed).permutation(len(logits)))
@@ -90,7 +90,7 @@ def _score(logits: Tensor) -> float:
 class InceptionScore(FeatureMetric):
     """Inception Score of the fake images; real images are not looked at.
 
-    Only Inception-v3 gives an Inception Score; on another classifier the result is called `classifier_score`.
+    Only Inception-v3 gives an Inception Score; on another classifier the result is called ``classifier_score``.
 
     Args:
         feature: Class logits to read; None takes the extractor's (Inception-v3: without bias, as TF, ADM and

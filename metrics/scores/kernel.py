@@ -66,14 +66,14 @@ class _Points:
         return [slice(start, min(start + _BLOCK_ROWS, len(self))) for start in range(0, len(self), _BLOCK_ROWS)]
 
     def rows(self, block: slice) -> np.ndarray:
-        """Return one block (b, D) of `dtype`."""
+        """Return one block (b, D) of ``dtype``."""
         rows = self.features[block].to(self.dtype).numpy()
         if self.is_centred:
             return rows
         return (rows if self.scale is None else rows * self.scale[block, None]) - self.center
 
     def moments(self, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows' squared lengths and inner products with `direction` (D,): two (N,) float64."""
+        """Return the rows' squared lengths and inner products with ``direction`` (D,): two (N,) float64."""
         squares, products = [], []
         for block in self.blocks():
             rows = self.rows(block).astype(np.float64)
@@ -90,7 +90,7 @@ class _Points:
 
 
 def _sum_of_kernel(x: _Points, y: _Points, kernel: TileKernel) -> float:
-    """Sum the kernel over all pairs (i, j), without the pairs i = j where `y` is `x` (then each pair is computed once)."""
+    """Sum the kernel over all pairs (i, j), without the pairs i = j where ``y`` is ``x`` (then each pair is computed once)."""
     same = x is y
     side = min(_BLOCK_ROWS, max(len(x), len(y)))
     # One buffer for all tiles: a fresh allocation of this size costs as much in page faults as the arithmetic.
@@ -192,7 +192,7 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """KID: mean and standard deviation of the unbiased squared MMD over random subsets.
 
-    Subsets are drawn without replacement by numpy's legacy `RandomState(seed)`, whose stream never changes:
+    Subsets are drawn without replacement by numpy's legacy ``RandomState(seed)``, whose stream never changes:
     first the fake one, then the real one, as torch-fidelity does, so both give the same number.
 
     Args:
@@ -257,7 +257,7 @@ def cmmd(real: Tensor, fake: Tensor, sigma: float = _CMMD_SIGMA, scale: float = 
         scale times the squared MMD.
 
     Raises:
-        ValueError: As `gaussian_mmd2`.
+        ValueError: As ``gaussian_mmd2``.
     """
     real, fake = _pair(real, fake)
     return scale * _gaussian_mmd2(real, fake, sigma, estimator, _inverse_norms(real), _inverse_norms(fake))
@@ -332,9 +332,9 @@ def _pair(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
 class KernelDistance(FeatureMetric):
     """KID's estimator on any feature.
 
-    With at least `subset_size` images on each side: `kernel_distance_mean` and `kernel_distance_std` over
-    subsets (KID as published). With fewer: `kernel_distance`, the unbiased squared MMD over all pairs, and a
-    `SmallSampleWarning`.
+    With at least ``subset_size`` images on each side: ``kernel_distance_mean`` and ``kernel_distance_std`` over
+    subsets (KID as published). With fewer: ``kernel_distance``, the unbiased squared MMD over all pairs, and a
+    ``SmallSampleWarning``.
     """
 
     name = "kid"
@@ -379,9 +379,9 @@ class KernelDistance(FeatureMetric):
 
 
 class CMMD(FeatureMetric):
-    """CMMD; called so only on CLIP ViT-L/14@336, the published network, `gaussian_kernel_distance` on any other.
+    """CMMD; called so only on CLIP ViT-L/14@336, the published network, ``gaussian_kernel_distance`` on any other.
 
-    The published estimator is "biased"; the result of "unbiased" has `_unbiased` after its name.
+    The published estimator is "biased"; the result of "unbiased" has ``_unbiased`` after its name.
     """
 
     name = "cmmd"

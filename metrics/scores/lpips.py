@@ -1,7 +1,7 @@
 """LPIPS: learned perceptual image patch similarity (Zhang et al., arXiv:1801.03924), VGG16, version 0.1.
 
-Weights are never downloaded: VGG16's are torchvision's, the five linear layers those of the package `lpips`
-(`lpips/weights/v0.1/vgg.pth`).
+Weights are never downloaded: VGG16's are torchvision's, the five linear layers those of the package ``lpips``
+(``lpips/weights/v0.1/vgg.pth``).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def _norm(features: Tensor) -> Tensor:
 class LPIPS(nn.Module):
     """The frozen network: 0 for equal images, higher for less alike, mostly below 1.
 
-    `d(x, y) = sum over stages of mean over places of sum_c w_c (x_c - y_c)^2`, x and y unit channel vectors (eq. 1).
-    It starts with random weights; `from_files` makes the published one.
+    ``d(x, y) = sum over stages of mean over places of sum_c w_c (x_c - y_c)^2``, x and y unit channel vectors (eq. 1).
+    It starts with random weights; ``from_files`` makes the published one.
     """
 
     shift: Tensor
@@ -76,8 +76,8 @@ class LPIPS(nn.Module):
         """Load the published network.
 
         Args:
-            vgg: torchvision's VGG16 (`vgg16-397923af.pth`); its classifier is left out.
-            linear: The linear layers (`vgg.pth` of the package `lpips`, version 0.1).
+            vgg: torchvision's VGG16 (``vgg16-397923af.pth``); its classifier is left out.
+            linear: The linear layers (``vgg.pth`` of the package ``lpips``, version 0.1).
 
         Raises:
             FileNotFoundError: If a file does not exist.
@@ -94,8 +94,8 @@ class LPIPS(nn.Module):
         """Fill the network with published tensors.
 
         Args:
-            vgg: `features.N.weight` and `.bias` of torchvision's VGG16.
-            linear: `linN.model.1.weight` (1, C, 1, 1), N = 0..4.
+            vgg: ``features.N.weight`` and ``.bias`` of torchvision's VGG16.
+            linear: ``linN.model.1.weight`` (1, C, 1, 1), N = 0..4.
 
         Raises:
             ValueError: If a tensor is missing or of another shape.
@@ -165,7 +165,7 @@ def lpips(network: LPIPS, first: Tensor, second: Tensor) -> Tensor:
     """LPIPS of pairs of 8-bit images.
 
     Args:
-        network: The network, see `LPIPS.from_files`.
+        network: The network, see ``LPIPS.from_files``.
         first: uint8 (B, 3, H, W).
         second: uint8, the same shape.
 

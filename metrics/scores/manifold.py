@@ -3,7 +3,7 @@ balls.
 
 The radius of a sample's ball is the distance to its k-th nearest neighbour in its own set, itself excluded.
 Precision and recall: Kynkaanniemi et al., arXiv:1904.06991, equations 1-2. Density and coverage: Naeem et
-al., arXiv:2002.09797, equations 2-3. `metrics.scores.neighbours` takes the distances tile by tile, so no N x M matrix
+al., arXiv:2002.09797, equations 2-3. ``metrics.scores.neighbours`` takes the distances tile by tile, so no N x M matrix
 is held, and its answers are those of float64 arithmetic.
 """
 

@@ -28,9 +28,9 @@ _BLOCK_ROWS = 2048
 def monge_inception_distance(real: Tensor, fake: Tensor, num_directions: int = _NUM_DIRECTIONS, seed: int = _SEED) -> float:
     """MIND of two feature sets.
 
-    All randomness is one stream, `torch.Generator("cpu").manual_seed(seed)`, in torch-fidelity's order. Where N
+    All randomness is one stream, ``torch.Generator("cpu").manual_seed(seed)``, in torch-fidelity's order. Where N
     and M differ, the larger set is cut to the first n = min(N, M) rows of a random permutation
-    (`torch.randperm`). Then the directions are normal vectors (`torch.randn`, float32) divided by their lengths.
+    (``torch.randperm``). Then the directions are normal vectors (``torch.randn``, float32) divided by their lengths.
     The value depends on the order of rows only through that cut: on which rows have which number, not on
     batches or processes; with equal counts it does not depend on order at all.
 
@@ -114,5 +114,5 @@ class MongeInceptionDistance(FeatureMetric):
         return {"feature": self.feature, "num_directions": self.num_directions, "seed": self.seed}
 
     def compute(self) -> dict[str, float]:
-        """Return the distance as `mind`."""
+        """Return the distance as ``mind``."""
         return {"mind": monge_inception_distance(self.features(True), self.features(False), self.num_directions, self.seed)}

@@ -19,8 +19,8 @@ class Gaussian:
 
     Args:
         mu: (D,) float64.
-        sigma: (D, D) float64, unbiased (divided by N - 1), or None when `factor` is given.
-        factor: (D, r) float64 with sigma = factor @ factor.T, or None when `sigma` is given.
+        sigma: (D, D) float64, unbiased (divided by N - 1), or None when ``factor`` is given.
+        factor: (D, r) float64 with sigma = factor @ factor.T, or None when ``sigma`` is given.
         num_samples: N, or None when a statistics file did not say.
     """
 
@@ -80,7 +80,7 @@ def pivoted_cholesky(sigma: Tensor) -> Tensor:
 
 
 def centred_factor(features: Tensor) -> Tensor:
-    """Return A (D, N-1) with A A^T the unbiased covariance of `features` (N, D).
+    """Return A (D, N-1) with A A^T the unbiased covariance of ``features`` (N, D).
 
     The centred rows have rank N - 1 at most. A Householder reflection turns the direction of their sum into
     the first axis, where it is zero, so that row can be dropped without loss.

@@ -155,7 +155,7 @@ def _buffer(x: Cloud, y: Cloud) -> np.ndarray:
 
 
 def _slack(cloud: Cloud, rows: np.ndarray | slice, radii: np.ndarray) -> np.ndarray:
-    """Error bound of the float32 distance of a row to any point, in deciding whether that point is within `radii`.
+    """Error bound of the float32 distance of a row to any point, in deciding whether that point is within ``radii``.
 
     A point within the radius r has length |x| + r at most, which bounds its own share of the error. The factor
     covers points beyond the radius (the bound grows slower than the distance) and points equal to the row.
@@ -173,7 +173,7 @@ class _Nearest:
     indices: np.ndarray
 
     def merge(self, rows: slice, tile: np.ndarray, first_column: int) -> None:
-        """Take the distances (b, c) of `rows` to the columns from `first_column` on."""
+        """Take the distances (b, c) of ``rows`` to the columns from ``first_column`` on."""
         length = self.values.shape[1]
         best = torch.topk(torch.from_numpy(tile), min(length, tile.shape[1]), dim=1, largest=False, sorted=False)
         values = np.concatenate([self.values[rows], best.values.numpy()], axis=1)
@@ -267,12 +267,12 @@ class Balls:
 
     def __post_init__(self) -> None:
         slack = _slack(self.cloud, slice(None), self.radii)
-        #: Float32 distances up to `certain` are inside, those above `possible` outside: (N,) float32 each.
+        #: Float32 distances up to ``certain`` are inside, those above ``possible`` outside: (N,) float32 each.
         self.certain = np.nextafter((self.radii - slack).astype(np.float32), np.float32(-np.inf))
         self.possible = np.nextafter((self.radii + slack).astype(np.float32), np.float32(np.inf))
 
     def hold(self, centers: np.ndarray, cloud: Cloud, points: np.ndarray) -> np.ndarray:
-        """Return whether the balls `centers` hold the `points` of `cloud`, pair by pair, exactly: (P,) bool."""
+        """Return whether the balls ``centers`` hold the ``points`` of ``cloud``, pair by pair, exactly: (P,) bool."""
         radii = self.radii[centers]
         rows, row_of_pair = np.unique(centers, return_inverse=True)
         columns, column_of_pair = np.unique(points, return_inverse=True)

@@ -23,7 +23,7 @@ def check_pairs(first: Tensor, second: Tensor) -> None:
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio: `10 log10(255^2 / mse)`, the mean squared error over all pixels and channels of an image.
+    """Peak signal-to-noise ratio: ``10 log10(255^2 / mse)``, the mean squared error over all pixels and channels of an image.
 
     Args:
         first: uint8 (B, C, H, W).

@@ -63,7 +63,7 @@ def frechet_gradient(features: Tensor, real: Gaussian, fake: Gaussian) -> Tensor
     Args:
         features: (B, D) features of the images.
         real: The reference.
-        fake: The fakes without the images; its `num_samples` is needed.
+        fake: The fakes without the images; its ``num_samples`` is needed.
 
     Returns:
         (B, D) float64.
@@ -127,7 +127,7 @@ def fid_sensitivity(
     """Map, for each image, the places that the Frechet distance reacts to.
 
     Args:
-        extractor: The network; the feature looked at is its embedding, the mean over places of `layer`.
+        extractor: The network; the feature looked at is its embedding, the mean over places of ``layer``.
         images: uint8 (B, 3, H, W); each is added to the fakes on its own.
         real: The reference, in the extractor's embedding.
         fake: The other fakes.
@@ -153,7 +153,7 @@ def fid_sensitivity(
 
 
 def _forward(extractor: FeatureExtractor, images: Tensor, resizer: str, layer: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the maps (B, D, h, w) that `layer` puts out and all features."""
+    """Return the maps (B, D, h, w) that ``layer`` puts out and all features."""
     modules = dict(extractor.named_modules())
     if layer not in modules or not layer:
         raise ValueError(f"extractor {extractor.name} has no layer {layer!r}: name the one before its pooling.")

@@ -19,7 +19,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     """Structural similarity (eq. 13), averaged over all places where the 11x11 Gaussian window fits, and over channels.
 
     Variances and the covariance are the window's weighted ones, not corrected for the sample count, as in the paper's
-    code; scikit-image gives this with `gaussian_weights=True, use_sample_covariance=False, sigma=1.5`.
+    code; scikit-image gives this with ``gaussian_weights=True, use_sample_covariance=False, sigma=1.5``.
 
     Args:
         first: uint8 (B, C, H, W), at least 11 pixels wide and high.

@@ -1,4 +1,4 @@
-"""What `fid-score` does once its options are known: plan the networks, read both sides, compute, report."""
+"""What ``fid-score`` does once its options are known: plan the networks, read both sides, compute, report."""
 
 from metrics.scoring.run import run, score
 

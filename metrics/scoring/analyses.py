@@ -65,7 +65,7 @@ def check(suites: Sequence[MetricSuite], reference: Side | None, samples: Sequen
 
 
 def run_all(suites: Sequence[MetricSuite], reference: Side, samples: Side, options: ScoreOptions, result: Result) -> None:
-    """Run the analyses that are asked for, after `check` has passed them.
+    """Run the analyses that are asked for, after ``check`` has passed them.
 
     One that fails is said in the result and keeps neither the scores nor the others from being published; one that is
     interrupted, too, and ends the run.

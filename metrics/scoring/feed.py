@@ -75,7 +75,7 @@ class Feeder:
     progress: bool | None = None
 
     def feed(self, consumers: Sequence[Consumer], source: ImageSource, real: bool) -> Fed:
-        """Run every image of `source` through the networks and give the features to the metrics, on all processes.
+        """Run every image of ``source`` through the networks and give the features to the metrics, on all processes.
 
         Raises:
             ValueError: If an image can't be read, has a size that the protocol forbids, or makes a feature infinite; on
@@ -106,7 +106,7 @@ class Feeder:
         )
 
     def _feed_share(self, consumers: Sequence[Consumer], source: ImageSource, real: bool, share: _Share) -> None:
-        """Feed this process's share of the images, and note in `share` what was met."""
+        """Feed this process's share of the images, and note in ``share`` what was met."""
         most = _COSTLY_TILE_IMAGES if source.is_costly else TILE_IMAGES
         tile_images = max(1, min(most, -(-len(source) // self.processes.count)))
         num_tiles = -(-len(source) // tile_images)
@@ -128,7 +128,7 @@ class Feeder:
         share.skipped = source.skipped
 
     def _check_sizes(self, sizes: Mapping[str, int], source: ImageSource) -> None:
-        """Raise if the protocol needs images of one size and there are others; `sizes` is size -> first place."""
+        """Raise if the protocol needs images of one size and there are others; ``sizes`` is size -> first place."""
         if self.same_size_for is None or len(sizes) < 2:
             return
         (first, _), (other, place) = sorted(sizes.items(), key=lambda pair: pair[1])[:2]
@@ -179,7 +179,7 @@ class _Run:
                 self.kept.append(feeder.cache.tiles(folders))
 
     def tiles(self, mine: range) -> Iterator[tuple[int, list[Tile]]]:
-        """Yield this process's tiles in order, one `Tile` per consumer."""
+        """Yield this process's tiles in order, one ``Tile`` per consumer."""
         number = mine.start
         with closing(self.contents):
             while number < mine.stop:
@@ -312,7 +312,7 @@ def _features(consumer: Consumer) -> list[str]:
 
 
 def _is_hidden(progress: bool | None, processes: Processes) -> bool | None:
-    """Return tqdm's `disable`: None lets it show on a terminal only."""
+    """Return tqdm's ``disable``: None lets it show on a terminal only."""
     if not processes.is_main:
         return True
     return None if progress is None else not progress

@@ -1,4 +1,4 @@
-"""`fid-score B --dataset NAME`: statistics that clean-fid publishes or made, from its own cache, an archive or its server."""
+"""``fid-score B --dataset NAME``: statistics that clean-fid publishes or made, from its own cache, an archive or its server."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def open_named(names: Sequence[str], options: ScoreOptions) -> Side:
     """Return the reference that --dataset names, with what the scores need of it.
 
     Args:
-        names: From `score_names`.
+        names: From ``score_names``.
         options: What is asked for.
 
     Raises:
@@ -200,7 +200,7 @@ def _in_root(root: Path, file: _CleanFidFile) -> Iterator[tuple[Path, str]]:
 
 
 def _extract(root: Path, file: _CleanFidFile, path: Path) -> str:
-    """Write the member of an archive that has the file's name to `path`; return the member's name."""
+    """Write the member of an archive that has the file's name to ``path``; return the member's name."""
     with root.open("rb") as stream:
         is_zip = stream.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC  # zipfile.is_zipfile says yes to a tar that ends with an .npz.
     if is_zip:

@@ -43,7 +43,7 @@ def check_outputs(options: ScoreOptions) -> None:
 
 
 def check_output(path: Path, flag: str) -> None:
-    """Raise unless a file can be written where `flag` says, in a folder that exists.
+    """Raise unless a file can be written where ``flag`` says, in a folder that exists.
 
     Raises:
         ValueError: If the name cannot be that of a file.

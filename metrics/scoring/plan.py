@@ -43,7 +43,7 @@ def _needs_reference(name: str) -> bool:
 
 
 def protocol(options: ScoreOptions) -> registry.Protocol:
-    """Return the run's protocol: the one named; `clean` without a name."""
+    """Return the run's protocol: the one named; ``clean`` without a name."""
     return registry.PROTOCOLS[options.protocol or DEFAULT_PROTOCOL]
 
 
@@ -75,7 +75,7 @@ def plan_metric(name: str, options: ScoreOptions) -> Metric:
 
 
 def _check_duration(subsets: int, subset_size: int) -> None:
-    """Raise `ValueError` if KID's subsets would take more than a day."""
+    """Raise ``ValueError`` if KID's subsets would take more than a day."""
     seconds_each = _SUBSET_SECONDS + _PAIR_SECONDS * subset_size**2
     if subsets * seconds_each > _DAY_SECONDS:
         raise ValueError(
@@ -88,7 +88,7 @@ def plan_suites(names: Sequence[str], options: ScoreOptions, collect: bool = Fal
     """Build one suite per network and resizer, in the order of the names.
 
     Args:
-        names: From `score_names`.
+        names: From ``score_names``.
         options: What is asked for.
         collect: Whether each suite also keeps the features themselves.
     """

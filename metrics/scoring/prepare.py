@@ -126,7 +126,7 @@ def refusals(suites: Sequence[MetricSuite], side: Side, real: bool) -> dict[Metr
 def consumers_of(
     suites: Sequence[MetricSuite], side: Side, real: bool, lacking: frozenset[Metric] | set[Metric] = frozenset()
 ) -> list[Consumer]:
-    """Load an input's statistics, and return who wants its images, after `refusals`."""
+    """Load an input's statistics, and return who wants its images, after ``refusals``."""
     consumers = []
     for suite in suites:
         metrics = [metric for metric in suite.metrics if (metric.needs_real or not real) and metric not in lacking]

@@ -46,7 +46,7 @@ class Result:
 
     @cached_property
     def step(self) -> int | None:
-        """The training step that the samples belong to, or None; see `metrics.scoring.steps`."""
+        """The training step that the samples belong to, or None; see ``metrics.scoring.steps``."""
         return step_of(self.path)
 
 
@@ -104,7 +104,7 @@ class IncompleteError(ValueError):
 
     Args:
         message: Which, and why.
-        record: `Report.record` with those that could.
+        record: ``Report.record`` with those that could.
     """
 
     def __init__(self, message: str, record: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A run of `fid-score` from its options to the report."""
+"""A run of ``fid-score`` from its options to the report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_WORKERS = 8
 
 
 def run(options: ScoreOptions) -> None:
-    """Score, save statistics or train, as `fid-score` does; print and write what was asked for."""
+    """Score, save statistics or train, as ``fid-score`` does; print and write what was asked for."""
     with join_processes() as processes, _told_to_all(processes):
         options = _on_this_machine(options, processes)
         if options.train_extractor:
@@ -44,21 +44,21 @@ def run(options: ScoreOptions) -> None:
 
 
 def score(samples: str | Path | Sequence[str | Path], reference: str | Path | None = None, **keywords: Any) -> dict[str, Any]:
-    """Score from Python as `fid-score` does.
+    """Score from Python as ``fid-score`` does.
 
     Args:
         samples: Folder, archive, npz, statistics file or saved pipeline; or several of them.
-        reference: What to compare with; None for scores that need none (the Inception Score), and with `dataset="cifar10"`.
-        **keywords: Flags of `fid-score` by their long names: `metrics="fid,kid"`, `protocol="pytorch-fid"`,
-            `extractor=...`, `weights=[...]`, `num_samples=...`, `no_cache=True`.
+        reference: What to compare with; None for scores that need none (the Inception Score), and with ``dataset="cifar10"``.
+        **keywords: Flags of ``fid-score`` by their long names: ``metrics="fid,kid"``, ``protocol="pytorch-fid"``,
+            ``extractor=...``, ``weights=[...]``, ``num_samples=...``, ``no_cache=True``.
 
     Returns:
-        The record that `fid-score --json` prints: `scores`, `protocols`, `notes`, `results`. Nothing is printed; files that
-        `json`, `csv` and `plot` name are written.
+        The record that ``fid-score --json`` prints: ``scores``, ``protocols``, ``notes``, ``results``. Nothing is printed; the
+        files that ``json``, ``csv`` and ``plot`` name are written.
 
     Raises:
-        TypeError: If an option is not a flag of `fid-score`.
-        IncompleteError: If some scores could be computed and others not; its `record` holds the former. A ValueError.
+        TypeError: If an option is not a flag of ``fid-score``.
+        IncompleteError: If some scores could be computed and others not; its ``record`` holds the former. A ValueError.
         ValueError: If the input is wrong, like FileNotFoundError.
     """
     sets = [samples] if isinstance(samples, str | Path) else list(samples)

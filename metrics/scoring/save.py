@@ -1,4 +1,4 @@
-"""`fid-score --save-stats IMAGES OUT.npz`: keep what a later run needs of a reference."""
+"""``fid-score --save-stats IMAGES OUT.npz``: keep what a later run needs of a reference."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def score_sets(
 
     Args:
         report: To be filled.
-        names: From `metrics.scoring.plan.score_names`.
+        names: From ``metrics.scoring.plan.score_names``.
         options: What is asked for.
         feeder: How images are read and run.
         tell: Takes, before any work, a sentence about a set that will lack scores.

@@ -77,7 +77,7 @@ def open_side(path: Path, options: OpenOptions) -> Side:
 
 
 def check_draw(paths: Sequence[Path], options: ScoreOptions) -> None:
-    """Raise `ValueError` if the options say how to draw samples and no path is a saved pipeline."""
+    """Raise ``ValueError`` if the options say how to draw samples and no path is a saved pipeline."""
     if (options.num_samples is not None or options.seed is not None) and not any(is_generator(path) for path in paths):
         raise ValueError("--num-samples and --seed apply to saved pipelines only, and no path is one.")
 

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-#: Words before a number that is a training step. The plural counts something else: `ddim-steps-50` sampled in 50 steps.
+#: Words before a number that is a training step. The plural counts something else: ``ddim-steps-50`` sampled in 50 steps.
 _WORDS = "global_step|step|checkpoint|ckpt|iteration|iter|network-snapshot"
-#: Such a word and its number within a name: `samples_step-00001000.npz`, but neither `footstep-3` nor `step-1.5`.
+#: Such a word and its number within a name: ``samples_step-00001000.npz``, but neither ``footstep-3`` nor ``step-1.5``.
 _NAMED = re.compile(rf"(?<![a-z0-9])(?:{_WORDS})[-_=]?(\d+)(?![a-z0-9]|\.\d)", re.IGNORECASE)
-#: A folder above the set is taken by its whole name only: `checkpoint-00001000/samples`.
+#: A folder above the set is taken by its whole name only: ``checkpoint-00001000/samples``.
 _FOLDER = re.compile(rf"(?:{_WORDS})[-_=]?(\d+)", re.IGNORECASE)
 #: JSON files in which a folder says its step -> the keys that lead there: a checkpoint's state, a sample folder's manifest.
 _RECORDS = {"state.json": ("step",), "manifest.json": ("settings", "step")}

@@ -1,4 +1,4 @@
-"""`fid-score --train-extractor TRAIN [TEST] OUT.safetensors`: a feature network of one's own data."""
+"""``fid-score --train-extractor TRAIN [TEST] OUT.safetensors``: a feature network of one's own data."""
 
 from __future__ import annotations
 

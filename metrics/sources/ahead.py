@@ -81,7 +81,7 @@ def work_ahead(
     """Yield each item with its result, in order; close it to end the threads.
 
     Args:
-        items: Read only as far ahead as `window` and memory allow.
+        items: Read only as far ahead as ``window`` and memory allow.
         work: Called once per item, in any thread; it asks for the bytes it needs where they are many.
         size: Bytes of a result.
         held: Bytes of an item before it is worked on.

@@ -25,7 +25,7 @@ class ImageBatch:
     Args:
         indices: Place of each image in the source; a gap is an image that was skipped as corrupt.
         images: uint8 (3, H, W) each, of any sizes.
-        labels: Class of each image as the source stores it ("n01440764", "3"; `ImageSource.named` gives its name), or None where
+        labels: Class of each image as the source stores it ("n01440764", "3"; ``ImageSource.named`` gives its name); None where
             the source has no labels.
         contents: sha256 of the encoded bytes that each image was decoded from, or None where there are none but its pixels.
     """
@@ -70,7 +70,7 @@ class ImageSource(ABC):
         self.notes: list[str] = []
 
     def lack_of_labels(self) -> str:
-        """Return what to say where labels are needed and `has_labels` is False, from the path on."""
+        """Return what to say where labels are needed and ``has_labels`` is False, from the path on."""
         hint = f" ({self.label_hint})" if self.label_hint else ""
         return f"{self.path} has none{hint}: put images into one folder per class, or give a parquet, tar or npz with labels."
 
@@ -82,13 +82,13 @@ class ImageSource(ABC):
     def identity(self) -> str:
         """Return a cheap fingerprint of names, sizes and times of change: where to look in a cache.
 
-        It proves nothing: files of the same names, sizes and times may hold other images. `contents` proves. Of a source
-        that is costly (`is_costly`) it does decide every image.
+        It proves nothing: files of the same names, sizes and times may hold other images. ``contents`` proves. Of a source
+        that is costly (``is_costly``) it does decide every image.
         """
 
     @abstractmethod
     def batches(self, batch_size: int, num_workers: int = 1, start: int = 0, stop: int | None = None) -> Iterator[ImageBatch]:
-        """Yield the images of places `start` to `stop` in order, at most `batch_size` at a time.
+        """Yield the images of places ``start`` to ``stop`` in order, at most ``batch_size`` at a time.
 
         Args:
             batch_size: Images per batch.
@@ -97,7 +97,7 @@ class ImageSource(ABC):
             stop: One past the last place; None reads to the end.
 
         Raises:
-            ValueError: If an image can't be read and `skip_corrupt` is off; the message names it.
+            ValueError: If an image can't be read and ``skip_corrupt`` is off; the message names it.
         """
 
     def named(self, labels: Sequence[str]) -> list[str]:
@@ -123,7 +123,7 @@ class ImageSource(ABC):
             yield from zip(batch.indices, self.contents_of(batch), strict=True)
 
     def contents_of(self, batch: ImageBatch) -> list[bytes]:
-        """Return the digests that `contents` gives for the images of a batch that this source yielded."""
+        """Return the digests that ``contents`` gives for the images of a batch that this source yielded."""
         if batch.contents is not None:
             return batch.contents
         return self._made_contents(len(batch)) if self.is_costly else [pixel_digest(image) for image in batch.images]
@@ -140,10 +140,10 @@ def pixel_digest(image: Tensor) -> bytes:
 
 
 def check_range(count: int, batch_size: int, num_workers: int, start: int, stop: int | None) -> int:
-    """Check the arguments of `ImageSource.batches` against the number of images.
+    """Check the arguments of ``ImageSource.batches`` against the number of images.
 
     Returns:
-        `stop`, or `count` where it is None.
+        ``stop``, or ``count`` where it is None.
 
     Raises:
         ValueError: If one is out of range.
@@ -165,7 +165,7 @@ def normalize_label(name: str) -> str:
 
 
 def checked_class_names(names: object, labels: Sequence[str], path: Path) -> list[str]:
-    """Return class names that a file states, fit to be compared: numbers as `normalize_label` has them, no name twice.
+    """Return class names that a file states, fit to be compared: numbers as ``normalize_label`` has them, no name twice.
 
     Args:
         names: What the file holds.

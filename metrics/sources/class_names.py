@@ -1,7 +1,7 @@
 """Classes of several image sets by one set of names: numbers become names where one set knows their order.
 
 A folder names its classes; samples, runs and npz files have numbers, and some say which name each number is
-(`ImageSource.class_names`). Comparing "3" with "cat" would find no class in common, or the wrong one.
+(``ImageSource.class_names``). Comparing "3" with "cat" would find no class in common, or the wrong one.
 """
 
 from __future__ import annotations

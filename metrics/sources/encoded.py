@@ -42,7 +42,7 @@ class EncodedImage:
         index: Its place in the source.
         name: What to call it, within the source.
         title: What to call it in a message of its own.
-        read: Returns the content of its file, in any thread; raises `ImageError`.
+        read: Returns the content of its file, in any thread; raises ``ImageError``.
         held_bytes: What it holds before it is read.
     """
 
@@ -80,7 +80,7 @@ class LoaderSource(ImageSource):
 
     @abstractmethod
     def items(self, start: int, stop: int) -> Iterator[EncodedImage]:
-        """Yield the images of places `start` to `stop` in order."""
+        """Yield the images of places ``start`` to ``stop`` in order."""
 
     def full_name(self, name: str) -> str:
         """Return what to call an image in a message of its own."""
@@ -117,7 +117,7 @@ class LoaderSource(ImageSource):
         """Skip or refuse images that are bad at first sight, given as (place, name, fault).
 
         Raises:
-            ValueError: If there are any and `skip_corrupt` is off.
+            ValueError: If there are any and ``skip_corrupt`` is off.
         """
         bad = [(name, fault) for _, name, fault in listed]
         if self.skip_corrupt:
@@ -129,7 +129,7 @@ class LoaderSource(ImageSource):
             raise ValueError(many_bad_message(bad, f"{len(bad)} of {len(self)}", self.path))
 
     def batches(self, batch_size: int, num_workers: int = 1, start: int = 0, stop: int | None = None) -> Iterator[ImageBatch]:
-        """Yield the images of places `start` to `stop`; see `ImageSource.batches`."""
+        """Yield the images of places ``start`` to ``stop``; see ``ImageSource.batches``."""
         end = check_range(len(self), batch_size, num_workers, start, stop)
         batch: list[tuple[int, _Decoded]] = []
         num_read = num_bytes = 0

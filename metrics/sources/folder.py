@@ -15,15 +15,15 @@ from metrics.sources.listing import count_folders, list_images, no_images_messag
 
 
 class FolderSource(LoaderSource):
-    """The images of a folder and its subfolders, sorted by path; which files count, `metrics.sources.listing` says.
+    """The images of a folder and its subfolders, sorted by path; which files count, ``metrics.sources.listing`` says.
 
-    Labels are the first-level subfolders if every image lies in one of two or more; or those of EDM's `dataset.json`, which goes
-    first (in that layout the subfolders only keep listings short), or of the `manifest.json` of `generative sample`.
+    Labels are the first-level subfolders if each image lies in one of two or more; or those of EDM's ``dataset.json``, which goes
+    first (in that layout the subfolders only keep listings short), or of the ``manifest.json`` of ``generative sample``.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
         NoImagesError: If it holds no images.
-        ValueError: If a subfolder can't be read, or images are empty and `skip_corrupt` is off.
+        ValueError: If a subfolder can't be read, or images are empty and ``skip_corrupt`` is off.
     """
 
     kind = "image folder"

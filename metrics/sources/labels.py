@@ -10,7 +10,7 @@ from typing import Any
 
 from metrics.files.images import printable
 
-#: Files at the root of a folder or archive that may hold labels: EDM's, and the one that `generative sample` writes.
+#: Files at the root of a folder or archive that may hold labels: EDM's, and the one that ``generative sample`` writes.
 LABEL_TABLES = ("dataset.json", "manifest.json")
 #: Members of a tar that state a class, the first before the second.
 _LABEL_EXTENSIONS = (".cls", ".json")
@@ -58,8 +58,8 @@ def find_labels(names: Sequence[str], tables: Mapping[str, bytes] | None = None,
 
     Args:
         names: Path of each image below the source's root, with forward slashes.
-        tables: Content of those of `LABEL_TABLES` that the root has. EDM's layout keeps labels in `dataset.json` ({"labels":
-            [[name, number], ...]}); the folders of that layout only keep listings short. `manifest.json` holds {"images":
+        tables: Content of those of ``LABEL_TABLES`` that the root has. EDM's layout keeps labels in ``dataset.json`` ({"labels":
+            [[name, number], ...]}); the folders of that layout only keep listings short. ``manifest.json`` holds {"images":
             [{"file": name, "class_label": number}, ...], "class_names": [name, ...]}.
         in_archive: Whether a folder that all images share is passed over: archives are made of a folder.
 
@@ -125,7 +125,7 @@ def sample_key(name: str) -> str:
 def pair_members(images: Sequence[str], labels: Mapping[str, str]) -> FoundLabels:
     """Return the class of each image of a tar from the members beside it.
 
-    Members of one key (`sample_key`) are one sample, with one image, whose class is that of its `.cls`, else of its `.json`.
+    Members of one key (``sample_key``) are a sample, with one image, whose class is that of its ``.cls``, else of its ``.json``.
     Where several images share a key, each must have such a member of its own name but for the extension, as
     "cfg1.5_000.png" and "cfg1.5_000.cls".
 

@@ -1,13 +1,13 @@
 """Which files are images, by their names alone: one rule for folders, archives and training data.
 
 Which names count: pytorch-fid's and clean-fid's bmp, jpg, jpeg, pgm, png, ppm, tif, tiff, webp, in any case (they miss
-`.PNG`; torch-fidelity takes png, jpg and jpeg), and JPEG's other two names, jpe and jfif. `.gif` does not count, as with
+``.PNG``; torch-fidelity takes png, jpg and jpeg), and JPEG's other two names, jpe and jfif. ``.gif`` does not count, as with
 all three: beside samples it is a preview, not one of them. Files of it and of other image formats are counted, so that
 a set that loses some says so.
 
 What never counts, nor as a class: what is hidden, that is a file whose name, or a folder on its way, begins with a dot
-(`.ipynb_checkpoints`, `.thumbnails`, `.Trash-1000`, macOS's `._x.png` beside `x.png`), and what file systems and tools
-keep for themselves (`__MACOSX`, `@eaDir`, `lost+found`, `$RECYCLE.BIN`, `System Volume Information`, `Thumbs.db`).
+(``.ipynb_checkpoints``, ``.thumbnails``, ``.Trash-1000``, macOS's ``._x.png`` beside ``x.png``), and what file systems and tools
+keep for themselves (``__MACOSX``, ``@eaDir``, ``lost+found``, ``$RECYCLE.BIN``, ``System Volume Information``, ``Thumbs.db``).
 The folder or archive that is named by the user is not asked how it is called.
 """
 
@@ -140,7 +140,7 @@ def no_images_message(what: str, left_out: Mapping[str, int]) -> str:
 
     Args:
         what: "folder x" or "zip file x".
-        left_out: What it holds instead, as in `Listing`.
+        left_out: What it holds instead, as in ``Listing``.
     """
     extensions = ", ".join(sorted(extension[1:] for extension in IMAGE_EXTENSIONS))
     instead = f"; it holds {describe_left_out(left_out)}: convert images, name archives by themselves" if left_out else ""

@@ -67,7 +67,7 @@ class ArraySource(ImageSource):
 
     @abstractmethod
     def open_array(self, is_whole: bool) -> AbstractContextManager[BinaryIO]:
-        """Open the array at the beginning of its .npy; `is_whole` says that it is read to its end."""
+        """Open the array at the beginning of its .npy; ``is_whole`` says that it is read to its end."""
 
     @abstractmethod
     def read_array(self) -> np.ndarray:
@@ -77,7 +77,7 @@ class ArraySource(ImageSource):
         return self.shape[0]
 
     def batches(self, batch_size: int, num_workers: int = 1, start: int = 0, stop: int | None = None) -> Iterator[ImageBatch]:
-        """Yield the images of places `start` to `stop`; `num_workers` has no use here, the file is one stream."""
+        """Yield the images of places ``start`` to ``stop``; ``num_workers`` has no use here, the file is one stream."""
         end = check_range(len(self), batch_size, num_workers, start, stop)
         if self._is_fortran:
             if self._whole is None:
@@ -105,7 +105,7 @@ class ArraySource(ImageSource):
             yield self._batch(first, torch.frombuffer(data, dtype=torch.uint8).view(count, height, width, channels))
 
     def _batch(self, first: int, pixels: torch.Tensor) -> ImageBatch:
-        """Return the batch of images (B, H, W, 3) uint8 from place `first` on."""
+        """Return the batch of images (B, H, W, 3) uint8 from place ``first`` on."""
         indices = list(range(first, first + len(pixels)))
         labels = None if self.labels is None else [self.labels[index] for index in indices]
         return ImageBatch(indices, list(pixels.permute(0, 3, 1, 2).contiguous()), labels)
@@ -140,9 +140,9 @@ class NpySource(ArraySource):
 
 
 class NpzSource(ArraySource):
-    """An npz batch in the layout of the ADM suite: `arr_0` uint8 (N, H, W, 3), read piece by piece.
+    """An npz batch in the layout of the ADM suite: ``arr_0`` uint8 (N, H, W, 3), read piece by piece.
 
-    Labels are `arr_1`, integers (N,), as ADM's class-conditional samplers write it; `class_names`, texts (K,), are their names.
+    Labels are ``arr_1``, integers (N,), as ADM's class-conditional samplers write it; ``class_names``, texts (K,), name them.
     A file read from its first image to its last is checked against its check sum; one read in parts is not, since the sum is over
     the whole.
 
@@ -173,7 +173,7 @@ class NpzSource(ArraySource):
 
     @contextmanager
     def open_array(self, is_whole: bool) -> Iterator[BinaryIO]:
-        """Open `arr_0`, in a file of its own where it is stored uncompressed and read in parts."""
+        """Open ``arr_0``, in a file of its own where it is stored uncompressed and read in parts."""
         offset = None if is_whole else stored_offset(self.path, _IMAGES_KEY)
         if offset is not None:
             with self.path.open("rb") as file:
@@ -186,11 +186,11 @@ class NpzSource(ArraySource):
             yield cast(BinaryIO, stream)
 
     def read_array(self) -> np.ndarray:
-        """Read `arr_0` into memory."""
+        """Read ``arr_0`` into memory."""
         return read_npz(self.path, _IMAGES_KEY)
 
     def _read_labels(self, keys: list[str]) -> list[str] | None:
-        """Return `arr_1` as text, None if it is no list of integers."""
+        """Return ``arr_1`` as text, None if it is no list of integers."""
         if _LABELS_KEY not in keys:
             self.label_hint = f"labels are {_LABELS_KEY}, integers (N,), and it holds {', '.join(keys)}"
             return None

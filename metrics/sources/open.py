@@ -18,7 +18,7 @@ from metrics.sources.splits import describe_splits, group_by_split, mixed_splits
 from metrics.sources.tar import TarSource
 from metrics.sources.zip import ZipSource
 
-#: Entry-point group of providers: callables `(path, num_samples, seed, batch_size, device) -> ImageSource | None`.
+#: Entry-point group of providers: callables ``(path, num_samples, seed, batch_size, device) -> ImageSource | None``.
 SOURCE_ENTRY_POINTS = "triptych.image_sources"
 #: A directory with one of these files is a saved generator, to be opened by a provider rather than searched for images.
 _GENERATOR_MARKERS = ("model_index.json", "pipeline/model_index.json")
@@ -53,13 +53,13 @@ def open_source(
     """Open a set of images by what the path is.
 
     Args:
-        path: An image folder, .npz (`arr_0`), .npy, .zip, .tar (.tar.gz, .tgz), .parquet, a folder of such zip, tar or parquet
+        path: An image folder, .npz (``arr_0``), .npy, .zip, .tar (.tar.gz, .tgz), .parquet, a folder of such zip, tar or parquet
             shards, or a saved generator if an installed package provides it.
         num_samples: How many images to draw from a generator; refused for anything else.
         seed: Seed of that draw; refused for anything else.
         batch_size: Batch size of that draw.
         device: Device of that draw.
-        skip_corrupt: Leave images out that can't be read, and name them in `ImageSource.skipped`, instead of refusing
+        skip_corrupt: Leave images out that can't be read, and name them in ``ImageSource.skipped``, instead of refusing
             the whole set.
 
     Raises:

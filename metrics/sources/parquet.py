@@ -27,9 +27,9 @@ _FOOTER_BYTES = 8  # Length of the description, and the magic.
 
 
 class ParquetSource(LoaderSource):
-    """The images of a parquet file in Hugging Face's layout: a column `image` or `img` of {bytes, path} or of bytes.
+    """The images of a parquet file in Hugging Face's layout: a column ``image`` or ``img`` of {bytes, path} or of bytes.
 
-    Labels are the column `label` of integers or text, if there is one; the integers have the names of Hugging Face's ClassLabel.
+    Labels are the column ``label`` of integers or text, if there is one; integers have the names of Hugging Face's ClassLabel.
 
     Raises:
         ValueError: If it is no parquet file, begins with another one, has no such column or no rows.

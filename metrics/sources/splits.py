@@ -1,8 +1,8 @@
 """Which split of a data set a file belongs to, by its name: training and test images in one score are an accident.
 
-The words are those that Hugging Face's `datasets` looks for and their kin, as whole words in any case: in the file name
-(`train-00000-of-00001.parquet`, `imagenet_val_0001.tar`), else in the nearest folder on its way that has one
-(`default/train/0000.parquet`).
+The words are those that Hugging Face's ``datasets`` looks for and their kin, as whole words in any case: in the file name
+(``train-00000-of-00001.parquet``, ``imagenet_val_0001.tar``), else in the nearest folder on its way that has one
+(``default/train/0000.parquet``).
 """
 
 from __future__ import annotations

@@ -52,15 +52,15 @@ class TarSource(LoaderSource):
     """The images of a tar file, in the archive's order, uncompressed or gzipped.
 
     Labels: members that share a key, the path up to the first dot of the file name (WebDataset's rule), are one sample of
-    one image; its class is the text of the `.cls` member, else "label" of the `.json` member. They count if every image has
-    one. Without any, folders in the archive are classes as for `FolderSource`, a folder that holds all others passed over.
+    one image; its class is the text of the ``.cls`` member, else "label" of the ``.json`` member. They count if every image has
+    one. Without any, folders in the archive are classes as for ``FolderSource``, a folder that holds all others passed over.
 
     An uncompressed archive is indexed when it is opened and then read from any place; a gzipped one is decompressed once to
     count its images and once more to read them.
 
     Raises:
         ValueError: If it is no tar file, is truncated, holds more behind its end, no images or several in one sample, or
-            images are empty and `skip_corrupt` is off.
+            images are empty and ``skip_corrupt`` is off.
     """
 
     kind = "tar of images"
@@ -153,7 +153,7 @@ def _refuse_compression(head: bytes) -> None:
 def _walk(file: IO[bytes], is_compressed: bool) -> Generator[tuple[tarfile.TarInfo, tarfile.TarFile], None, None]:
     """Yield the regular files of a tar, and refuse one without its end mark, or with more behind it, which tarfile lets pass."""
     size = None if is_compressed else os.fstat(file.fileno()).st_size
-    # TarFile is made by `open` only, whose stubs do not know that `tarinfo` may be given.
+    # TarFile is made by ``open`` only, whose stubs do not know that ``tarinfo`` may be given.
     with tarfile.open(fileobj=file, mode="r:gz" if is_compressed else "r:", tarinfo=_CheckedInfo) as archive:
         position = -1
         while (info := archive.next()) is not None:
@@ -189,7 +189,7 @@ def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 def _parse_label(name: str, content: bytes) -> str | None:
-    """Return the class that a `.cls` or `.json` member states, None if it states none."""
+    """Return the class that a ``.cls`` or ``.json`` member states, None if it states none."""
     try:
         if name.endswith(".cls"):
             return content.decode().strip() or None

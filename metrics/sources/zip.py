@@ -19,12 +19,12 @@ from metrics.sources.listing import count_folders, count_left_out, is_image_name
 
 
 class ZipSource(LoaderSource):
-    """The images of a zip file, sorted by name; labels as for `FolderSource`, a folder that holds all
+    """The images of a zip file, sorted by name; labels as for ``FolderSource``, a folder that holds all
     others passed over.
 
     Raises:
         ValueError: If it is no zip file, shares its file with something else, holds no images or one twice, or images are
-            empty and `skip_corrupt` is off.
+            empty and ``skip_corrupt`` is off.
     """
 
     kind = "zip of images"

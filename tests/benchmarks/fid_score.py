@@ -1,4 +1,4 @@
-"""FID of two folders: `fid-score` against pytorch-fid, clean-fid and torch-fidelity, each a process of its own, in turn.
+"""FID of two folders: ``fid-score`` against pytorch-fid, clean-fid and torch-fidelity, each a process of its own, in turn.
 
     python tests/benchmarks/fid_score.py                                  # 500 crops of 256 px on each side; 5 to 10 minutes
     python tests/benchmarks/fid_score.py --parquet images.parquet         # real images in Hugging Face's layout
@@ -68,7 +68,7 @@ def run_rival(tool: str, real: Path, fake: Path, weights: Path, result: Timed) -
 
 
 def run_ours(protocol: str, precision: str, real: Path, fake: Path, weights: Path, result: Timed) -> None:
-    """Time one run of `fid-score`."""
+    """Time one run of ``fid-score``."""
     options = ["--protocol", protocol, "--precision", precision, "--weights", str(weights), "--device", "cpu"]
     command = [sys.executable, "-m", "metrics.cli", str(real), str(fake), *options, "--no-cache", "--quiet", "--json"]
     seconds, out = _run(command)

@@ -38,7 +38,7 @@ def _resident_mib() -> float:
 
 
 def measure(call: Callable[[], Any], repeats: int = 1) -> Cost:
-    """Run `call` and return its cost; resident memory is read every few milliseconds by a thread (Linux)."""
+    """Run ``call`` and return its cost; resident memory is read every few milliseconds by a thread (Linux)."""
     before = peak = _resident_mib()
     done = threading.Event()
 

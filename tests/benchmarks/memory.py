@@ -1,4 +1,4 @@
-"""Peak memory of `fid-score` against the number of images: a Frechet distance must not need more for more.
+"""Peak memory of ``fid-score`` against the number of images: a Frechet distance must not need more for more.
 
     python tests/benchmarks/memory.py                  # 2,000 and 16,000 images of 32 px on each side; some minutes
 
@@ -21,7 +21,7 @@ _SIZE = 32  # Pixels.
 
 
 def write_noise(path: Path, count: int, seed: int) -> Path:
-    """Write `count` images of noise as `arr_0`."""
+    """Write ``count`` images of noise as ``arr_0``."""
     np.savez(path, np.random.default_rng(seed).integers(0, 256, (count, _SIZE, _SIZE, 3), dtype=np.uint8))
     return path
 

@@ -43,7 +43,7 @@ def crops(
 
 
 def parquet_images(path: Path, count: int, start: int, size: int) -> Iterator[Image.Image]:
-    """Yield `count` images of a Hugging Face parquet from row `start` on, brought to `size` px."""
+    """Yield ``count`` images of a Hugging Face parquet from row ``start`` on, brought to ``size`` px."""
     import pyarrow.parquet as pq
 
     column = pq.read_table(path, columns=["image"]).column("image")

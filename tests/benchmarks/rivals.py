@@ -3,7 +3,7 @@
     python tests/benchmarks/rivals.py TOOL A B WEIGHTS [--batch-size 50] [--num-workers 2]
 
 prints one line: the FID between the image folders A and B. Only what fetches weights is replaced. Tools that call
-`scipy.linalg.sqrtm(..., disp=False)` get that argument back where SciPy has dropped it (1.18).
+``scipy.linalg.sqrtm(..., disp=False)`` get that argument back where SciPy has dropped it (1.18).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Inputs:
 
 @contextmanager
 def disp_argument() -> Iterator[None]:
-    """Let `sqrtm(x, disp=False)` return (root, error estimate) as before SciPy 1.18, and without the notice of its end."""
+    """Let ``sqrtm(x, disp=False)`` return (root, error estimate) as before SciPy 1.18, and without the notice of its end."""
     import scipy.linalg
 
     root = scipy.linalg.sqrtm
@@ -76,7 +76,7 @@ def _local_weights(weights: Path) -> Any:
 
 
 def pytorch_fid(inputs: Inputs, dims: int = 2048) -> dict[str, float]:
-    """pytorch-fid 0.3.0, `python -m pytorch_fid A B --dims DIMS`."""
+    """pytorch-fid 0.3.0, ``python -m pytorch_fid A B --dims DIMS``."""
     from pytorch_fid import fid_score
 
     paths = [str(inputs.real), str(inputs.fake)]
@@ -86,7 +86,7 @@ def pytorch_fid(inputs: Inputs, dims: int = 2048) -> dict[str, float]:
 
 
 class NvidiaLayout(nn.Module):
-    """The network of clean-fid's TorchScript file, as far as clean-fid calls it: `layers` from normalised pixels to pool3."""
+    """The network of clean-fid's TorchScript file, as far as clean-fid calls it: ``layers`` from normalised pixels to pool3."""
 
     def __init__(self, weights: Path, traced: bool = True) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def clean_fid_weights(weights: Path, traced: bool = True) -> Iterator[None]:
 
 
 def clean_fid(inputs: Inputs, kid: bool = False, traced: bool = True) -> dict[str, float]:
-    """clean-fid 0.1.35, `fid.compute_fid(A, B)` (and `compute_kid`), mode "clean"."""
+    """clean-fid 0.1.35, ``fid.compute_fid(A, B)`` (and ``compute_kid``), mode "clean"."""
     from cleanfid import fid
 
     options: dict[str, Any] = {
@@ -134,7 +134,7 @@ def clean_fid(inputs: Inputs, kid: bool = False, traced: bool = True) -> dict[st
 
 
 def torch_fidelity(inputs: Inputs, **options: Any) -> dict[str, float]:
-    """torch-fidelity 0.4, `fidelity --input1 B --input2 A --fid`, no cache; `options` are `calculate_metrics`'s."""
+    """torch-fidelity 0.4, ``fidelity --input1 B --input2 A --fid``, no cache; ``options`` are ``calculate_metrics``'s."""
     from torch_fidelity import calculate_metrics
 
     given = {"fid": True, "save_cpu_ram": inputs.num_workers == 0, **options}

@@ -108,7 +108,7 @@ def tiny_extractor() -> FeatureExtractor:
 
 @pytest.fixture
 def tiny_options(tiny_extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Arguments of `fid-score` that score with the tiny network, which they may call "tiny"."""
+    """Arguments of ``fid-score`` that score with the tiny network, which they may call "tiny"."""
     module = ModuleType("tiny_network")
     module.Tiny = type(tiny_extractor)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tiny_network", module)
@@ -156,7 +156,7 @@ def inception_state(benchmark_module: Callable[[str], ModuleType]) -> dict[str, 
 
 @pytest.fixture(scope="session")
 def inception_file(inception_state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`inception_state` as a .pth file."""
+    """``inception_state`` as a .pth file."""
     path = tmp_path_factory.mktemp("weights") / "seeded-inception.pth"
     torch.save(inception_state, path)
     return path

@@ -17,7 +17,7 @@ from metrics.scoring import score
 def refused(
     tmp_path: Path, smooth_images: Any, write_folder: Any, tiny_options: list[str], images_run: list[int], capsys, monkeypatch
 ) -> Callable[..., str]:
-    """The function (arguments) -> the one sentence on stderr that `fid-score real fake ...` refuses them with."""
+    """The function (arguments) -> the one sentence on stderr that ``fid-score real fake ...`` refuses them with."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("real", "fake")):
         write_folder(tmp_path / name, smooth_images(12, 9, 9, seed=seed))

@@ -47,7 +47,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, smooth_images: Any, write_
 
 @pytest.fixture(scope="module")
 def made(rivals: ModuleType, folders: tuple[Path, Path], inception_file: Path, tmp_path_factory) -> Path:
-    """A folder of clean-fid's statistics, made by its `make_custom_stats` and named as its published ones, too."""
+    """A folder of clean-fid's statistics, made by its ``make_custom_stats`` and named as its published ones, too."""
     from cleanfid import fid
 
     root = tmp_path_factory.mktemp("cleanfid")

@@ -19,7 +19,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def folders(tmp_path: Path, smooth_images: Any, write_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the current folder: `real`, `good` and `other` of enough images, `few` of three, `bad` with a damaged one."""
+    """In the current folder: ``real``, ``good`` and ``other`` of enough images, ``few`` of three, ``bad`` with a damaged one."""
     monkeypatch.chdir(tmp_path)
     for seed, (name, count) in enumerate({"real": 20, "good": 16, "other": 14, "few": 3, "bad": 12}.items()):
         write_folder(tmp_path / name, smooth_images(count, 9, 9, seed=seed, contrast=90.0))
@@ -125,7 +125,7 @@ def test_from_python_the_scores_come_with_the_error(tiny_options: list[str]) -> 
 
 @pytest.fixture
 def classes(tmp_path: Path, smooth_images: Any, write_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the current folder: `real` and `fake` of two classes."""
+    """In the current folder: ``real`` and ``fake`` of two classes."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("real/cat", "real/dog", "fake/cat", "fake/dog")):
         write_folder(tmp_path / name, smooth_images(6, 9, 9, seed=seed))

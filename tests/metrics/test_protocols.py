@@ -92,7 +92,7 @@ def network(inception_file: Path) -> FeatureExtractor:
 def score(
     inception_file: Path, network: FeatureExtractor, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., dict[str, Any]]:
-    """The function (paths, arguments) -> what `fid-score --json` writes, on the seeded weights (read once)."""
+    """The function (paths, arguments) -> what ``fid-score --json`` writes, on the seeded weights (read once)."""
     cache = tmp_path_factory.mktemp("features")
 
     def run(paths: Sequence[Path], *arguments: str) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _closed_form(rivals: ModuleType) -> Iterator[None]:
 
 @contextmanager
 def _recorded(target: Any, name: str, replay: bool = False) -> Iterator[list[Any]]:
-    """Record what a tool's function returns; `replay` lets it run only once per folder."""
+    """Record what a tool's function returns; ``replay`` lets it run only once per folder."""
     original = getattr(target, name)
     results: list[Any] = []
     by_folder: dict[str, Any] = {}

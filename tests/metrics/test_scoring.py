@@ -1,4 +1,4 @@
-"""`fid-score` beyond one pair of folders: every flag, other tools' lines, several sample sets, files, analyses."""
+"""``fid-score`` beyond one pair of folders: every flag, other tools' lines, several sample sets, files, analyses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def labelled(tmp_path: Path, smooth_images: Any, write_folder: Any) -> tuple[str
 
 @pytest.fixture
 def printed(tiny_options: list[str], capsys: pytest.CaptureFixture[str]) -> Printed:
-    """The function (arguments) -> what `fid-score ... --json` prints with the tiny network."""
+    """The function (arguments) -> what ``fid-score ... --json`` prints with the tiny network."""
 
     def run(*arguments: str) -> dict[str, Any]:
         code = main([*arguments, *tiny_options, "--json"])
@@ -59,7 +59,7 @@ def printed(tiny_options: list[str], capsys: pytest.CaptureFixture[str]) -> Prin
 
 @pytest.fixture
 def refused(tiny_options: list[str], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The function (arguments) -> the one sentence that `fid-score` refuses them with."""
+    """The function (arguments) -> the one sentence that ``fid-score`` refuses them with."""
 
     def run(*arguments: str) -> str:
         assert main([*arguments, *tiny_options]) == 2

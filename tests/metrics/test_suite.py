@@ -98,7 +98,7 @@ def test_one_reference_scores_many_sets(tiny_extractor, sets) -> None:
 
 
 def _gather_in(num_ranks: int, extractor: Any, sets: tuple[Tensor, Tensor], interleave: bool) -> list[MetricSuite]:
-    """Play `num_ranks` processes: every suite sees its share, then all exchange their states."""
+    """Play ``num_ranks`` processes: every suite sees its share, then all exchange their states."""
     suites = [MetricSuite(_metrics(), extractor, batch_size=4) for _ in range(num_ranks)]
     for real, images in ((True, sets[0]), (False, sets[1])):
         for rank, suite in enumerate(suites):

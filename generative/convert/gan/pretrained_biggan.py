@@ -47,12 +47,12 @@ DEFAULTS: MappingProxyType[str, Any] = MappingProxyType(
         "n_stats": 51,
     }
 )
-# Of the official first linear layer and of its last norm, whatever `layers` says.
+# Of the official first linear layer and of its last norm, whatever ``layers`` says.
 FIRST_WIDTH, BOTTOM_WIDTH, LAST_WIDTH = 16, 4, 1
 LAYER_FIELDS = 3  # upsample, width in, width out
 RGB = 3  # the last convolution puts out channel_width channels, the first three of which are the image
 
-# Hugging Face submodule -> ours; `layers` are numbered with the attention among them.
+# Hugging Face submodule -> ours; ``layers`` are numbered with the attention among them.
 MODULE_NAMES = (
     (r"^generator\.gen_z$", r"linear"),
     (r"^generator\.bn$", r"norm_out"),

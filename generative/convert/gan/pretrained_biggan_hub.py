@@ -19,7 +19,7 @@ PUBLISHED_ATTENTION_POSITION = 8  # in all three published generators
 NORMS_PER_BLOCK = 4
 KERNEL_AXES = 4  # height, width, in, out
 EMA = "ema_0.9999"  # variables of the hub module end in it where they are averages
-# TF-Hub scope -> Hugging Face submodule, blocks numbered without the attention; see `torch_path`.
+# TF-Hub scope -> Hugging Face submodule, blocks numbered without the attention; see ``torch_path``.
 HUB_SCOPES = (
     (r"^linear$", r"embeddings"),
     (r"^Generator/GenZ/G_linear$", r"generator.gen_z"),

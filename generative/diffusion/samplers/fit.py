@@ -56,7 +56,7 @@ FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteSche
 EDM_SCHEDULERS = ("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler")
 SCHEDULERS = tuple(sorted({*GAUSSIAN_SCHEDULERS, *FLOW_SCHEDULERS, *EDM_SCHEDULERS}))
 """All schedulers that can sample from some denoiser."""
-# Those whose formulas hold where nothing of the data is left; the others divide by it unless `rescale_betas_zero_snr` says so.
+# Those whose formulas hold where nothing of the data is left; the others divide by it unless ``rescale_betas_zero_snr`` says so.
 DIVIDE_BY_NO_SIGNAL = ("DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler")
 BETA_OPTIONS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 LEARNED_VARIANCE = ("learned", "learned_range")

@@ -154,7 +154,7 @@ def test_latents_are_drawn_by_position(tmp_path: Path, images: FirstDigits, auto
     assert torch.equal(latents[3:4], data.examples(indices[3:4], words[3:4], flip=True)["latents"])
     assert not torch.equal(latents, data.examples(indices, position_words(range(10, 20), seed=2), flip=True)["latents"])
 
-    # The noise is the word's; with the same noise, `encode_images` draws the same latents of the same (mirrored) images.
+    # The noise is the word's; with the same noise, ``encode_images`` draws the same latents of the same (mirrored) images.
     for row in range(10):
         image = images_to_float(images.images([row]))
         image = image.flip(-1) if words[row] >> np.uint64(63) else image

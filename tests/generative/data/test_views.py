@@ -50,7 +50,7 @@ def test_an_odd_surplus_is_cut_at_the_right_and_the_bottom() -> None:
 def test_choice_follows_the_word() -> None:
     views = Views("ten-crop", (9,))
     chosen = views.choose(WORDS, flip=True)
-    assert np.array_equal(chosen % 2, (WORDS >> np.uint64(63)).astype(np.int64))  # mirrored as `flip_mask` says
+    assert np.array_equal(chosen % 2, (WORDS >> np.uint64(63)).astype(np.int64))  # mirrored as ``flip_mask`` says
     counts = np.bincount(chosen, minlength=10)
     assert counts.min() > 320 and counts.max() < 480  # 400 each; 80 is four standard deviations
     assert np.array_equal(views.choose(WORDS[::-1], flip=True), chosen[::-1])

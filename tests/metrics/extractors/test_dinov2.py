@@ -39,7 +39,7 @@ class TinyAtTrainedSize(DINOv2):
 
 
 def _official_state(swiglu: bool) -> dict[str, Tensor]:
-    """Seeded weights under the names of `dinov2_vit*14_pretrain.pth`."""
+    """Seeded weights under the names of ``dinov2_vit*14_pretrain.pth``."""
     generator = torch.Generator().manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, _WIDTH),
@@ -99,7 +99,7 @@ def _official_forward(state: dict[str, Tensor], pixels: Tensor) -> Tensor:
 
 
 def _hugging_face_state(official: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights under the names of `facebook/dinov2-*`."""
+    """The same weights under the names of ``facebook/dinov2-*``."""
     top = {
         "cls_token": "embeddings.cls_token",
         "pos_embed": "embeddings.position_embeddings",

@@ -118,7 +118,7 @@ def test_joined_parquet_files_are_refused(tmp_path: Path, first: int, second: in
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
 def test_links_to_images_in_a_tar_are_refused(tmp_path: Path, kind: bytes) -> None:
-    """They would be left out: `tar` writes the second name of a file as a link."""
+    """They would be left out: ``tar`` writes the second name of a file as a link."""
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         for name in ("a.png", "b.png"):
             info = tarfile.TarInfo(name)

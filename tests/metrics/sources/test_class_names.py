@@ -57,7 +57,7 @@ def _npz(path: Path, seed: int, names: list[str] | None = _NAMES, order: list[in
 
 
 def _samples(root: Path, seed: int, names: list[str] | None = _NAMES) -> Path:
-    """A folder as `generative sample` writes it."""
+    """A folder as ``generative sample`` writes it."""
     root.mkdir()
     entries = []
     for index, (image, label) in enumerate(_images(seed)):

@@ -87,7 +87,7 @@ _ORDER = sorted(range(_COUNT), key=lambda index: _NAMES[index])  # Folder and zi
 
 
 def _build(kind: str, root: Path) -> tuple[ImageSource, list[int], list[str]]:
-    """Return a source of `_COUNT` images, the seed of each, and the class of each."""
+    """Return a source of ``_COUNT`` images, the seed of each, and the class of each."""
     contents = [png(seed) for seed in range(_COUNT)]
     in_order = list(range(_COUNT))
     by_name = [_CLASSES[index] for index in _ORDER]
