@@ -213,11 +213,11 @@ def reference_identity(path: Path) -> str:
     Raises:
         UserError: If it is neither.
     """
-    from metrics.scoring.sides import OpenOptions, open_side
+    from metrics.scoring.image_sets import OpenOptions, open_image_set
     from metrics.sources.base import fingerprint
 
     try:
-        images = open_side(path, OpenOptions()).images
+        images = open_image_set(path, OpenOptions()).images
         if images is None:
             return file_digest(path)
         return fingerprint([images.identity(), *images.contents(0, len(images), num_workers=4)])

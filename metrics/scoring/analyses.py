@@ -13,8 +13,8 @@ from metrics.extraction import Extraction, map_on_cores, microbatch_size, num_co
 from metrics.metric import FeatureCollector
 from metrics.options import ScoreOptions
 from metrics.scores.frechet import FrechetDistance, frechet_distance_from_features
+from metrics.scoring.image_sets import ImageSet
 from metrics.scoring.report import Result
-from metrics.scoring.sides import Side
 from metrics.suite import MetricSuite
 
 _PAPER_POOL_SHARE = 5  # arXiv:2203.06026 draws 50,000 of a pool of 250,000.
@@ -23,7 +23,9 @@ _PRECISION_IMAGES = 64  # Of each side: enough to see a percent, seconds on a CP
 _READ_IMAGES = 16
 
 
-def check(suites: Sequence[MetricSuite], reference: Side | None, samples: Sequence[Side | None], options: ScoreOptions) -> None:
+def check(
+    suites: Sequence[MetricSuite], reference: ImageSet | None, samples: Sequence[ImageSet | None], options: ScoreOptions
+) -> None:
     """Raise before any work if an analysis that is asked for lacks what it needs.
 
     Args:
@@ -64,7 +66,7 @@ def check(suites: Sequence[MetricSuite], reference: Side | None, samples: Sequen
                 raise ValueError(f"--cas needs class labels, and {side.images.lack_of_labels()}")
 
 
-def run_all(suites: Sequence[MetricSuite], reference: Side, samples: Side, options: ScoreOptions, result: Result) -> None:
+def run_all(suites: Sequence[MetricSuite], reference: ImageSet, samples: ImageSet, options: ScoreOptions, result: Result) -> None:
     """Run the analyses that are asked for, after ``check`` has passed them.
 
     One that fails is said in the result and keeps neither the scores nor the others from being published; one that is
@@ -134,7 +136,7 @@ def _collected(suite: MetricSuite, feature: str) -> tuple[torch.Tensor, torch.Te
     raise AssertionError(f"no features {feature} were collected of {suite.extractor.name}")
 
 
-def _draw_sensitivity(suites: Sequence[MetricSuite], side: Side, path: Path, result: Result) -> None:
+def _draw_sensitivity(suites: Sequence[MetricSuite], side: ImageSet, path: Path, result: Result) -> None:
     from metrics.resize import build_resizer
     from metrics.scores.sensitivity import fid_sensitivity, save_overlays
 
@@ -150,7 +152,9 @@ def _draw_sensitivity(suites: Sequence[MetricSuite], side: Side, path: Path, res
     result.notes.append(f"{path} shows what FID looks at in the first {len(images)} samples (arXiv:2203.06026, section 3).")
 
 
-def _classification_accuracy(reference: Side, samples: Side, architecture: str, options: ScoreOptions, result: Result) -> None:
+def _classification_accuracy(
+    reference: ImageSet, samples: ImageSet, architecture: str, options: ScoreOptions, result: Result
+) -> None:
     from metrics.scores.classification_accuracy import classification_accuracy_score
 
     assert samples.images is not None and reference.images is not None
@@ -171,7 +175,7 @@ def _classification_accuracy(reference: Side, samples: Side, architecture: str, 
     )
 
 
-def _precision_effect(suites: Sequence[MetricSuite], reference: Side, side: Side, result: Result) -> None:
+def _precision_effect(suites: Sequence[MetricSuite], reference: ImageSet, side: ImageSet, result: Result) -> None:
     """Say how far the lower precision moves the distance, on the first images of both sides."""
     if reference.images is None or side.images is None:
         result.notes.append("what the precision costs is not known: it is measured on the images of both sides.")
@@ -201,7 +205,7 @@ def _features(extraction: Extraction, images: list[torch.Tensor], feature: str) 
     return torch.cat(list(found))
 
 
-def _first_images(side: Side, count: int) -> list[torch.Tensor]:
+def _first_images(side: ImageSet, count: int) -> list[torch.Tensor]:
     assert side.images is not None
     batches = side.images.batches(_READ_IMAGES, 0, 0, min(count, len(side.images)))
     return [image for batch in islice(batches, count) for image in batch.images]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from metrics.options import ScoreOptions
+from metrics.scoring.image_sets import ImageSet
 from metrics.scoring.prepare import SampleSet
-from metrics.scoring.sides import Side
 from metrics.sources.class_names import check_known_classes, check_same_classes, name_classes
 from metrics.suite import MetricSuite
 
@@ -14,7 +14,7 @@ _LEAST_IMAGES = 2  # Of a class, for a covariance.
 
 
 def match_classes(
-    suites: Sequence[MetricSuite], reference: Side | None, sets: Sequence[SampleSet], options: ScoreOptions
+    suites: Sequence[MetricSuite], reference: ImageSet | None, sets: Sequence[SampleSet], options: ScoreOptions
 ) -> list[str]:
     """Bring the labels of all sides to one set of names, and check what the scores need of them.
 

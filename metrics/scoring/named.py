@@ -19,8 +19,8 @@ from metrics.files.weights import download, failure_reason
 from metrics.options import DEFAULT_PROTOCOL, ScoreOptions
 from metrics.scores.frechet import FrechetDistance
 from metrics.scores.frechet_infinity import FrechetInfinity
+from metrics.scoring.image_sets import ImageSet
 from metrics.scoring.plan import extractor_of, plan_metric
-from metrics.scoring.sides import Side
 
 #: Network -> clean-fid's name of the model, and the feature that its files hold.
 _MODELS = {"inception-v3": ("inception_v3", "pool3"), "clip-vit-b-32": ("clip_vit_b_32", "embedding")}
@@ -45,7 +45,7 @@ class _AskedError(Exception):
     """Carries out of clean-fid the file that it was about to fetch."""
 
 
-def open_named(names: Sequence[str], options: ScoreOptions) -> Side:
+def open_named(names: Sequence[str], options: ScoreOptions) -> ImageSet:
     """Return the reference that --dataset names, with what the scores need of it.
 
     Args:
@@ -73,7 +73,7 @@ def open_named(names: Sequence[str], options: ScoreOptions) -> Side:
     count = next((entry.num_images for entry in entries if entry.num_images is not None), None)
     size = "" if reference.split == CUSTOM_SPLIT else f" at {reference.resolution} px"
     source = f"clean-fid's statistics of {reference.name}, split {reference.split}{size}, mode {mode}"
-    return Side(Path(paths[0]), statistics=ReferenceStatistics(paths[0], tuple(entries), count, source))
+    return ImageSet(Path(paths[0]), statistics=ReferenceStatistics(paths[0], tuple(entries), count, source))
 
 
 def _mode(options: ScoreOptions) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from metrics.distributed import Processes, describe_error
 from metrics.metric import FeatureMetric, Metric, side_name
 from metrics.options import ScoreOptions
-from metrics.scoring.feed import Consumer
+from metrics.scoring.extraction import Consumer
+from metrics.scoring.image_sets import ImageSet, OpenOptions, check_draw, open_image_set
 from metrics.scoring.report import Result
-from metrics.scoring.sides import OpenOptions, Side, check_draw, open_side
 from metrics.suite import MetricSuite, build_metric
 
 
@@ -27,7 +27,7 @@ class SampleSet:
     """
 
     result: Result
-    side: Side | None
+    side: ImageSet | None
     lacking: set[Metric] = field(default_factory=set)
 
     def refuse(self, metrics: Iterable[Metric], reason: str) -> None:
@@ -37,7 +37,7 @@ class SampleSet:
             self.result.errors.append(reason)
 
 
-def open_all(names: Sequence[str], options: ScoreOptions, processes: Processes) -> tuple[Side | None, list[SampleSet]]:
+def open_all(names: Sequence[str], options: ScoreOptions, processes: Processes) -> tuple[ImageSet | None, list[SampleSet]]:
     """Open the reference (the first path, or --dataset, if there is one) and the sample sets (the others).
 
     A set that is damaged is no reason to give up the others: its result says so.
@@ -59,7 +59,7 @@ def open_all(names: Sequence[str], options: ScoreOptions, processes: Processes) 
 
         reference = open_named(names, options)
     elif options.has_reference:
-        reference = open_side(paths.pop(0), opening)
+        reference = open_image_set(paths.pop(0), opening)
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:
         raise FileNotFoundError(f"path {missing[0]} does not exist.")
@@ -67,7 +67,7 @@ def open_all(names: Sequence[str], options: ScoreOptions, processes: Processes) 
     failures: list[str | None] = []
     for path in paths:
         try:
-            side = open_side(path, opening)
+            side = open_image_set(path, opening)
             sets.append(SampleSet(Result(path, side.describe()), side))
             failures.append(None)
         except (ValueError, TypeError, OSError) as error:
@@ -106,7 +106,7 @@ def require_scores(suites: Sequence[MetricSuite], sets: Sequence[SampleSet]) -> 
             raise ValueError(errors[0])
 
 
-def refusals(suites: Sequence[MetricSuite], side: Side, real: bool) -> dict[Metric, str]:
+def refusals(suites: Sequence[MetricSuite], side: ImageSet, real: bool) -> dict[Metric, str]:
     """Return for each metric that an input cannot serve the sentence that says why; statistics are loaded."""
     found: dict[Metric, str] = {}
     for suite in suites:
@@ -124,7 +124,7 @@ def refusals(suites: Sequence[MetricSuite], side: Side, real: bool) -> dict[Metr
 
 
 def consumers_of(
-    suites: Sequence[MetricSuite], side: Side, real: bool, lacking: frozenset[Metric] | set[Metric] = frozenset()
+    suites: Sequence[MetricSuite], side: ImageSet, real: bool, lacking: frozenset[Metric] | set[Metric] = frozenset()
 ) -> list[Consumer]:
     """Load an input's statistics, and return who wants its images, after ``refusals``."""
     consumers = []
@@ -138,7 +138,7 @@ def consumers_of(
     return consumers
 
 
-def _refusal(metric: Metric, suite: MetricSuite, side: Side, real: bool) -> str | None:
+def _refusal(metric: Metric, suite: MetricSuite, side: ImageSet, real: bool) -> str | None:
     """Return why an input's images cannot serve a metric that its statistics do not, or None."""
     if side.images is None:
         assert side.statistics is not None

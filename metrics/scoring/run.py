@@ -13,7 +13,7 @@ from typing import Any
 from metrics.distributed import Processes, SharedError, choose_device, join_processes
 from metrics.files.feature_cache import FeatureCache, default_cache_root
 from metrics.options import ANY_DEVICE, ScoreOptions, read_options
-from metrics.scoring.feed import Feeder
+from metrics.scoring.extraction import Extraction
 from metrics.scoring.outputs import check_outputs, publish, write_files
 from metrics.scoring.plan import protocol, score_names
 from metrics.scoring.report import IncompleteError, Report
@@ -34,13 +34,13 @@ def run(options: ScoreOptions) -> None:
         names = score_names(options)
         if options.save_stats:
             source, output = map(Path, options.paths)
-            message = save_reference(source, output, names, options, _feeder(options, processes))
+            message = save_reference(source, output, names, options, _extraction(options, processes))
             if processes.is_main:
                 sys.stdout.write(message + "\n")
             return
         report = Report()
         with _published(report, processes, lambda: publish(report, options)):
-            score_sets(report, names, options, _feeder(options, processes), _warner(processes))
+            score_sets(report, names, options, _extraction(options, processes), _warner(processes))
 
 
 def score(samples: str | Path | Sequence[str | Path], reference: str | Path | None = None, **keywords: Any) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def score(samples: str | Path | Sequence[str | Path], reference: str | Path | No
         options = _on_this_machine(options, processes)
         report = Report()
         with _published(report, processes, lambda: write_files(report, options)):
-            score_sets(report, score_names(options), options, _feeder(options, processes), tell=lambda sentence: None)
+            score_sets(report, score_names(options), options, _extraction(options, processes), tell=lambda sentence: None)
         return report.record()
 
 
@@ -127,9 +127,9 @@ def _num_workers() -> int:
     return min(_MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
 
-def _feeder(options: ScoreOptions, processes: Processes) -> Feeder:
+def _extraction(options: ScoreOptions, processes: Processes) -> Extraction:
     cache = None if options.no_cache else FeatureCache(Path(options.cache_root) if options.cache_root else default_cache_root())
-    return Feeder(
+    return Extraction(
         batch_size=options.batch_size,
         num_workers=_num_workers() if options.num_workers is None else options.num_workers,
         processes=processes,

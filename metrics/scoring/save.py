@@ -9,14 +9,14 @@ from metrics.files.statistics import FeatureEntry, save_statistics
 from metrics.metric import FeatureCollector, FeatureMetric, Metric
 from metrics.options import ScoreOptions
 from metrics.scores.frechet import FrechetDistance
-from metrics.scoring.feed import Consumer, Feeder
+from metrics.scoring.extraction import Consumer, Extraction
+from metrics.scoring.image_sets import OpenOptions, check_draw, open_images
 from metrics.scoring.outputs import check_output
 from metrics.scoring.plan import plan_suites
-from metrics.scoring.sides import OpenOptions, check_draw, open_images
 from metrics.suite import MetricSuite
 
 
-def save_reference(source: Path, output: Path, names: Sequence[str], options: ScoreOptions, feeder: Feeder) -> str:
+def save_reference(source: Path, output: Path, names: Sequence[str], options: ScoreOptions, extraction: Extraction) -> str:
     """Extract, and write moments (for Frechet distances) and features (for metrics that need them).
 
     Args:
@@ -24,7 +24,7 @@ def save_reference(source: Path, output: Path, names: Sequence[str], options: Sc
         output: The npz to write; must not exist.
         names: Scores that the file shall serve.
         options: What is asked for.
-        feeder: How images are read and run.
+        extraction: How images are read and run.
 
     Returns:
         A line that says what was written, after notes on the images.
@@ -41,17 +41,19 @@ def save_reference(source: Path, output: Path, names: Sequence[str], options: Sc
     check_draw([source], options)
     images = open_images(source, OpenOptions.of(options))
     suites = [_storing(suite) for suite in plan_suites(names, options)]
-    fed = feeder.feed([Consumer(suite, suite.metrics) for suite in suites], images, real=True)
+    extracted = extraction.run([Consumer(suite, suite.metrics) for suite in suites], images, real=True)
     entries = [entry for suite in suites for entry in _entries(suite)]
-    if feeder.processes.is_main:
-        save_statistics(output, entries, num_images=fed.num_images, source=source.name, source_sha256=fed.pixels_sha256)
+    if extraction.processes.is_main:
+        save_statistics(
+            output, entries, num_images=extracted.num_images, source=source.name, source_sha256=extracted.pixels_sha256
+        )
     what = ", ".join(
         f"{len(entry.mu)}-d statistics of {entry.extractor} {entry.feature}"
         + (" with features" if entry.features is not None else "")
         for entry in entries
         if entry.mu is not None
     )
-    message = f"wrote {output}: {what}, {fed.num_images} images of {source}"
+    message = f"wrote {output}: {what}, {extracted.num_images} images of {source}"
     return "\n".join([*(f"note: {note}" for note in images.notes), message])
 
 

@@ -10,11 +10,11 @@ from metrics.notes import notes_of_warnings
 from metrics.options import DEFAULT_PROTOCOL, ScoreOptions
 from metrics.scoring import analyses, stored
 from metrics.scoring.classes import match_classes
-from metrics.scoring.feed import Consumer, Feeder
+from metrics.scoring.extraction import Consumer, Extraction
+from metrics.scoring.image_sets import ImageSet
 from metrics.scoring.plan import network_notes, plan_suites, protocol, spelling_notes
 from metrics.scoring.prepare import SampleSet, check_sets, consumers_of, open_all, refusals, require_scores
 from metrics.scoring.report import Report, Result
-from metrics.scoring.sides import Side
 from metrics.suite import MetricSuite
 
 _SHOWN_NAMES = 5
@@ -26,7 +26,7 @@ def score_sets(
     report: Report,
     names: Sequence[str],
     options: ScoreOptions,
-    feeder: Feeder,
+    extraction: Extraction,
     tell: Callable[[str], object],
 ) -> None:
     """Fill the report; when this raises it holds what was found until then.
@@ -35,14 +35,14 @@ def score_sets(
         report: To be filled.
         names: From ``metrics.scoring.plan.score_names``.
         options: What is asked for.
-        feeder: How images are read and run.
+        extraction: How images are read and run.
         tell: Takes, before any work, a sentence about a set that will lack scores.
 
     Raises:
         ValueError: If the reference, or every sample set, cannot be scored.
         FileNotFoundError: If a path does not exist.
     """
-    reference, sets = open_all(names, options, feeder.processes)
+    reference, sets = open_all(names, options, extraction.processes)
     chosen = options.protocol or DEFAULT_PROTOCOL
     report.reference = "none" if reference is None else reference.describe()
     report.protocol = f"{chosen}, as {registry.PROTOCOLS[chosen].origin}"
@@ -54,12 +54,14 @@ def score_sets(
             _tell_errors(sets, tell)
             _score_files(report, reference, sets, names, options)
         else:
-            _score_images(report, reference, sets, names, options, feeder, tell)
+            _score_images(report, reference, sets, names, options, extraction, tell)
     if not any(result.scores for result in report.results):
         raise ValueError(report.failure())
 
 
-def _score_files(report: Report, reference: Side, sets: Sequence[SampleSet], names: Sequence[str], options: ScoreOptions) -> None:
+def _score_files(
+    report: Report, reference: ImageSet, sets: Sequence[SampleSet], names: Sequence[str], options: ScoreOptions
+) -> None:
     for each in sets:
         report.results.append(each.result)
         if each.side is not None:
@@ -68,11 +70,11 @@ def _score_files(report: Report, reference: Side, sets: Sequence[SampleSet], nam
 
 def _score_images(
     report: Report,
-    reference: Side | None,
+    reference: ImageSet | None,
     sets: Sequence[SampleSet],
     names: Sequence[str],
     options: ScoreOptions,
-    feeder: Feeder,
+    extraction: Extraction,
     tell: Callable[[str], object],
 ) -> None:
     suites = plan_suites(names, options, collect=options.match_classes is not None)
@@ -91,22 +93,22 @@ def _score_images(
     for suite in suites:
         report.notes += network_notes(suite)
     if reference is not None:
-        _feed(consumers_of(suites, reference, real=True), reference, True, feeder, report.notes)
+        _extract(consumers_of(suites, reference, real=True), reference, True, extraction, report.notes)
         report.reference = reference.describe()
     for each in sets:
         report.results.append(each.result)
         if each.side is not None:
-            _score_set(suites, each, options, feeder)
+            _score_set(suites, each, options, extraction)
     if reference is not None and any(result.scores for result in report.results):
-        _run_analyses(suites, reference, sets, options, feeder.processes)
-    if feeder.cache is not None:
-        if feeder.processes.is_main:
-            feeder.cache.prune()
-        if feeder.cache.failure is not None:
-            report.notes.append(feeder.cache.failure)
+        _run_analyses(suites, reference, sets, options, extraction.processes)
+    if extraction.cache is not None:
+        if extraction.processes.is_main:
+            extraction.cache.prune()
+        if extraction.cache.failure is not None:
+            report.notes.append(extraction.cache.failure)
 
 
-def _score_set(suites: Sequence[MetricSuite], each: SampleSet, options: ScoreOptions, feeder: Feeder) -> None:
+def _score_set(suites: Sequence[MetricSuite], each: SampleSet, options: ScoreOptions, extraction: Extraction) -> None:
     """Score one set; what fails is said in its result, on all processes."""
     side, result = each.side, each.result
     assert side is not None
@@ -115,7 +117,7 @@ def _score_set(suites: Sequence[MetricSuite], each: SampleSet, options: ScoreOpt
         suite.reset_fake()
     try:
         with notes_of_warnings(result.notes):
-            _feed(consumers_of(suites, side, False, each.lacking), side, False, feeder, result.notes)
+            _extract(consumers_of(suites, side, False, each.lacking), side, False, extraction, result.notes)
             result.samples = side.describe()
             for suite in suites:
                 _compute(suite, each)
@@ -124,7 +126,7 @@ def _score_set(suites: Sequence[MetricSuite], each: SampleSet, options: ScoreOpt
         raise
     except _FAILURES as caught:
         error = caught
-    _agree(error, result, feeder.processes)
+    _agree(error, result, extraction.processes)
     count = result.protocols[0]["num_fake"] if result.protocols else 0
     wanted = protocol(options).num_samples
     if options.protocol in ("adm", "edm") and count and count < wanted:
@@ -159,20 +161,22 @@ def _agree(error: Exception | None, result: Result, processes: Processes) -> Non
         result.errors.append(describe_error(shared))
 
 
-def _feed(consumers: Sequence[Consumer], side: Side, real: bool, feeder: Feeder, notes: list[str]) -> None:
+def _extract(consumers: Sequence[Consumer], side: ImageSet, real: bool, extraction: Extraction, notes: list[str]) -> None:
     """Run an input's images for those who want them."""
     if not consumers or side.images is None:
         return
     notes += side.images.notes
-    fed = feeder.feed(consumers, side.images, real)
-    if fed.num_skipped:
-        side.num_skipped = fed.num_skipped
-        names = ", ".join(fed.skipped[:_SHOWN_NAMES]) + (", ..." if len(fed.skipped) > _SHOWN_NAMES else "")
-        notes.append(f"{fed.num_skipped} images of {side.path} could not be read and were skipped{': ' if names else ''}{names}.")
+    extracted = extraction.run(consumers, side.images, real)
+    if extracted.num_skipped:
+        side.num_skipped = extracted.num_skipped
+        names = ", ".join(extracted.skipped[:_SHOWN_NAMES]) + (", ..." if len(extracted.skipped) > _SHOWN_NAMES else "")
+        notes.append(
+            f"{extracted.num_skipped} images of {side.path} could not be read and were skipped{': ' if names else ''}{names}."
+        )
 
 
 def _run_analyses(
-    suites: Sequence[MetricSuite], reference: Side, sets: Sequence[SampleSet], options: ScoreOptions, processes: Processes
+    suites: Sequence[MetricSuite], reference: ImageSet, sets: Sequence[SampleSet], options: ScoreOptions, processes: Processes
 ) -> None:
     """Run what is asked for beyond scores, on the main process; the others hear of what failed."""
     if processes.is_main:
@@ -183,7 +187,7 @@ def _run_analyses(
         each.result.errors = errors
 
 
-def _note_trust(sides: Sequence[Side], report: Report) -> None:
+def _note_trust(sides: Sequence[ImageSet], report: Report) -> None:
     for side in sides:
         if side.statistics is not None and not side.statistics.has_provenance:
             if side.statistics.source is not None:

@@ -13,9 +13,9 @@ from metrics.files.statistics import PROTOCOL_FIELDS, FeatureEntry, ReferenceSta
 from metrics.metric import Metric
 from metrics.notes import notes_of_warnings
 from metrics.options import ScoreOptions
+from metrics.scoring.image_sets import ImageSet
 from metrics.scoring.plan import extractor_of, parse_weights, plan_metric, resizer_of
 from metrics.scoring.report import Result
-from metrics.scoring.sides import Side
 
 
 @dataclass
@@ -29,7 +29,7 @@ class NetworkFacts:
     feature_dims: Mapping[str, int] = field(default_factory=dict)
 
 
-def score_file(reference: Side, samples: Side, names: Sequence[str], options: ScoreOptions, result: Result) -> None:
+def score_file(reference: ImageSet, samples: ImageSet, names: Sequence[str], options: ScoreOptions, result: Result) -> None:
     """Fill a result from two files alone; a score that they do not serve, or not under one protocol, is said in it."""
     assert reference.statistics is not None and samples.statistics is not None
     is_known = reference.statistics.has_provenance or samples.statistics.has_provenance

@@ -9,7 +9,7 @@ from typing import Any
 
 from metrics.distributed import Processes
 from metrics.options import ScoreOptions
-from metrics.scoring.sides import OpenOptions, open_images
+from metrics.scoring.image_sets import OpenOptions, open_images
 from metrics.sources import is_generator
 from metrics.sources.class_names import name_classes
 

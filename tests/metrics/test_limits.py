@@ -90,7 +90,7 @@ def test_an_allocation_that_fails_is_one_sentence(refused: Callable[..., str], m
     def fail(*_: object) -> None:
         raise failure
 
-    monkeypatch.setattr("metrics.scoring.feed.Feeder.feed", fail)
+    monkeypatch.setattr("metrics.scoring.extraction.Extraction.run", fail)
     assert "out of memory: choose a smaller --batch-size" in refused("--no-cache")
 
 

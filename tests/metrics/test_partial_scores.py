@@ -58,10 +58,10 @@ def test_a_set_too_small_for_one_metric_keeps_the_others(run: Run, images_run: l
 
 @pytest.mark.usefixtures("folders")
 def test_what_a_set_will_lack_is_said_before_any_work(tiny_options: list[str], capsys, monkeypatch) -> None:
-    from metrics.scoring.feed import Feeder
+    from metrics.scoring.extraction import Extraction
 
     said: list[str] = []
-    monkeypatch.setattr(Feeder, "feed", lambda *_: said.append(capsys.readouterr().err) or pytest.fail("fed"))
+    monkeypatch.setattr(Extraction, "run", lambda *_: said.append(capsys.readouterr().err) or pytest.fail("fed"))
     with pytest.raises(pytest.fail.Exception):
         main(["real", "good", "few", "--metrics", "fid,prc", *tiny_options])
     assert said[0].startswith("warning: few: metric precision_recall needs at least 4")

@@ -31,7 +31,7 @@ from metrics import registry
 from metrics.cli import main
 from metrics.files import feature_cache
 from metrics.files.feature_cache import FeatureCache, Tile
-from metrics.scoring import feed, plan
+from metrics.scoring import extraction, plan
 from metrics.sources import FolderSource, NpzSource, ParquetSource, TarSource, ZipSource
 
 _ROOT = Path(__file__).parents[3]
@@ -44,7 +44,7 @@ Scored = Callable[..., dict[str, Any]]
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "TILE_IMAGES", _TILE)
+    monkeypatch.setattr(extraction, "TILE_IMAGES", _TILE)
 
 
 @pytest.fixture
@@ -139,9 +139,9 @@ _SLOW_RUN = """
 import sys, time
 import torch
 torch.set_num_threads(1)
-from metrics.scoring import feed
+from metrics.scoring import extraction
 from metrics.files.feature_cache import FeatureCache
-feed.TILE_IMAGES = {tile}
+extraction.TILE_IMAGES = {tile}
 write = FeatureCache.write
 
 def slow_write(self, *rest):
@@ -332,7 +332,7 @@ def test_images_that_change_while_they_are_read(
     """One network's features of a tile from the cache and another's anew must be of the same images."""
     monkeypatch.setitem(registry.SCORES, "other", dataclasses.replace(registry.SCORES["fid"], resizer="tensorflow"))
     scored("--metrics", "fid")
-    monkeypatch.setattr(feed.TileContents, "of", _changing(feed.TileContents.of, folders[1] / "0003.png"))
+    monkeypatch.setattr(extraction.TileContents, "of", _changing(extraction.TileContents.of, folders[1] / "0003.png"))
     arguments = [*map(str, folders), *tiny_options, "--cache-root", str(cache), "--metrics", "fid,other"]
     assert main(arguments) == 2
     assert "changed while they were read" in capsys.readouterr().err
@@ -350,7 +350,7 @@ def _changing(of: Callable[..., str], victim: Path) -> Callable[..., str]:
 
 def test_other_software_is_other_features(scored: Scored, images_run: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     scored()
-    monkeypatch.setattr(feed, "software_fingerprint", lambda: "decodes otherwise")
+    monkeypatch.setattr(extraction, "software_fingerprint", lambda: "decodes otherwise")
     images_run.clear()
     scored()
     assert sum(images_run) == _REAL + _FAKE

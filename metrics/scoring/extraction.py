@@ -38,7 +38,7 @@ class Consumer:
 
 
 @dataclass
-class Fed:
+class Extracted:
     """What is known of an image set once it has been run.
 
     Args:
@@ -55,7 +55,7 @@ class Fed:
 
 
 @dataclass
-class Feeder:
+class Extraction:
     """How images are read and run.
 
     Args:
@@ -74,7 +74,7 @@ class Feeder:
     same_size_for: str | None = None
     progress: bool | None = None
 
-    def feed(self, consumers: Sequence[Consumer], source: ImageSource, real: bool) -> Fed:
+    def run(self, consumers: Sequence[Consumer], source: ImageSource, real: bool) -> Extracted:
         """Run every image of ``source`` through the networks and give the features to the metrics, on all processes.
 
         Raises:
@@ -84,7 +84,7 @@ class Feeder:
         share = _Share()
         error: Exception | None = None
         try:
-            self._feed_share(consumers, source, real, share)
+            self._run_share(consumers, source, real, share)
         except (ValueError, TypeError, OSError) as caught:
             error = caught
         self.processes.agree(error)
@@ -98,15 +98,15 @@ class Feeder:
             for metric in consumer.metrics:
                 for part in everyone:
                     metric.class_names.update(part.class_names)
-        return Fed(
+        return Extracted(
             num_images=sum(part.num_read for part in everyone),
             num_skipped=sum(part.num_expected - part.num_read for part in everyone),
             skipped=[name for part in everyone for name in part.skipped],
             pixels_sha256=hashlib.sha256(b"".join(part.digests for part in everyone)).hexdigest(),
         )
 
-    def _feed_share(self, consumers: Sequence[Consumer], source: ImageSource, real: bool, share: _Share) -> None:
-        """Feed this process's share of the images, and note in ``share`` what was met."""
+    def _run_share(self, consumers: Sequence[Consumer], source: ImageSource, real: bool, share: _Share) -> None:
+        """Run this process's share of the images, and note in ``share`` what was met."""
         most = _COSTLY_TILE_IMAGES if source.is_costly else TILE_IMAGES
         tile_images = max(1, min(most, -(-len(source) // self.processes.count)))
         num_tiles = -(-len(source) // tile_images)
@@ -161,22 +161,24 @@ class _Share:
 class _Run:
     """One pass over one image set: tiles that are cached are read, the others computed and written."""
 
-    def __init__(self, feeder: Feeder, consumers: Sequence[Consumer], source: ImageSource, tile_images: int, side: str) -> None:
-        self.feeder = feeder
+    def __init__(
+        self, extraction: Extraction, consumers: Sequence[Consumer], source: ImageSource, tile_images: int, side: str
+    ) -> None:
+        self.extraction = extraction
         self.consumers = consumers
         self.source = source
         self.tile_images = tile_images
         self.side = side
         self.folders: list[dict[str, Path]] = []
         self.kept: list[set[int]] = []  # Tiles that each consumer may find, if the images are still those.
-        self.contents = TileContents(source, tile_images, feeder.num_workers)
-        if feeder.cache is not None:
+        self.contents = TileContents(source, tile_images, extraction.num_workers)
+        if extraction.cache is not None:
             identity = source.identity()
             for consumer in consumers:
                 keys = {name: _cache_key(consumer.suite, name) for name in _features(consumer)}
-                folders = {name: feeder.cache.folder(identity, key, tile_images) for name, key in keys.items()}
+                folders = {name: extraction.cache.folder(identity, key, tile_images) for name, key in keys.items()}
                 self.folders.append(folders)
-                self.kept.append(feeder.cache.tiles(folders))
+                self.kept.append(extraction.cache.tiles(folders))
 
     def tiles(self, mine: range) -> Iterator[tuple[int, list[Tile]]]:
         """Yield this process's tiles in order, one ``Tile`` per consumer."""
@@ -197,7 +199,7 @@ class _Run:
 
     def _read(self, number: int) -> Stored:
         """Read what the cache has of a tile, for which the images' bytes are read but not decoded."""
-        cache = self.feeder.cache
+        cache = self.extraction.cache
         if cache is None or not any(number in kept for kept in self.kept):
             return Stored([None] * len(self.consumers))
         content = self.contents.of(number)
@@ -218,11 +220,11 @@ class _Run:
         """Run the images of consecutive tiles through every network that lacks them."""
         extractors = [consumer.suite.extractor for consumer in self.consumers]
         stored = {numbers.start: first}
-        size = microbatch_size(extractors, self.feeder.batch_size)
+        size = microbatch_size(extractors, self.extraction.batch_size)
         limit = _PIECE_BYTES if all(extractor.device.type == "cpu" for extractor in extractors) else None
         stop = min(numbers.stop * self.tile_images, len(self.source))
-        at_once = self.feeder.batch_size // size * size  # Whole pieces: a remainder would cost as much as a piece.
-        batches = self.source.batches(at_once, self.feeder.num_workers, numbers.start * self.tile_images, stop)
+        at_once = self.extraction.batch_size // size * size  # Whole pieces: a remainder would cost as much as a piece.
+        batches = self.source.batches(at_once, self.extraction.num_workers, numbers.start * self.tile_images, stop)
 
         def pieces() -> Iterator[tuple[ImageBatch, list[Tile | None]]]:
             for piece in split_batches(batches, self.tile_images, size, limit):
@@ -279,8 +281,8 @@ class _Run:
                     for name in _features(consumer)
                 }
                 tile = Tile(indices, features, labels, digests, sizes)
-                if self.feeder.cache is not None:
-                    self.feeder.cache.write(self.folders[position], number, content, tile)
+                if self.extraction.cache is not None:
+                    self.extraction.cache.write(self.folders[position], number, content, tile)
             tiles.append(tile)
         return tiles
 

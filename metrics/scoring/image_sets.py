@@ -13,7 +13,7 @@ from metrics.sources import ImageSource, is_generator, open_source
 
 
 @dataclass
-class Side:
+class ImageSet:
     """One of the inputs.
 
     Args:
@@ -63,7 +63,7 @@ class OpenOptions:
         return cls(options.num_samples, options.seed, options.batch_size, options.device, options.skip_corrupt)
 
 
-def open_side(path: Path, options: OpenOptions) -> Side:
+def open_image_set(path: Path, options: OpenOptions) -> ImageSet:
     """Open a path as what it is.
 
     Raises:
@@ -72,8 +72,8 @@ def open_side(path: Path, options: OpenOptions) -> Side:
     """
     if os.path.isfile(path) and is_statistics(path):  # Unlike Path.is_file it is silent where a parent is unreadable.
         images = open_source(path, skip_corrupt=options.skip_corrupt) if holds_images(path) else None
-        return Side(path, images, load_statistics(path))
-    return Side(path, open_images(path, options))
+        return ImageSet(path, images, load_statistics(path))
+    return ImageSet(path, open_images(path, options))
 
 
 def check_draw(paths: Sequence[Path], options: ScoreOptions) -> None:
