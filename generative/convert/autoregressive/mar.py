@@ -6,6 +6,7 @@ import abc
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from generative.autoregressive.continuous.diffusion_head import NUM_TRAIN_TIMEST
 from generative.autoregressive.continuous.head_samplers import AncestralHeadSampler
 from generative.autoregressive.continuous.mar import MAR
 from generative.autoregressive.masking import TruncatedNormalMasking
-from generative.convert.base import OfficialSource, UnknownKeysError
+from generative.convert.base import OfficialSource
 from generative.convert.files.options import ConstructorOptions
+from generative.convert.keys import names_of, rename_by
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,16 +82,8 @@ def rename_keys(owner: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UnknownKeysError: If a key is unknown.
     """
-    converted, unknown = {}, []
-    for key, value in state.items():
-        match = next((pattern for pattern in KEY_PATTERNS if re.match(pattern[0], key)), None)
-        if match is None:
-            unknown.append(key)
-        else:
-            converted[re.sub(*match, key)] = value
-    if unknown:
-        raise UnknownKeysError(owner, unknown)
-    return converted
+    names = names_of(owner, state, partial(rename_by, KEY_PATTERNS))
+    return {name: state[key] for key, name in names.items()}
 
 
 def chain_timesteps(text: Any) -> int | list[int]:

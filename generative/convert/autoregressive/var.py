@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +13,9 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from generative.autoregressive.next_scale.var import VAR
-from generative.convert.base import OfficialSource, UnknownKeysError, split_by_module
+from generative.convert.base import OfficialSource, split_by_module
 from generative.convert.files.options import ConstructorOptions
+from generative.convert.keys import names_of, rename_by
 from generative.convert.tokenizers.var_vqvae import PATCH_NUMS_256, build_vqvae, convert_vqvae_state, recognise_vqvae
 from generative.convert.tokenizers.vqgan_options import count_indices
 from generative.core.errors import UserError
@@ -182,21 +184,16 @@ class VARSource(OfficialSource):
         """
         if module == "vae":
             return convert_vqvae_state(state, network)
-        converted, unknown = {}, []
-        for key, value in state.items():
-            if key in (MASK, LEVELS) or re.match(rf"^blocks\.\d+\.attn\.{KEY_BIAS}$", key):
-                check_constant(key, value, network)
-                continue
-            pattern = next((pattern for pattern in KEY_PATTERNS if re.match(pattern[0], key)), None)
-            if pattern is None:
-                unknown.append(key)
-                continue
-            name = re.sub(*pattern, key)
+        constants = [key for key in state if key in (MASK, LEVELS) or re.match(rf"^blocks\.\d+\.attn\.{KEY_BIAS}$", key)]
+        for key in constants:
+            check_constant(key, state[key], network)
+        names = names_of("VAR", (key for key in state if key not in constants), partial(rename_by, KEY_PATTERNS))
+        converted = {}
+        for key, name in names.items():
+            value = state[key]
             # One of each head, or six of each feature, without the axes that broadcast.
             is_small = name.endswith((".log_scale", ".modulation_table"))
             converted[name] = value.reshape([size for size in value.shape if size > 1] or [1]) if is_small else value
-        if unknown:
-            raise UnknownKeysError("VAR", unknown)
         return converted
 
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.base import OfficialSource, UnknownKeysError, show_names
+from generative.convert.base import OfficialSource, show_names
+from generative.convert.keys import names_of, rename_by
 from generative.core.errors import UserError
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.networks.dit import DiT
@@ -146,16 +148,8 @@ class DiTSource(OfficialSource):
         Raises:
             UserError: If a key is unknown.
         """
-        converted, unknown = {}, []
-        for key, value in state.items():
-            match = next((pattern for pattern in KEY_PATTERNS if re.match(pattern[0], key)), None)
-            if match is None:
-                unknown.append(key)
-            else:
-                converted[re.sub(*match, key)] = value
-        if unknown:
-            raise UnknownKeysError("DiT", unknown)
-        return converted
+        names = names_of("DiT", state, partial(rename_by, KEY_PATTERNS))
+        return {name: state[key] for key, name in names.items()}
 
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         """Read the official options off a checkpoint's names and shapes.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.base import OfficialSource, UnknownKeysError, show_names
+from generative.convert.base import OfficialSource, show_names
 from generative.convert.gan.pretrained_biggan_hub import (
     PUBLISHED_ATTENTION_POSITION,
     Shapes,
@@ -24,6 +25,7 @@ from generative.convert.gan.pretrained_biggan_hub import (
     is_hub,
 )
 from generative.convert.gan.spectral import add_singular_values
+from generative.convert.keys import names_of
 from generative.core.errors import UserError
 from generative.gan.biggan_deep import BigGANDeepGenerator, BlockWidths
 
@@ -224,13 +226,9 @@ class PretrainedBigGANSource(OfficialSource):
         if is_hub(state):
             state = from_hub(state, network)
         position, z_dim = attention_position(network), network.config.z_dim
-        names = {key: our_key(key, position) for key in state}
-        unknown = [key for key, name in names.items() if name is None]
-        if unknown:
-            raise UnknownKeysError(self.name, unknown)
+        names = names_of(self.name, state, partial(our_key, position=position))
         converted: dict[str, Tensor] = {}
         for key, name in names.items():
-            assert name is not None
             path, _, tensor = key.rpartition(".")
             value = state[key]
             if key == "embeddings.weight":

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 
 import torch.nn.functional as F
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.base import UnknownKeysError
+from generative.convert.keys import names_of
 
 PUBLISHED_ATTENTION_POSITION = 8  # in all three published generators
 NORMS_PER_BLOCK = 4
@@ -95,13 +96,10 @@ def from_hub(state: Mapping[str, Tensor], network: ModelMixin) -> dict[str, Tens
         UnknownKeysError: If a name is unknown.
     """
     position, num_blocks = attention_position(network), len(network.blocks)
-    names = {key: hub_key(key, position, num_blocks) for key in state}
-    unknown = [key for key, name in names.items() if name is None]
-    if unknown:
-        raise UnknownKeysError("the TF-Hub layout of pretrained-biggan", unknown)
+    rename = partial(hub_key, position=position, num_blocks=num_blocks)
+    names = names_of("the TF-Hub layout of pretrained-biggan", state, rename)
     converted: dict[str, Tensor] = {}
     for key, name in names.items():
-        assert name is not None
         value = state[key]
         if name.endswith(("running_means", "running_vars")):
             converted[name] = value

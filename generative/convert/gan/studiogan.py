@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from generative.convert.base import OfficialSource, UnknownKeysError
+from generative.convert.base import OfficialSource
 from generative.convert.gan.spectral import add_singular_values
 from generative.convert.gan.studiogan_options import (
     OWN_OPTIONS,
@@ -21,6 +22,7 @@ from generative.convert.gan.studiogan_options import (
     kind_of,
     recognise_networks,
 )
+from generative.convert.keys import names_of
 from generative.core.errors import UserError
 from generative.gan.dcgan import DCGANGenerator
 from generative.layers.batch_norm import AffineBatchNorm2d
@@ -141,19 +143,14 @@ class StudioGANSource(OfficialSource):
         Raises:
             UnknownKeysError: If a key is unknown.
         """
-        converted: dict[str, Tensor] = {}
-        unknown = []
-        for key, value in state.items():
+
+        def is_counter(key: str) -> bool:
             path, _, tensor = key.rpartition(".")
-            name = our_key(network, key)
-            if tensor == COUNTER and rename_module(network, path) is not None:
-                continue
-            if name is None:
-                unknown.append(key)
-                continue
-            converted[name] = reshape(network, name, value)
-        if unknown:
-            raise UnknownKeysError(f"{module} of {self.name}", unknown)
+            return tensor == COUNTER and rename_module(network, path) is not None
+
+        kept = [key for key in state if not is_counter(key)]
+        names = names_of(f"{module} of {self.name}", kept, partial(our_key, network))
+        converted = {name: reshape(network, name, state[key]) for key, name in names.items()}
         transposed = [name for name, layer in network.named_modules() if isinstance(layer, (nn.ConvTranspose2d, ClassEmbedding))]
         add_singular_values(converted, transposed)
         return converted

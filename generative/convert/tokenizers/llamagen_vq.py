@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.base import UnknownKeysError
+from generative.convert.keys import names_of, rename_by
 from generative.convert.tokenizers.vqgan_options import VQGANOptions, count_indices, guess_groups
 from generative.core.errors import UserError
 from generative.tokenizers.vq import VQTokenizer
@@ -106,24 +107,17 @@ def convert_vq_state(state: Mapping[str, Tensor], network: ModelMixin) -> dict[s
     Raises:
         UnknownKeysError: If a key is unknown.
     """
+    kept = [key for key in state if key != CODES_USED]
+    names = names_of("LlamaGen's VQModel", kept, partial(rename_by, KEY_PATTERNS))
     converted: dict[str, Tensor] = {}
     attention: dict[str, dict[str, Tensor]] = {}
-    unknown = []
-    for key, value in state.items():
-        pattern = next((pattern for pattern in KEY_PATTERNS if re.match(pattern[0], key)), None)
-        if key == CODES_USED:
-            continue
-        if pattern is None:
-            unknown.append(key)
-            continue
-        name = re.sub(*pattern, key).replace(".nin_shortcut.", ".shortcut.").replace(".proj_out.", ".out.")
+    for key, renamed in names.items():
+        name = renamed.replace(".nin_shortcut.", ".shortcut.").replace(".proj_out.", ".out.")
         part = ATTENTION_PART.match(name)
         if part:
-            attention.setdefault(f"{part[1]}qkv.{part[3]}", {})[part[2]] = value
+            attention.setdefault(f"{part[1]}qkv.{part[3]}", {})[part[2]] = state[key]
         else:
-            converted[name] = value
-    if unknown:
-        raise UnknownKeysError("LlamaGen's VQModel", unknown)
+            converted[name] = state[key]
     return converted | fuse_attention(attention)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from diffusers import AutoencoderKL, ModelMixin
 from torch import Tensor
 
-from generative.convert.base import OfficialSource, UnknownKeysError
+from generative.convert.base import OfficialSource
 from generative.convert.files.options import ConstructorOptions
+from generative.convert.keys import names_of
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -119,19 +121,12 @@ class MARVAESource(OfficialSource):
         Raises:
             UnknownKeysError: If a key is unknown.
         """
-        converted, unknown = {}, []
+        kept = [key for key in state if not key.startswith("loss.")]
         num_levels = len(network.config.block_out_channels)
-        for key, value in state.items():
-            if key.startswith("loss."):
-                continue
-            name = rename(key, num_levels)
-            if name is None:
-                unknown.append(key)
-            else:
-                is_map = ".attentions." in name and value.ndim == 4
-                converted[name] = value[:, :, 0, 0] if is_map else value
-        if unknown:
-            raise UnknownKeysError("MAR's autoencoder", unknown)
+        converted = {}
+        for key, name in names_of("MAR's autoencoder", kept, partial(rename, num_levels=num_levels)).items():
+            is_map = ".attentions." in name and state[key].ndim == 4
+            converted[name] = state[key][:, :, 0, 0] if is_map else state[key]
         return converted
 
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from generative.convert.base import OfficialSource, UnknownKeysError, show_names, split_by_module
 from generative.convert.files.options import REQUIRED
+from generative.convert.keys import rename_by
 from generative.convert.tokenizers.vqgan_options import PUBLISHED_GROUPS, VQGANOptions, count_indices, guess_groups
 from generative.core.errors import UserError
 from generative.tokenizers.lfq import LFQTokenizer
@@ -165,9 +166,9 @@ def convert_tokenizer(state: Mapping[str, Tensor], use_average: bool = True) -> 
         UserError: If the checkpoint averages some of the tokenizer's weights and lacks others.
     """
     own = [key for key in state if TOKENIZER_KEYS.match(key)]
-    places = {key: next((pair for pair in KEY_PATTERNS if re.match(pair[0], key)), None) for key in own}
+    ours = {key: name for key in own if (name := rename_by(KEY_PATTERNS, key)) is not None}
     averages = {key: AVERAGE + key.replace(".", "") for key in own}
-    known = {*(key for key in own if places[key]), *averages.values(), *filter(IGNORED_KEYS.match, state)}
+    known = {*ours, *averages.values(), *filter(IGNORED_KEYS.match, state)}
     unknown = [key for key in state if key not in known]
     if unknown:
         raise UnknownKeysError("Open-MAGVIT2's tokenizer", unknown)
@@ -178,7 +179,7 @@ def convert_tokenizer(state: Mapping[str, Tensor], use_average: bool = True) -> 
             f"the checkpoint averages some of the tokenizer's weights and lacks {show_names(missing)}; get another copy"
         )
     names = averages if use_average and has_average else {key: key for key in own}
-    return {re.sub(*place, key): state[names[key]] for key, place in places.items() if place is not None}
+    return {name: state[names[key]] for key, name in ours.items()}
 
 
 def recognise_tokenizer(state: Mapping[str, Tensor]) -> dict[str, Any] | None:

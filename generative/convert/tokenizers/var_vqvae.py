@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.base import OfficialSource, UnknownKeysError
+from generative.convert.base import OfficialSource
+from generative.convert.keys import names_of, rename_by
 from generative.convert.tokenizers.vqgan_options import VQGANOptions, count_indices, guess_groups
 from generative.tokenizers.multi_scale_vq import MultiScaleVQTokenizer
 
@@ -93,13 +95,9 @@ def build_vqvae(config: Mapping[str, Any]) -> MultiScaleVQTokenizer:
 def our_key(key: str, num_levels: int) -> str | None:
     """Our name for an official tensor, None if it has none."""
     middle = re.match(r"^(encoder|decoder)\.mid\.(block_1|attn_1|block_2)\.(.+)$", key)
-    if middle:
-        renamed = f"{middle[1]}.mid.{MIDDLE[middle[2]]}.{middle[3]}"
-    else:
-        pattern = next((pattern for pattern in KEY_PATTERNS if re.match(pattern[0], key)), None)
-        if pattern is None:
-            return None
-        renamed = re.sub(*pattern, key)
+    renamed = f"{middle[1]}.mid.{MIDDLE[middle[2]]}.{middle[3]}" if middle else rename_by(KEY_PATTERNS, key)
+    if renamed is None:
+        return None
     # Official levels are numbered from the images' resolution, our decoder's in the order in which they run.
     renamed = re.sub(
         r"^(decoder\.(?:levels|upsamples)\.)(\d+)", lambda match: f"{match[1]}{num_levels - 1 - int(match[2])}", renamed
@@ -118,11 +116,9 @@ def convert_vqvae_state(state: Mapping[str, Tensor], network: ModelMixin) -> dic
         UnknownKeysError: If a key is unknown.
     """
     num_levels = len(network.config.ch_mult)
-    names = {key: our_key(key, num_levels) for key in state if key != HIT_COUNTS}
-    unknown = [key for key, name in names.items() if name is None]
-    if unknown:
-        raise UnknownKeysError("VAR's VQVAE", unknown)
-    return {name: state[key] for key, name in names.items() if name is not None}
+    kept = [key for key in state if key != HIT_COUNTS]
+    names = names_of("VAR's VQVAE", kept, partial(our_key, num_levels=num_levels))
+    return {name: state[key] for key, name in names.items()}
 
 
 def recognise_vqvae(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
