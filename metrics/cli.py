@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from metrics import registry
@@ -294,10 +295,9 @@ def parse_arguments(argv: Sequence[str]) -> ScoreOptions:
 
 def _with_explicit_json(argv: Sequence[str]) -> list[str]:
     """Let ``--json A B`` print: only what ends with .json right behind the flag is its file."""
-    following = [*argv[1:], ""]
     return [
         f"--json={JSON_TO_STDOUT}" if word in ("-j", "--json") and not next_word.endswith(".json") else word
-        for word, next_word in zip(argv, following, strict=False)
+        for word, next_word in pairwise([*argv, ""])
     ]
 
 
