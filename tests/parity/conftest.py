@@ -29,6 +29,7 @@ class ParityFile:
     Attributes:
         model: Name of the source in ``generative.convert``.
         config: Official constructor arguments.
+        sampling: Options of the recorded sampling that the config does not hold; empty where the file names none.
         tolerance: Largest difference allowed, relative to the output's largest value.
         gradient_tolerance: The same for outputs named ``grad/...``.
         weights: Official state, ``<key>`` or ``<module>/<key>``.
@@ -39,6 +40,7 @@ class ParityFile:
     path: Path
     model: str
     config: dict[str, Any]
+    sampling: dict[str, Any]
     tolerance: float
     gradient_tolerance: float
     weights: dict[str, Tensor]
@@ -64,7 +66,8 @@ def read_parity_file(path: Path) -> ParityFile:
             groups[group][name] = file.get_tensor(key)
     tolerance = read_number(metadata.get("tolerance", str(DEFAULT_TOLERANCE)))
     gradient_tolerance = read_number(metadata["tolerance_grad"]) if "tolerance_grad" in metadata else tolerance
-    return ParityFile(path, metadata["model"], json.loads(metadata["config"]), tolerance, gradient_tolerance, **groups)
+    config, sampling = json.loads(metadata["config"]), json.loads(metadata.get("sampling", "{}"))
+    return ParityFile(path, metadata["model"], config, sampling, tolerance, gradient_tolerance, **groups)
 
 
 def parity_paths() -> list[Path]:

@@ -30,12 +30,14 @@ class Given:
         networks: By module, with the file's weights, in eval mode.
         inputs: The file's inputs.
         config: Official options, in some files by module.
+        sampling: Options of the recorded sampling that the config does not hold.
         recorded: The file's own outputs: its sampler may have made draws that no input tells and an output shows.
     """
 
     networks: Mapping[str, Module]
     inputs: Tensors
     config: Mapping[str, Any]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     recorded: Tensors = field(default_factory=dict)
 
     @property

@@ -53,7 +53,7 @@ def test_outputs_equal_the_official_ones(parity_file: Any, find_adapter: FindAda
     source = get_source(adapter.SOURCE)
     networks = source.build(copy.deepcopy(parity_file.config))
     load_official(source, networks, parity_file.weights)
-    given = Given(networks, parity_file.inputs, parity_file.config, recorded=parity_file.outputs)
+    given = Given(networks, parity_file.inputs, parity_file.config, parity_file.sampling, parity_file.outputs)
     outputs = compute(adapter, given, sorted(parity_file.outputs))
     assert sorted(outputs) == sorted(parity_file.outputs)
     problems = []

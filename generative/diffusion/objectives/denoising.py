@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
 
 from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
 from generative.core.guidance import check_guidance
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
+from generative.diffusion.denoiser import Condition
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.choose import check_sampler, default_sampler
@@ -74,14 +76,25 @@ class DiffusionObjective(EncodedObjective):
         Returns:
             ``loss``, and its parts where it has several (``Formulation.losses``).
         """
-        x_start, labels = self.inputs(batch, context)  # (B, C, H, W), (B,)
+        x_start, condition = self.conditions(*self.inputs(batch, context), context)  # (B, C, H, W), labels (B,)
         times = self.formulation.draw_times(len(x_start), context.generator).to(x_start.device)
         noise = torch.randn(x_start.shape, generator=context.generator, device=context.generator.device).to(x_start.device)
         sample = self.formulation.add_noise(x_start, noise, times)
-        output = networks["denoiser"](*self.formulation.network_input(sample, times), labels).float()
+        network_input = self.formulation.network_input(sample, times)
+        output = networks["denoiser"](*network_input, condition.class_labels, **condition.arguments()).float()
         parts = self.formulation.losses(output, x_start, noise, sample, times)
         losses = {name: value.mean() for name, value in parts.items()}
         return {"loss": sum(losses.values(), torch.zeros((), device=x_start.device)), **(losses if len(losses) > 1 else {})}
+
+    def conditions(self, x_start: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Condition]:
+        """What is noised, and under which condition it is denoised; objectives with other conditions than labels add theirs.
+
+        Args:
+            x_start: (B, C, H, W) clean data.
+            labels: (B,) int64, some of them the null label.
+            context: Randomness of the step.
+        """
+        return x_start, Condition(labels)
 
     def identity(self) -> Mapping[str, Any]:
         """The formulation; samplers, and how training times are drawn and weighted, may change."""
