@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.base import OfficialSource, show_names
+from generative.convert.arguments import FLAG, NUMBER, POSITIVE, WHOLE, Argument, Constructor, one_of
+from generative.convert.base import OfficialSource
 from generative.convert.keys import names_of, rename_by
-from generative.core.errors import UserError
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.networks.dit import DiT
 from generative.diffusion.samplers.ancestral import AncestralSampler
@@ -22,25 +22,6 @@ from generative.diffusion.samplers.ancestral import AncestralSampler
 if TYPE_CHECKING:
     from pipelines.diffusion import DiffusionImagePipeline
 
-# Official constructor argument -> (ours, official default, types taken).
-ARGUMENTS: MappingProxyType[str, tuple[str, Any, tuple[type, ...]]] = MappingProxyType(
-    {
-        "input_size": ("sample_size", 32, (int,)),
-        "patch_size": ("patch_size", 2, (int,)),
-        "in_channels": ("in_channels", 4, (int,)),
-        "hidden_size": ("hidden_size", 1152, (int,)),
-        "depth": ("depth", 28, (int,)),
-        "num_heads": ("num_heads", 16, (int,)),
-        "mlp_ratio": ("mlp_ratio", 4.0, (int, float)),
-        "class_dropout_prob": ("class_dropout_prob", 0.1, (int, float)),
-        "num_classes": ("num_classes", 1000, (int,)),
-        "learn_sigma": ("learn_sigma", True, (bool,)),
-        "frequency_embedding_size": ("frequency_embedding_size", 256, (int,)),
-    }
-)
-# Options of the official sampling and training scripts: they build no layer; ``formulation`` reads two of them.
-NOISE_SCHEDULES = ("linear", "squaredcos_cap_v2")
-SCRIPT_OPTIONS = ("cfg_scale", "noise_schedule", "diffusion_steps")
 # The official linear schedule for 1,000 steps; other lengths scale both ends by 1000 / steps (arXiv 2006.11239, section 4).
 LINEAR_STEPS, LINEAR_BETA_START, LINEAR_BETA_END = 1000, 1e-4, 0.02
 # Heads of the published sizes S, B, L and XL by hidden size (arXiv 2212.09748, table 1; XL has 16): a checkpoint does not tell.
@@ -48,6 +29,27 @@ HEADS = MappingProxyType({384: 6, 768: 12, 1024: 16, 1152: 16})
 # What the published FID was sampled with (the official sample_ddp.py): so many steps, guidance of so many channels.
 SAMPLING_STEPS, GUIDED_CHANNELS, FID_GUIDANCE = 250, 3, 1.5
 LATENT_CHANNELS = 4
+# Arguments of the official constructor, and of the official sampling and training scripts, which build no layer.
+CONSTRUCTOR = Constructor(
+    "DiT",
+    "facebookresearch/DiT",
+    {
+        "input_size": Argument("sample_size", 32, WHOLE),
+        "patch_size": Argument("patch_size", 2, WHOLE),
+        "in_channels": Argument("in_channels", 4, WHOLE),
+        "hidden_size": Argument("hidden_size", 1152, WHOLE),
+        "depth": Argument("depth", 28, WHOLE),
+        "num_heads": Argument("num_heads", 16, WHOLE, untold='{"num_heads": N}'),
+        "mlp_ratio": Argument("mlp_ratio", 4.0, NUMBER),
+        "class_dropout_prob": Argument("class_dropout_prob", 0.1, NUMBER),
+        "num_classes": Argument("num_classes", 1000, WHOLE),
+        "learn_sigma": Argument("learn_sigma", True, FLAG),
+        "frequency_embedding_size": Argument("frequency_embedding_size", 256, WHOLE),
+        "cfg_scale": Argument(None, FID_GUIDANCE, NUMBER),
+        "noise_schedule": Argument(None, "linear", one_of(("linear", "squaredcos_cap_v2"))),
+        "diffusion_steps": Argument(None, LINEAR_STEPS, POSITIVE),
+    },
+)
 # Keys that every DiT checkpoint has, and no other layout together.
 OWN_KEYS = (
     "pos_embed",
@@ -82,19 +84,16 @@ def formulation(config: Mapping[str, Any]) -> GaussianDiffusion:
         config: Official options; ``noise_schedule``, ``diffusion_steps`` and ``learn_sigma`` are read.
 
     Raises:
-        UserError: If an option is unknown.
+        UserError: If an option is unknown or of the wrong kind.
     """
-    schedule, num_steps = config.get("noise_schedule", "linear"), config.get("diffusion_steps", LINEAR_STEPS)
-    if schedule not in NOISE_SCHEDULES:
-        raise UserError(f"noise_schedule of DiT must be one of {', '.join(NOISE_SCHEDULES)}, got {schedule!r}")
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise UserError(f"diffusion_steps of DiT must be a positive integer, got {num_steps!r}")
+    values = CONSTRUCTOR.values(config)
+    num_steps = values["diffusion_steps"]
     return GaussianDiffusion(
         num_train_timesteps=num_steps,
-        beta_schedule=schedule,
+        beta_schedule=values["noise_schedule"],
         beta_start=LINEAR_BETA_START * LINEAR_STEPS / num_steps,
         beta_end=LINEAR_BETA_END * LINEAR_STEPS / num_steps,
-        learned_variance=config.get("learn_sigma", True),
+        learned_variance=values["learn_sigma"],
     )
 
 
@@ -115,27 +114,9 @@ class DiTSource(OfficialSource):
             ``{"model": DiT}``.
 
         Raises:
-            UserError: If an option is unknown or of the wrong type.
+            UserError: If an option is unknown or of the wrong kind.
         """
-        unknown = [name for name in config if name not in ARGUMENTS and name not in SCRIPT_OPTIONS]
-        if unknown:
-            raise UserError(f"DiT has no option named {show_names(unknown)}; known: {', '.join((*ARGUMENTS, *SCRIPT_OPTIONS))}")
-        formulation(config)
-        cfg_scale = config.get("cfg_scale", 1.0)
-        if isinstance(cfg_scale, bool) or not isinstance(cfg_scale, (int, float)):
-            raise UserError(f"cfg_scale of DiT must be a number, got {cfg_scale!r}")
-        if config.get("num_heads", True) is None:
-            raise UserError(
-                f"a DiT of hidden size {config.get('hidden_size')} is none of the published ones ({', '.join(map(str, HEADS))}), "
-                'and its file does not tell how many heads it has; give them as {"num_heads": N} in --config'
-            )
-        arguments = {}
-        for official, (ours, default, types) in ARGUMENTS.items():
-            value = config.get(official, default)
-            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-                raise UserError(f"{official} of DiT must be of type {types[-1].__name__}, got {value!r}")
-            arguments[ours] = value
-        return {"model": DiT(**arguments)}
+        return {"model": DiT(**CONSTRUCTOR.read(config))}
 
     def convert_state(self, module: str, state: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:
         """Rename an official state dict.
@@ -189,11 +170,11 @@ class DiTSource(OfficialSource):
         """
         from pipelines.diffusion import DiffusionImagePipeline
 
-        trained = formulation(config)
+        trained, values = formulation(config), CONSTRUCTOR.values(config)
         defaults: dict[str, Any] = {"num_inference_steps": min(SAMPLING_STEPS, trained.config.num_train_timesteps)}
-        if config.get("class_dropout_prob", ARGUMENTS["class_dropout_prob"][1]) > 0:
-            defaults["guidance_scale"] = config.get("cfg_scale", FID_GUIDANCE)
-            if config.get("in_channels", LATENT_CHANNELS) == LATENT_CHANNELS:
+        if values["class_dropout_prob"] > 0:
+            defaults["guidance_scale"] = values["cfg_scale"]
+            if values["in_channels"] == LATENT_CHANNELS:
                 defaults["guidance_channels"] = GUIDED_CHANNELS
         sampler = AncestralSampler(variance="learned" if trained.config.learned_variance else "large")
         return DiffusionImagePipeline(networks["model"], sampler, sampling_defaults=defaults, formulation=trained)
