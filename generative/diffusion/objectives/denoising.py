@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor
 from generative.core.ema import EMAProfile
 from generative.core.errors import UserError
 from generative.core.guidance import check_guidance
-from generative.core.objective import OptimizerFactory
+from generative.core.objective import OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.diffusion.denoiser import Condition
 from generative.diffusion.formulations.base import Formulation
+from generative.diffusion.formulations.gaussian import GaussianDiffusion
+from generative.diffusion.objectives.timestep_sampling import LossSecondMoment
 from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.choose import check_sampler, default_sampler
 from generative.tokenizers.encoded_objective import EncodedObjective
@@ -41,6 +44,7 @@ class DiffusionObjective(EncodedObjective):
             formulation; None for the formulation's usual one.
         sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
         autoencoder: Frozen; the denoiser then works on its latents. None works on pixels.
+        timestep_sampling: Draws the steps of a chain by the size of their losses; None draws times as the formulation does.
 
     Raises:
         UserError: If options contradict one another.
@@ -56,6 +60,7 @@ class DiffusionObjective(EncodedObjective):
         sampler: SchedulerMixin | None = None,
         sampling: DiffusionOptions = DiffusionOptions(),
         autoencoder: ModelMixin | None = None,
+        timestep_sampling: LossSecondMoment | None = None,
     ) -> None:
         null_probability = getattr(denoiser.config, "class_dropout_prob", 0.0)
         if label_dropout is None:
@@ -69,6 +74,20 @@ class DiffusionObjective(EncodedObjective):
         self.formulation = formulation
         self.sampler = check_sampler(default_sampler(formulation) if sampler is None else sampler, formulation)
         self.sampling = sampling
+        self.timestep_sampling = timestep_sampling
+        if timestep_sampling is not None:
+            if not isinstance(formulation, GaussianDiffusion):
+                raise UserError(
+                    f"timestep_sampling counts losses of the steps of a chain, and {type(formulation).__name__} has continuous "
+                    "times; leave it out, or train a GaussianDiffusion"
+                )
+            self.buffers = timestep_sampling.start(formulation.config.num_train_timesteps)
+
+    def phases(self) -> list[Phase]:
+        """One phase: the denoiser."""
+        sampling = self.timestep_sampling
+        after_step = None if sampling is None else lambda networks, step: sampling.fold()
+        return [replace(phase, after_step=after_step) for phase in super().phases()]
 
     def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Denoising loss of a micro-batch, see ``LossFn``.
@@ -77,14 +96,24 @@ class DiffusionObjective(EncodedObjective):
             ``loss``, and its parts where it has several (``Formulation.losses``).
         """
         x_start, condition = self.conditions(*self.inputs(batch, context), context)  # (B, C, H, W), labels (B,)
-        times = self.formulation.draw_times(len(x_start), context.generator).to(x_start.device)
+        times, weights = self.draw_times(len(x_start), context.generator)
+        times = times.to(x_start.device)
         noise = torch.randn(x_start.shape, generator=context.generator, device=context.generator.device).to(x_start.device)
         sample = self.formulation.add_noise(x_start, noise, times)
         network_input = self.formulation.network_input(sample, times)
         output = networks["denoiser"](*network_input, condition.class_labels, **condition.arguments()).float()
         parts = self.formulation.losses(output, x_start, noise, sample, times)
+        if self.timestep_sampling is not None and weights is not None:
+            self.timestep_sampling.record(times, torch.stack(list(parts.values())).sum(0))
+            parts = {name: weights.to(value.device) * value for name, value in parts.items()}
         losses = {name: value.mean() for name, value in parts.items()}
         return {"loss": sum(losses.values(), torch.zeros((), device=x_start.device)), **(losses if len(losses) > 1 else {})}
+
+    def draw_times(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Training times (B,), and the weights (B,) of their losses; None weighs all alike."""
+        if self.timestep_sampling is None:
+            return self.formulation.draw_times(batch_size, generator), None
+        return self.timestep_sampling.draw(batch_size, generator)
 
     def conditions(self, x_start: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Condition]:
         """What is noised, and under which condition it is denoised; objectives with other conditions than labels add theirs.
