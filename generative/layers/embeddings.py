@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 # Longest wavelength of the sinusoids over 2 pi (Vaswani et al., arXiv 1706.03762, section 3.5).
 MAX_PERIOD = 10_000.0
@@ -27,7 +28,27 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = MAX_PERI
     exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = timesteps.float()[:, None] * exponents.exp()  # (B, dim // 2)
     embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
-    return torch.nn.functional.pad(embedding, (0, dim % 2))
+    return F.pad(embedding, (0, dim % 2))
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoid of the timestep through a two-layer MLP.
+
+    Args:
+        hidden_size: Width D of the result.
+        frequency_embedding_size: Width of the sinusoid.
+    """
+
+    def __init__(self, hidden_size: int, frequency_embedding_size: int) -> None:
+        super().__init__()
+        self.frequency_embedding_size = frequency_embedding_size
+        self.linear_1 = nn.Linear(frequency_embedding_size, hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """Embed timesteps (B,) as (B, D)."""
+        frequencies = timestep_embedding(timestep, self.frequency_embedding_size)  # (B, F)
+        return self.linear_2(F.silu(self.linear_1(frequencies.to(self.linear_1.weight.dtype))))
 
 
 def sincos_positions_1d(positions: Tensor, dim: int, max_period: float = MAX_PERIOD) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from generative.core.sampling import SampleState, SamplingScheduler, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.diffusion.formulations.gaussian_process import GaussianProcess, mean_over_image
-from generative.diffusion.networks.dit import TimestepEmbedder
+from generative.layers.embeddings import TimestepEmbedder
 
 NUM_TRAIN_TIMESTEPS = 1000  # MAR, section 4
 # Cosine schedule of Improved DDPM (arXiv 2102.09672, eq. 17) with its largest beta.

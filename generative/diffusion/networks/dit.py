@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.layers.attention import MLP, SelfAttention
-from generative.layers.embeddings import sincos_positions_2d, timestep_embedding
+from generative.layers.embeddings import TimestepEmbedder, sincos_positions_2d
 
 # Constructor arguments of the published sizes (arXiv 2212.09748, table 1); combine with patch_size 2, 4 or 8.
 DIT_SIZES = MappingProxyType(
@@ -35,26 +35,6 @@ EMBEDDING_INIT_STD = 0.02  # of the label table and the timestep MLP, official i
 def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Shift and scale tokens (B, L, D) by one vector (B, D) per image: ``tokens * (1 + scale) + shift``."""
     return tokens * (1 + scale[:, None]) + shift[:, None]
-
-
-class TimestepEmbedder(nn.Module):
-    """Sinusoid of the timestep through a two-layer MLP.
-
-    Args:
-        hidden_size: Width D of the result.
-        frequency_embedding_size: Width of the sinusoid.
-    """
-
-    def __init__(self, hidden_size: int, frequency_embedding_size: int) -> None:
-        super().__init__()
-        self.frequency_embedding_size = frequency_embedding_size
-        self.linear_1 = nn.Linear(frequency_embedding_size, hidden_size)
-        self.linear_2 = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, timestep: Tensor) -> Tensor:
-        """Embed timesteps (B,) as (B, D)."""
-        frequencies = timestep_embedding(timestep, self.frequency_embedding_size)  # (B, F)
-        return self.linear_2(F.silu(self.linear_1(frequencies.to(self.linear_1.weight.dtype))))
 
 
 class DiTBlock(nn.Module):
