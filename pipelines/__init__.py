@@ -79,27 +79,50 @@ def options_classes() -> dict[str, type[SamplingOptions]]:
     return found
 
 
-def load_pipeline(folder: str | Path) -> ImageGenerationPipeline:
+def load_pipeline(folder: str | Path, average: str | None = None) -> ImageGenerationPipeline:
     """Load a pipeline that generates images, of any family.
 
     Args:
         folder: A run folder or one of its checkpoints (their ``pipeline/`` is taken), or a pipeline folder.
+        average: Another average of a run or checkpoint in the place of the one that samples, by its name in the checkpoint's
+            ``ema/``, such as ``denoiser-std-0.1``.
 
     Returns:
         The pipeline, on the CPU in float32.
 
     Raises:
-        UserError: If there is no pipeline, it is damaged, its class is not one of ours, or it reconstructs images instead.
+        UserError: If there is no pipeline or no such average, it is damaged, its class is not one of ours, or it reconstructs
+            images instead.
     """
     from generative.core.errors import UserError
     from pipelines.base import ImageGenerationPipeline
 
-    pipeline = load_any_pipeline(folder)
+    pipeline = load_any_pipeline(folder) if average is None else load_with_average(Path(folder), average)
     if not isinstance(pipeline, ImageGenerationPipeline):
         raise UserError(
             f"'{folder}' holds a {type(pipeline).__name__}, which makes images of images and not of classes; "
             "use `generative reconstruct` or `generative encode` with it"
         )
+    return pipeline
+
+
+def load_with_average(folder: Path, average: str) -> ImagePipeline:
+    """A checkpoint's pipeline in which a network is another of its averages, see ``load_pipeline``."""
+    from generative.core.errors import UserError
+    from generative.core.weights import find_network, find_source, network_class, read_network, stored_networks
+
+    checkpoint = find_source(folder)
+    averages = stored_networks((checkpoint / "ema").glob("*"))
+    if average not in averages:
+        there = ", ".join(averages) or "none; give a run or a checkpoint"
+        raise UserError(f"'{checkpoint}' holds no average '{average}'; it has {there}")
+    pipeline = load_any_pipeline(checkpoint)
+    trained = stored_networks((checkpoint / "networks").glob("*"))
+    network = max((name for name in trained if f"{average}-".startswith(f"{name}-")), key=len, default=average)
+    if network not in pipeline.components:
+        raise UserError(f"average '{average}' is of '{network}', which is no part of the pipeline that samples")
+    stored = find_network(checkpoint, average)
+    pipeline.register_modules(**{network: read_network(stored.folder, network_class(stored))})
     return pipeline
 
 

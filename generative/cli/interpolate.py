@@ -34,6 +34,7 @@ def interpolate(
     fps: float | None,
     loop: bool | None,
     folder: Path,
+    average: str | None,
     class_labels: str,
     num_images_per_class: int | None,
     seed: int,
@@ -55,7 +56,7 @@ def interpolate(
     from generative.core.seeding import sample_generators
     from pipelines import load_pipeline
 
-    pipeline = load_pipeline(folder)
+    pipeline = load_pipeline(folder, average)
     if not hasattr(pipeline, "interpolate_latents"):
         raise UserError(f"{type(pipeline).__name__} cannot interpolate, only a GAN's pipeline can; leave --interpolate out")
     check_flags(type(pipeline).__name__, options, pipeline.options_class)

@@ -49,6 +49,9 @@ def run(arguments: list[str]) -> int:
         help="runs/NAME, runs/NAME/checkpoint-STEP, or a folder written by save_pretrained",
     )
     parser.add_argument(
+        "--average", metavar="NAME", help="of a run that keeps several averages: another than the first, such as denoiser-std-0.1"
+    )
+    parser.add_argument(
         "--class-labels", default=ALL_CLASSES, metavar="0,1,2", help="numbers or names of classes, or `all` (default)"
     )
     parser.add_argument("--num-images-per-class", type=int, metavar="N", help="default 10; with --interpolate, walks (default 1)")
@@ -104,6 +107,7 @@ def sample(
     options: dict[str, Any],
     rejection_options: dict[str, Any],
     folder: Path,
+    average: str | None,
     class_labels: str,
     num_images_per_class: int | None,
     seed: int,
@@ -127,7 +131,7 @@ def sample(
     from generative.core.runtime import build_accelerator
     from pipelines import find_pipeline_folder, load_pipeline
 
-    pipeline = load_pipeline(folder)
+    pipeline = load_pipeline(folder, average)
     check_flags(type(pipeline).__name__, options, pipeline.options_class)
     pipeline.check_options(**options)
     labels = parse_class_labels(class_labels, pipeline)
@@ -174,6 +178,8 @@ def sample(
         }
         if (folder / "state.json").is_file():
             settings["step"] = read_state(folder)["step"]
+        if average is not None:
+            settings["average"] = average
         if mixed_precision != "no":
             settings["mixed_precision"] = mixed_precision
         if judge is not None:

@@ -85,7 +85,7 @@ class Objective(abc.ABC):
         buffers: State of the training beside the networks, by name (moving averages, counts); checkpoints keep it. Written in
             place, never replaced, and with the same values on every process: what processes measured is summed first.
         optimizers: Factories by name.
-        ema: Averages by name. The one named like its network is the one that samples.
+        ema: Averages by name, see ``average_specs``. The one named like its network is the one that samples.
         num_classes: Classes of the data that the objective expects; class labels are in [0, num_classes).
         uses_labels: Whether a class label has any effect; without, data of any classes will do.
         image_size: Height and width of the images, in pixels.

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from generative.core import checkpoint as ckpt
+from generative.core.errors import UserError
 from generative.core.objective import Objective
 
 
@@ -66,6 +67,13 @@ class TrainedState:
         Raises:
             UserError: If something of it is damaged or of another model.
         """
+        for name in self.averages:
+            if not (folder / "ema" / name).is_dir():
+                there = ", ".join(sorted(path.name for path in (folder / "ema").glob("*"))) or "none"
+                raise UserError(
+                    f"checkpoint '{folder}' holds no average '{name}' (it has {there}): a run keeps the averages it began "
+                    "with; give its own `ema`, or start a new run with --init-from"
+                )
         for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
             for name, network in networks.items():
                 ckpt.load_network(network, folder / kind / name)

@@ -58,8 +58,8 @@ def load_network(
     Args:
         folder: A run (its newest checkpoint is taken, or else its pipeline), a checkpoint, a pipeline folder, or a network's own
             folder with config.json and safetensors.
-        name: Its name there: of an average, of a trained network, or of a pipeline's part, such as a tokenizer. None where there
-            is but one average or network.
+        name: Its name there: of an average (``denoiser``, the first, or ``denoiser-std-0.1``), of a trained network, or of a
+            pipeline's part, such as a tokenizer. None where but one network is trained, for its first average.
         average: Take averages (which pipelines hold), not the weights in training themselves.
         step: Step of the run's checkpoint; None for the newest.
 
@@ -93,6 +93,9 @@ def find_network(folder: Path, name: str | None = None, average: bool = True, st
     if (source / "state.json").is_file():
         ckpt.read_state(source)
         named = stored_networks((source / ("ema" if average else "networks")).glob("*"))
+        if average and name is None:  # of several averages of a network, the first is named like it
+            trained = stored_networks((source / "networks").glob("*"))
+            named = {key: stored for key, stored in named.items() if key in trained} or named
     elif average:
         named = stored_networks(source.glob("*"))
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from generative.core.ema import EMAProfile, EMASpec
+from generative.core.ema import EMAProfiles, average_specs
 from generative.core.errors import UserError
 from generative.core.objective import Objective, OptimizerFactory, Phase, StepHook
 from generative.core.types import Batch, Losses, Networks, StepContext
@@ -78,7 +78,7 @@ class GANObjective(Objective):
         discriminator_steps: int = 1,
         generator_first: bool = False,
         separate_batches: bool = False,
-        ema: EMAProfile | None = None,
+        ema: EMAProfiles | None = None,
         ema_buffers: Literal["copy", "average"] = "average",
         augmentation: tuple[Augmentation, ...] = (),
         penalties: tuple[Penalty, ...] = (),
@@ -109,7 +109,7 @@ class GANObjective(Objective):
         self.networks = {"generator": generator, "discriminator": discriminator}
         self.frozen = {}
         self.optimizers = {"generator": generator_optimizer, "discriminator": discriminator_optimizer}
-        self.ema = {} if ema is None else {"generator": EMASpec("generator", ema, ema_buffers)}
+        self.ema = average_specs("generator", ema, ema_buffers)
         self.loss_extractors = frozenset(getattr(discriminator, "feature_extractors", ()))
         self.num_classes: int = generator.num_classes  # type: ignore[assignment]
         self.image_size: int = generator.image_size  # type: ignore[assignment]
@@ -290,7 +290,7 @@ class GANObjective(Objective):
         return diagnosis.find_warnings(history)
 
 
-def check_average(generator: nn.Module, ema: EMAProfile | None, buffers: str) -> None:
+def check_average(generator: nn.Module, ema: EMAProfiles | None, buffers: str) -> None:
     """Raise ``UserError`` for a treatment of buffers that is unknown, or that the generator's spectral norm does not bear."""
     if buffers not in ("copy", "average"):
         raise UserError(f"ema_buffers must be copy or average, got {buffers!r}")

@@ -8,7 +8,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from generative.core.ema import EMAProfile, EMASpec
+from generative.core.ema import EMAProfiles, average_specs
 from generative.core.errors import UserError
 from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks, StepContext
@@ -24,7 +24,8 @@ class EncodedObjective(Objective, abc.ABC):
         network: Trained; its config has ``num_classes``, whose value is the label of the null condition.
         encoder: A tokenizer or an autoencoder, frozen; None trains on pixels.
         optimizer: Makes the optimizer.
-        ema: Decay of the average that samples; None samples from the network itself.
+        ema: Decay of the average that samples, or a list of several averages of which the first does; None samples from the
+            network itself.
         label_dropout: Share of labels replaced by the null condition.
 
     Raises:
@@ -39,7 +40,7 @@ class EncodedObjective(Objective, abc.ABC):
         network: ModelMixin,
         encoder: ModelMixin | None,
         optimizer: OptimizerFactory,
-        ema: EMAProfile | None,
+        ema: EMAProfiles | None,
         label_dropout: float,
     ) -> None:
         if not 0 <= label_dropout < 1:
@@ -49,7 +50,7 @@ class EncodedObjective(Objective, abc.ABC):
         self.networks = {name: network}
         self.frozen = self.encoder.networks
         self.optimizers = {name: optimizer}
-        self.ema = {} if ema is None else {name: EMASpec(name, ema)}
+        self.ema = average_specs(name, ema)
         self.num_classes = network.config.num_classes
         self.image_size = self.encoder.image_size(network)
         self.label_dropout = label_dropout

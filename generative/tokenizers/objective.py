@@ -9,7 +9,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.core.ema import EMAProfile, EMASpec
+from generative.core.ema import EMAProfiles, average_specs
 from generative.core.errors import UserError
 from generative.core.generation import SampleRequest
 from generative.core.objective import Objective, OptimizerFactory, Phase
@@ -98,7 +98,7 @@ class TokenizerObjective(Objective):
         revive_dead_codes: bool = False,
         revival_threshold: int = 100,
         revival_interval: int = 100,
-        ema: EMAProfile | None = None,
+        ema: EMAProfiles | None = None,
     ) -> None:
         if reconstruction not in ("l1", "l2"):
             raise UserError(f"reconstruction must be l1 or l2, got {reconstruction!r}")
@@ -132,7 +132,7 @@ class TokenizerObjective(Objective):
             self.optimizers["discriminator"] = discriminator_optimizer
         self.frozen = {} if perceptual is None else {"perceptual": perceptual.requires_grad_(False).eval()}
         self.loss_extractors = frozenset(() if perceptual is None else perceptual.feature_extractors)
-        self.ema = {} if ema is None else {"tokenizer": EMASpec("tokenizer", ema)}
+        self.ema = average_specs("tokenizer", ema)
         self.sampling_networks = ("tokenizer",)
         self.num_classes = num_classes
         self.image_size = tokenizer.image_size

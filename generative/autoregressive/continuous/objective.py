@@ -19,7 +19,7 @@ from generative.autoregressive.masking import (
     TruncatedNormalMasking,
 )
 from generative.autoregressive.options import EMIGMOptions, MAROptions
-from generative.core.ema import EMAProfile
+from generative.core.ema import EMAProfiles
 from generative.core.errors import UserError
 from generative.core.guidance import check_guidance
 from generative.core.objective import OptimizerFactory
@@ -56,7 +56,7 @@ class ContinuousTokenObjective(EncodedObjective):
         network: MaskedAutoencoder,
         masking: MaskingLaw,
         optimizer: OptimizerFactory,
-        ema: EMAProfile | None,
+        ema: EMAProfiles | None,
         autoencoder: ModelMixin | None,
         label_dropout: float,
         diffusion_batch_mul: int,
@@ -155,7 +155,7 @@ class MARObjective(ContinuousTokenObjective):
         self,
         network: MAR,
         optimizer: OptimizerFactory,
-        ema: EMAProfile | None = None,
+        ema: EMAProfiles | None = None,
         autoencoder: ModelMixin | None = None,
         label_dropout: float = 0.1,
         mask_ratio_min: float = 0.7,
@@ -193,7 +193,7 @@ class EMIGMObjective(ContinuousTokenObjective):
         self,
         network: EMIGM,
         optimizer: OptimizerFactory,
-        ema: EMAProfile | None = None,
+        ema: EMAProfiles | None = None,
         autoencoder: ModelMixin | None = None,
         label_dropout: float = 0.1,
         min_time: float = 0.2,

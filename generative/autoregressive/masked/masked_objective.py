@@ -10,7 +10,7 @@ from torch import nn
 from generative.autoregressive.masked.parallel_decoding import check_choice_temperature, masked_counts
 from generative.autoregressive.options import MaskGITOptions
 from generative.autoregressive.token_sampling import check_sampling_options
-from generative.core.ema import EMAProfile
+from generative.core.ema import EMAProfiles
 from generative.core.guidance import check_guidance
 from generative.core.objective import OptimizerFactory
 from generative.tokenizers.base import ImageTokenizer
@@ -38,7 +38,7 @@ class MaskedTokenObjective(EncodedObjective):
         tokenizer: ImageTokenizer,
         optimizer: OptimizerFactory,
         label_dropout: float,
-        ema: EMAProfile | None,
+        ema: EMAProfiles | None,
         sampling: MaskGITOptions,
     ) -> None:
         check_sampling_options(sampling.temperature, sampling.top_k, sampling.top_p)

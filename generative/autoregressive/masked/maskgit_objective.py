@@ -13,7 +13,7 @@ from generative.autoregressive.masked.maskgit import MaskGITTransformer
 from generative.autoregressive.masked.parallel_decoding import CosineMasking
 from generative.autoregressive.masking import MaskingLaw
 from generative.autoregressive.options import MaskGITOptions
-from generative.core.ema import EMAProfile
+from generative.core.ema import EMAProfiles
 from generative.core.errors import UserError
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
@@ -48,7 +48,7 @@ class MaskGITObjective(MaskedTokenObjective):
         masking: MaskingLaw | None = None,
         label_smoothing: float = 0.1,
         label_dropout: float = 0.1,
-        ema: EMAProfile | None = None,
+        ema: EMAProfiles | None = None,
         sampling: MaskGITOptions = MaskGITOptions(),
     ) -> None:
         if not 0 <= label_smoothing < 1:

@@ -13,7 +13,7 @@ from generative.autoregressive.masked.resgen import ResGenTransformer, check_res
 from generative.autoregressive.masked.residual_decoding import code_vectors, known_codes
 from generative.autoregressive.masking import MaskingLaw
 from generative.autoregressive.options import ResGenOptions
-from generative.core.ema import EMAProfile
+from generative.core.ema import EMAProfiles
 from generative.core.errors import UserError
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
@@ -57,7 +57,7 @@ class ResGenObjective(MaskedTokenObjective):
         masking: MaskingLaw | None = None,
         posterior_std: float = 0.05,
         label_dropout: float = 0.1,
-        ema: EMAProfile | None = None,
+        ema: EMAProfiles | None = None,
         sampling: ResGenOptions = ResGenOptions(),
     ) -> None:
         if not posterior_std >= 0:

@@ -12,7 +12,7 @@ from generative.autoregressive.next_scale.scheduler import check_pyramid
 from generative.autoregressive.next_scale.var import VAR
 from generative.autoregressive.options import VAROptions
 from generative.autoregressive.token_sampling import check_sampling_options
-from generative.core.ema import EMAProfile
+from generative.core.ema import EMAProfiles
 from generative.core.errors import UserError
 from generative.core.guidance import check_guidance
 from generative.core.objective import OptimizerFactory
@@ -51,7 +51,7 @@ class VARObjective(EncodedObjective):
         optimizer: OptimizerFactory,
         label_dropout: float = 0.1,
         label_smoothing: float = 0.0,
-        ema: EMAProfile | None = None,
+        ema: EMAProfiles | None = None,
         sampling: VAROptions = VAROptions(),
     ) -> None:
         if not 0 <= label_smoothing < 1:

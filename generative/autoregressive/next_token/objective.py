@@ -12,7 +12,7 @@ from torch import nn
 from generative.autoregressive.next_token.transformer import ImageTransformer
 from generative.autoregressive.options import NextTokenOptions
 from generative.autoregressive.token_sampling import check_sampling_options
-from generative.core.ema import EMAProfile
+from generative.core.ema import EMAProfiles
 from generative.core.errors import UserError
 from generative.core.guidance import check_guidance
 from generative.core.objective import OptimizerFactory
@@ -45,7 +45,7 @@ class NextTokenObjective(EncodedObjective):
         tokenizer: ImageTokenizer,
         optimizer: OptimizerFactory,
         label_dropout: float,
-        ema: EMAProfile | None,
+        ema: EMAProfiles | None,
         decay_embeddings: bool,
         sampling: SamplingOptions,
     ) -> None:
@@ -86,7 +86,7 @@ class AutoregressiveObjective(NextTokenObjective):
         optimizer: OptimizerFactory,
         label_dropout: float = 0.1,
         label_smoothing: float = 0.0,
-        ema: EMAProfile | None = None,
+        ema: EMAProfiles | None = None,
         decay_embeddings: bool = False,
         sampling: NextTokenOptions = NextTokenOptions(),
     ) -> None:

@@ -11,7 +11,7 @@ from generative.autoregressive.next_token.objective import NextTokenObjective
 from generative.autoregressive.options import SubTokenOptions
 from generative.autoregressive.sub_token.magvit2 import MAGVIT2Transformer
 from generative.autoregressive.sub_token.scheduler import check_sub_token_options
-from generative.core.ema import EMAProfile
+from generative.core.ema import EMAProfiles
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.layers.cross_entropy import token_cross_entropy
@@ -40,7 +40,7 @@ class MAGVIT2Objective(NextTokenObjective):
         tokenizer: ImageTokenizer,
         optimizer: OptimizerFactory,
         label_dropout: float = 0.1,
-        ema: EMAProfile | None = None,
+        ema: EMAProfiles | None = None,
         decay_embeddings: bool = True,
         sampling: SubTokenOptions = SubTokenOptions(),
     ) -> None:

@@ -12,7 +12,7 @@ from diffusers import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from generative.core.ema import EMAProfile
+from generative.core.ema import EMAProfiles
 from generative.core.errors import UserError
 from generative.core.guidance import check_guidance
 from generative.core.objective import OptimizerFactory, Phase
@@ -38,7 +38,8 @@ class DiffusionObjective(EncodedObjective):
             ``in_channels``, ``num_classes`` and perhaps ``class_dropout_prob``.
         formulation: How data are noised, what the denoiser is told and what its output means.
         optimizer: Makes the optimizer.
-        ema: Decay of the average that samples; None samples from the denoiser itself.
+        ema: Decay of the average that samples, or a list of several averages of which the first does (EDM2: ``PowerEMA`` with
+            std 0.05 and 0.10); None samples from the denoiser itself.
         label_dropout: Share of labels replaced by the null condition; None takes the denoiser's ``class_dropout_prob``.
         sampler: Of the pipeline: one of ``generative.diffusion.samplers``, or a scheduler of diffusers, which is adapted to the
             formulation; None for the formulation's usual one.
@@ -55,7 +56,7 @@ class DiffusionObjective(EncodedObjective):
         denoiser: ModelMixin,
         formulation: Formulation,
         optimizer: OptimizerFactory,
-        ema: EMAProfile | None = None,
+        ema: EMAProfiles | None = None,
         label_dropout: float | None = None,
         sampler: SchedulerMixin | None = None,
         sampling: DiffusionOptions = DiffusionOptions(),

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from generative.core.ema import EMAProfile
+from generative.core.ema import EMAProfiles
 from generative.core.errors import UserError
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
@@ -69,7 +69,7 @@ class AMGANObjective(GANObjective):
         discriminator_steps: int = 1,
         generator_first: bool = False,
         separate_batches: bool = False,
-        ema: EMAProfile | None = None,
+        ema: EMAProfiles | None = None,
         ema_buffers: Literal["copy", "average"] = "average",
         augmentation: tuple[Augmentation, ...] = (),
         penalties: tuple[Penalty, ...] = (),

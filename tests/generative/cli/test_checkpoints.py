@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from generative.cli.main import main
+from generative.core.weights import load_network
 from pipelines import load_pipeline
 
 SHORT = [
@@ -112,3 +113,37 @@ def test_a_checkpoint_without_a_pipeline_says_so(capsys: pytest.CaptureFixture[s
     Path("run/checkpoint-00000005/state.json").write_text("{}")
     assert main(["sample", "run/checkpoint-00000005"]) == 2
     assert "is a checkpoint of an older version, which kept no pipeline in it" in capsys.readouterr().err
+
+
+def test_several_averages_of_one_network(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first samples; another is found by its name, and a run goes on with all of them and with no others."""
+    power = [{"class_path": "generative.core.ema.PowerEMA", "init_args": {"std": std}} for std in (0.05, 0.1)]
+    both = ["--objective.init_args.ema", json.dumps(power)]
+    assert train("digits/dit", "one", 3, "--objective.init_args.ema", json.dumps(power[0])) == 0
+    assert train("digits/dit", "two", 2, *both) == 0
+    assert main(["train", "two", "--resume", "latest", "--trainer.total_images", "24"]) == 0
+    first, second = (Path("two/checkpoint-00000003/ema") / name for name in ("denoiser", "denoiser-std-0.1"))
+    assert sorted(path.name for path in first.parent.iterdir()) == ["denoiser", "denoiser-std-0.1"]
+    assert torch.equal(samples("one"), samples("two"))
+
+    with_second = load_pipeline("two", average="denoiser-std-0.1")
+    stored = load_file(second / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(stored[key], value) for key, value in with_second.denoiser.state_dict().items())
+    assert load_network("two")[1] == load_network(first)[1] != load_network("two", "denoiser-std-0.1")[1]
+    assert load_network("two", "denoiser-std-0.1")[1] == load_network(second)[1]
+    assert main(["sample", "two", "--average", "denoiser-std-0.1", "--class-labels", "0", "--output", "samples"]) == 0
+
+    capsys.readouterr()
+    for command, message in [
+        (
+            ["sample", "two", "--average", "denoiser-std-0.2"],
+            "holds no average 'denoiser-std-0.2'; it has denoiser, denoiser-std-0.1",
+        ),
+        (
+            ["sample", "two/pipeline", "--average", "denoiser"],
+            "holds no average 'denoiser'; it has none; give a run or a checkpoint",
+        ),
+        (["train", "one", "--resume", "latest", *both], "holds no average 'denoiser-std-0.1' (it has denoiser)"),
+    ]:
+        assert main(command) == 2
+        assert message in capsys.readouterr().err

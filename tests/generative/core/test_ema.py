@@ -9,7 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from generative.core.ema import ConstantEMA, EMAProfile, EMASpec, HalfLifeEMA, PowerEMA, start_average, update_average
+from generative.core.ema import (
+    ConstantEMA,
+    EMAProfile,
+    EMASpec,
+    HalfLifeEMA,
+    PowerEMA,
+    average_specs,
+    exponent_to_std,
+    start_average,
+    std_to_exponent,
+    update_average,
+)
 from generative.core.errors import UserError
 
 BATCH = 8
@@ -95,6 +106,28 @@ def test_power_function_average() -> None:
     assert average_of(VALUES, PowerEMA(gamma)).weight.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("std", "exponent"), [(0.05, 16.97), (0.10, 6.94), (0.25, 0.7198), (0.015, 63.659)])
+def test_relative_standard_deviations(std: float, exponent: float) -> None:
+    """The published pairs; and the deviation is that of the profile itself, by quadrature."""
+    assert std_to_exponent(std) == pytest.approx(exponent, rel=1e-3)
+    assert exponent_to_std(std_to_exponent(std)) == pytest.approx(std, rel=1e-9)
+    times = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    profile = times ** std_to_exponent(std)
+    profile /= profile.sum()
+    mean = (profile * times).sum()
+    assert (profile * (times - mean) ** 2).sum().sqrt().item() == pytest.approx(std, rel=1e-4)
+    assert PowerEMA(std=std).exponent == std_to_exponent(std) and PowerEMA(exponent).std == pytest.approx(std, rel=1e-3)
+
+
+def test_names_of_several_averages() -> None:
+    assert average_specs("net", None) == {}
+    one = HalfLifeEMA(500_000)
+    assert average_specs("net", one) == average_specs("net", [one]) == {"net": EMASpec("net", one)}
+    several = average_specs("net", [PowerEMA(std=0.05), PowerEMA(std=0.1), ConstantEMA(0.9999), one], "average")
+    assert list(several) == ["net", "net-std-0.1", "net-rate-0.9999", "net-halflife-500000"]
+    assert {(spec.network, spec.buffers) for spec in several.values()} == {("net", "average")}
+
+
 def test_buffers() -> None:
     betas = [0.9] * 8
     copied = average_of(VALUES, ConstantEMA(0.9, warmup=False), "copy")
@@ -162,6 +195,11 @@ def test_the_pipeline_samples_from_the_average(toy: ModuleType, tmp_path: Path) 
         (lambda: HalfLifeEMA(0), "halflife_images must be positive, got 0"),
         (lambda: HalfLifeEMA(10, rampup_ratio=0.0), "rampup_ratio must be positive"),
         (lambda: PowerEMA(0), "exponent must be positive, got 0"),
+        (lambda: PowerEMA(3.0, std=0.1), "give one of them"),
+        (lambda: PowerEMA(std=0.0), "must be above 0 and below 0.2887, got 0.0"),
+        (lambda: PowerEMA(std=0.29), "must be above 0 and below 0.2887, got 0.29"),
+        (lambda: average_specs("net", []), "ema of 'net' is an empty list"),
+        (lambda: average_specs("net", [PowerEMA(std=0.1), PowerEMA(std=0.1)]), "lists std-0.1 twice"),
     ],
 )
 def test_nonsense_is_refused(build: object, message: str) -> None:
