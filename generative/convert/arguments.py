@@ -56,7 +56,9 @@ WHOLE = Kind("a whole number", is_whole)
 POSITIVE = Kind("a positive whole number", lambda value: is_whole(value) and value > 0)
 NUMBER = Kind("a number", lambda value: is_whole(value) or isinstance(value, float))
 TEXT = Kind("text", lambda value: isinstance(value, str))
-SIZES = Kind("positive whole numbers", is_sizes, tuple)
+SHARE = Kind("in [0, 1]", lambda value: NUMBER.fits(value) and 0 <= value <= 1)
+LIST = Kind("a list", lambda value: isinstance(value, (list, tuple)))
+SIZES = Kind("a list of positive whole numbers", is_sizes, tuple)
 
 
 def optional(kind: Kind) -> Kind:

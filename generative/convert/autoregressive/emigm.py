@@ -12,7 +12,8 @@ from torch import Tensor
 from generative.autoregressive.continuous.emigm import EMIGM
 from generative.autoregressive.continuous.head_samplers import head_sampler
 from generative.autoregressive.masking import ScheduledMasking
-from generative.convert.autoregressive.mar import MAROptions, MaskedAutoencoderSource, chain_timesteps, rename_keys
+from generative.convert.arguments import FLAG, NUMBER, SHARE, TEXT, Argument, Constructor, one_of
+from generative.convert.autoregressive.mar import SHARED_ARGUMENTS, MaskedAutoencoderSource, chain_timesteps, rename_keys
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,10 +29,21 @@ INTERVAL_256, INTERVAL_512 = (0.1, 0.3), (0.15, 0.35)
 LATENT_CHANNELS_512 = 32
 
 
-class EMIGMOptions(MAROptions):
-    """Arguments of the official ``eMIGM``."""
-
-    repository = "ML-GSAI/eMIGM"
+CONSTRUCTOR = Constructor(
+    "eMIGM",
+    "ML-GSAI/eMIGM",
+    {
+        **SHARED_ARGUMENTS,
+        "use_mae": Argument("drop_masked", True, FLAG),
+        "use_unsup_cfg": Argument("tie_mask_embedding", False, FLAG),
+        "mask_strategy": Argument("mask_strategy", "cosine", TEXT),
+        "use_weighted_loss": Argument(None, False, FLAG),
+        "clamp_t_min": Argument(None, 0, NUMBER),
+        "cfg_t_min": Argument(None, 0.0, SHARE),
+        "cfg_t_max": Argument(None, 1.0, SHARE),
+        "sampling_algo": Argument(None, "ddpm", one_of(("ddpm", "dpm-solver"))),
+    },
+)
 
 
 def check_sampler(solver: Any, steps: Any) -> int | list[int]:
@@ -58,40 +70,21 @@ class EMIGMSource(MaskedAutoencoderSource):
     """
 
     name = "emigm"
-    repository = EMIGMOptions.repository
+    repository = CONSTRUCTOR.repository
+    constructor = CONSTRUCTOR
+    network = EMIGM
 
-    def build(self, config: dict[str, Any]) -> dict[str, ModelMixin]:
-        """Build our eMIGM from official arguments.
-
-        Args:
-            config: Arguments of the official ``eMIGM`` (with ``norm_eps`` for its ``norm_layer``); those that only train or
-                sample are checked.
-
-        Returns:
-            ``{"model": EMIGM}``.
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Check the options of masking, guidance and the head's sampler.
 
         Raises:
-            UserError: If an option is unknown, of the wrong type or out of range.
+            UserError: If one is out of range.
         """
-        options = EMIGMOptions("eMIGM", config)
-        arguments = options.network_arguments()
-        options.check_training()
-        arguments["drop_masked"] = options.take("use_mae", True, bool)
-        arguments["tie_mask_embedding"] = options.take("use_unsup_cfg", False, bool)
-        arguments["mask_strategy"] = options.take("mask_strategy", "cosine", str)
-        is_weighted = options.take("use_weighted_loss", False, bool)
-        ScheduledMasking(arguments["mask_strategy"], options.take("clamp_t_min", 0, float, int), is_weighted)
-        low, high = options.take("cfg_t_min", 0.0, float, int), options.take("cfg_t_max", 1.0, float, int)
-        if not 0 <= low <= high <= 1:
+        ScheduledMasking(values["mask_strategy"], values["clamp_t_min"], values["use_weighted_loss"])
+        low, high = values["cfg_t_min"], values["cfg_t_max"]
+        if low > high:
             raise UserError(f"cfg_t_min and cfg_t_max of {self.repository} must be 0 <= min <= max <= 1, got {low} and {high}")
-        solver = options.choose("sampling_algo", "ddpm", ("ddpm", "dpm-solver"))
-        check_sampler(solver, options.take("num_sampling_steps", "100", str, int))
-        use_checkpointing = options.take("grad_checkpointing", False, bool)
-        options.finish()
-        network = EMIGM(**arguments)
-        if use_checkpointing:
-            network.enable_gradient_checkpointing()
-        return {"model": network}
+        check_sampler(values["sampling_algo"], values["num_sampling_steps"])
 
     def convert_state(self, module: str, state: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:
         """Rename an official state dict.

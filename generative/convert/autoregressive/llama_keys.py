@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from generative.convert.arguments import NUMBER, UNUSED, WHOLE, Argument, Kind, is_whole, one_of, optional
 from generative.convert.base import UnknownKeysError
-from generative.convert.files.options import ConstructorOptions
 from generative.convert.tokenizers.vqgan_options import count_indices
 from generative.layers.swiglu import swiglu_hidden_size
 
@@ -33,36 +34,28 @@ BLOCK_KEYS = MappingProxyType(
 COMPUTED = re.compile(r"^(freqs_cis|causal_mask|\w+\.\d+\.attention\.kv_cache\.[kv]_cache)$")
 
 
-class LlamaOptions(ConstructorOptions):
-    """Arguments of either constructor."""
-
-    def take_shared(self) -> dict[str, Any]:
-        """Take what both constructors call the same; our arguments by name."""
-        self.choose("cls_token_num", 1, (1,), " (a class is one token)")
-        self.drop("max_batch_size", "max_seq_len")  # official caches are made anew for every run
-        n_head = self.options.get("n_head", 0)
-        if n_head is None:
-            raise self.refuse(
-                "n_head", None, 'a whole number, in --config, as in {"n_head": 12}', " (a checkpoint does not tell)"
-            )
-        return {
-            "num_kv_heads": self.take("n_kv_head", None, int, type(None)),
-            "mlp_multiple_of": self.take("multiple_of", MULTIPLE_OF, int),
-            "mlp_multiplier": self.take("ffn_dim_multiplier", None, float, int, type(None)),
-            "rope_base": self.take("rope_base", 10000, float, int),
-            "norm_eps": self.take("norm_eps", 1e-5, float),
-            "attention_dropout": self.take("attn_dropout_p", 0.0, float, int),
-            "mlp_dropout": self.take("ffn_dropout_p", 0.1, float, int),
-            "drop_path": self.take("drop_path_rate", 0.0, float, int),
-        }
-
-    def take_grid(self, default: Any) -> tuple[int, int]:
-        """Take ``block_size``, which must be a square."""
-        length = self.take("block_size", default, int)
-        side = round(max(length, 0) ** 0.5)
-        if side < 1 or side * side != length:
-            raise self.refuse("block_size", length, "a square number of tokens")
-        return side, side
+# What both constructors call the same.
+SHARED_ARGUMENTS = MappingProxyType(
+    {
+        "cls_token_num": Argument(None, 1, one_of((1,), " (a class is one token)")),
+        "max_batch_size": UNUSED,  # caches are made anew for every run, as is the next
+        "max_seq_len": UNUSED,
+        "n_kv_head": Argument("num_kv_heads", None, optional(WHOLE)),
+        "multiple_of": Argument("mlp_multiple_of", MULTIPLE_OF, WHOLE),
+        "ffn_dim_multiplier": Argument("mlp_multiplier", None, optional(NUMBER)),
+        "rope_base": Argument("rope_base", 10000, NUMBER),
+        "norm_eps": Argument("norm_eps", 1e-5, NUMBER),
+        "attn_dropout_p": Argument("attention_dropout", 0.0, NUMBER),
+        "ffn_dropout_p": Argument("mlp_dropout", 0.1, NUMBER),
+        "drop_path_rate": Argument("drop_path", 0.0, NUMBER),
+    }
+)
+# ``block_size``, the number of tokens, as sides of a grid.
+GRID = Kind(
+    "a square number of tokens",
+    lambda length: is_whole(length) and length > 0 and math.isqrt(length) ** 2 == length,
+    lambda length: (math.isqrt(length), math.isqrt(length)),
+)
 
 
 def convert_state(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from generative.autoregressive.next_token.transformer import ImageTransformer
-from generative.convert.autoregressive.llama_keys import LlamaOptions, convert_state, recognise_blocks
+from generative.convert.arguments import NUMBER, UNUSED, WHOLE, Argument, Constructor, one_of
+from generative.convert.autoregressive.llama_keys import GRID, SHARED_ARGUMENTS, convert_state, recognise_blocks
 from generative.convert.base import OfficialSource, split_by_module
 from generative.convert.tokenizers.llamagen_vq import CH_MULT_16, build_vq, convert_vq_state, recognise_vq
 from generative.core.errors import UserError
@@ -39,10 +41,27 @@ GUIDANCE = MappingProxyType({768: 2.0, 1024: 2.0, 1280: 1.75, 1536: 1.75, 3200: 
 SCORED_SIZE = 256
 
 
-class GPTOptions(LlamaOptions):
-    """Arguments of LlamaGen's Transformer (its ``ModelArgs``)."""
-
-    repository = "FoundationVision/LlamaGen"
+# Fields of ``ModelArgs``.
+CONSTRUCTOR = Constructor(
+    "gpt",
+    "FoundationVision/LlamaGen",
+    {
+        **SHARED_ARGUMENTS,
+        "model_type": Argument(None, "c2i", one_of(("c2i",), " (text-conditional models are not)")),
+        "caption_dim": UNUSED,  # of text-conditional models
+        "vocab_size": Argument("num_codes", 16384, WHOLE),
+        "num_classes": Argument("num_classes", 1000, WHOLE),
+        "block_size": Argument("grid_size", 256, GRID, untold='{"gpt": {"block_size": 256}} (of 256 pixels; 576 of 384)'),
+        "dim": Argument("hidden_size", 4096, WHOLE),
+        "n_layer": Argument("depth", 32, WHOLE),
+        "n_head": Argument("num_heads", 32, WHOLE, untold='{"gpt": {"n_head": N}}'),
+        "token_dropout_p": Argument("embedding_dropout", 0.1, NUMBER),
+        "resid_dropout_p": Argument("residual_dropout", 0.1, NUMBER),
+        "initializer_range": Argument("initializer_range", 0.02, NUMBER),
+        # The label dropout itself is the objective's; without it the official network has no null class.
+        "class_dropout_prob": Argument("null_class", 0.1, replace(NUMBER, convert=lambda share: share > 0)),
+    },
+)
 
 
 def build_gpt(config: Mapping[str, Any]) -> ImageTransformer:
@@ -51,30 +70,7 @@ def build_gpt(config: Mapping[str, Any]) -> ImageTransformer:
     Raises:
         UserError: If an option is unknown or has no equal here.
     """
-    options = GPTOptions("gpt", config)
-    options.choose("model_type", "c2i", ("c2i",), " (text-conditional models are not)")
-    options.drop("caption_dim")  # of text-conditional models
-    if options.options.get("block_size", True) is None:
-        reason = " (the checkpoint does not tell its resolution)"
-        raise options.refuse(
-            "block_size", None, '256 (of 256 pixels) or 576 (384), in --config, as in {"gpt": {"block_size": 256}}', reason
-        )
-    arguments = options.take_shared() | {
-        "num_codes": options.take("vocab_size", 16384, int),
-        "num_classes": options.take("num_classes", 1000, int),
-        "grid_size": options.take_grid(256),
-        "hidden_size": options.take("dim", 4096, int),
-        "depth": options.take("n_layer", 32, int),
-        "num_heads": options.take("n_head", 32, int),
-        "class_rope": "zero",
-        "embedding_dropout": options.take("token_dropout_p", 0.1, float, int),
-        "residual_dropout": options.take("resid_dropout_p", 0.1, float, int),
-        "initializer_range": options.take("initializer_range", 0.02, float),
-        # The label dropout itself is the objective's; without it the official network has no null class.
-        "null_class": options.take("class_dropout_prob", 0.1, float, int) > 0,
-    }
-    options.finish()
-    return ImageTransformer(**arguments)
+    return ImageTransformer(**CONSTRUCTOR.read(config), class_rope="zero")
 
 
 def recognise_gpt(state: Mapping[str, Tensor]) -> dict[str, Any] | None:

@@ -17,8 +17,8 @@ from generative.autoregressive.continuous.diffusion_head import NUM_TRAIN_TIMEST
 from generative.autoregressive.continuous.head_samplers import AncestralHeadSampler
 from generative.autoregressive.continuous.mar import MAR
 from generative.autoregressive.masking import TruncatedNormalMasking
+from generative.convert.arguments import ANY, FLAG, NUMBER, POSITIVE, SHARE, WHOLE, Argument, Constructor
 from generative.convert.base import OfficialSource
-from generative.convert.files.options import ConstructorOptions
 from generative.convert.keys import names_of, rename_by
 from generative.core.errors import UserError
 
@@ -124,59 +124,75 @@ def chain_timesteps(text: Any) -> int | list[int]:
     return timesteps
 
 
-class MAROptions(ConstructorOptions):
-    """Arguments of the official ``MAR``."""
-
-    repository = "LTH14/mar"
-
-    def network_arguments(self) -> dict[str, Any]:
-        """Take what builds layers, in our words.
-
-        Raises:
-            UserError: If an option is of the wrong type, or the heads are not known.
-        """
-        stride = self.take("vae_stride", 16, int)
-        image_size = self.take("img_size", 256, int)
-        if stride < 1 or image_size < stride:
-            raise UserError(f"img_size of {self.repository} must be at least vae_stride {stride}, got {image_size}")
-        arguments: dict[str, Any] = {
-            "sample_size": image_size // stride,
-            "patch_size": self.take("patch_size", 1, int),
-            "in_channels": self.take("vae_embed_dim", 16, int),
-            "num_classes": self.take("class_num", 1000, int),
-            "mlp_ratio": self.take("mlp_ratio", 4.0, float, int),
-            "buffer_size": self.take("buffer_size", 64, int),
-            "attention_dropout": self.take("attn_dropout", 0.1, float, int),
-            "residual_dropout": self.take("proj_dropout", 0.1, float, int),
-            "head_width": self.take("diffloss_w", 1024, int),
-            "head_depth": self.take("diffloss_d", 3, int),
-            "norm_eps": self.take("norm_eps", NORM_EPS, float),
-        }
-        for part in ("encoder", "decoder"):
-            arguments[f"{part}_hidden_size"] = width = self.take(f"{part}_embed_dim", 1024, int)
-            arguments[f"{part}_depth"] = self.take(f"{part}_depth", 16, int)
-            if self.options.get(f"{part}_num_heads", True) is None:
-                raise UserError(
-                    f"a width of {width} is none of the published ones ({', '.join(map(str, HEADS))}), and a checkpoint does not "
-                    f'tell the heads of it; give them as {{"{part}_num_heads": N}} in --config'
-                )
-            arguments[f"{part}_num_heads"] = self.take(f"{part}_num_heads", 16, int)
-        return arguments
-
-    def check_training(self) -> None:
-        """Take the options of the loss that both codes have, which build no layer."""
-        share = self.take("label_drop_prob", 0.1, float, int)
-        if not 0 <= share <= 1:
-            raise UserError(f"label_drop_prob of {self.repository} must be in [0, 1], got {share}")
-        copies = self.take("diffusion_batch_mul", 4, int)
-        if copies < 1:
-            raise UserError(f"diffusion_batch_mul of {self.repository} must be at least 1, got {copies}")
+# Arguments that both constructors have; those without a name of ours size the latents, train or sample.
+SHARED_ARGUMENTS = MappingProxyType(
+    {
+        "img_size": Argument(None, 256, WHOLE),
+        "vae_stride": Argument(None, 16, POSITIVE),
+        "patch_size": Argument("patch_size", 1, WHOLE),
+        "vae_embed_dim": Argument("in_channels", 16, WHOLE),
+        "class_num": Argument("num_classes", 1000, WHOLE),
+        "mlp_ratio": Argument("mlp_ratio", 4.0, NUMBER),
+        "buffer_size": Argument("buffer_size", 64, WHOLE),
+        "attn_dropout": Argument("attention_dropout", 0.1, NUMBER),
+        "proj_dropout": Argument("residual_dropout", 0.1, NUMBER),
+        "diffloss_w": Argument("head_width", 1024, WHOLE),
+        "diffloss_d": Argument("head_depth", 3, WHOLE),
+        "norm_eps": Argument("norm_eps", NORM_EPS, NUMBER),
+        "encoder_embed_dim": Argument("encoder_hidden_size", 1024, WHOLE),
+        "encoder_depth": Argument("encoder_depth", 16, WHOLE),
+        "encoder_num_heads": Argument("encoder_num_heads", 16, WHOLE, untold='{"encoder_num_heads": N}'),
+        "decoder_embed_dim": Argument("decoder_hidden_size", 1024, WHOLE),
+        "decoder_depth": Argument("decoder_depth", 16, WHOLE),
+        "decoder_num_heads": Argument("decoder_num_heads", 16, WHOLE, untold='{"decoder_num_heads": N}'),
+        "label_drop_prob": Argument(None, 0.1, SHARE),
+        "diffusion_batch_mul": Argument(None, 4, POSITIVE),
+        "num_sampling_steps": Argument(None, "100", ANY),  # see ``chain_timesteps``
+        "grad_checkpointing": Argument(None, False, FLAG),
+    }
+)
 
 
 class MaskedAutoencoderSource(OfficialSource):
     """What the sources of MAR and eMIGM share."""
 
     autoencoder_file = "kl16.ckpt"
+    constructor: Constructor
+    network: type[MAR]
+
+    def build(self, config: dict[str, Any]) -> dict[str, ModelMixin]:
+        """Build our network from official arguments.
+
+        Args:
+            config: Arguments of the official constructor (with ``norm_eps`` for its ``norm_layer``); those that only train or
+                sample are checked.
+
+        Returns:
+            The network as ``model``.
+
+        Raises:
+            UserError: If an option is unknown, of the wrong kind or out of range.
+        """
+        values = self.constructor.values(config)
+        stride, image_size = values["vae_stride"], values["img_size"]
+        if image_size < stride:
+            raise UserError(f"img_size of {self.repository} must be at least vae_stride {stride}, got {image_size}")
+        self.check(values)
+        network = self.network(sample_size=image_size // stride, **self.constructor.read(config))
+        if values["grad_checkpointing"]:
+            network.enable_gradient_checkpointing()
+        return {"model": network}
+
+    @abc.abstractmethod
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Check the arguments that train or sample.
+
+        Args:
+            values: By official name, each of its kind.
+
+        Raises:
+            UserError: If one is out of range.
+        """
 
     @abc.abstractmethod
     def is_own(self, state: Mapping[str, Tensor]) -> bool:
@@ -226,32 +242,18 @@ class MARSource(MaskedAutoencoderSource):
     """MAR as ``models/mar.py`` of LTH14/mar builds it; ``model_ema`` of ``checkpoint-last.pth`` is what its figures are from."""
 
     name = "mar"
-    repository = MAROptions.repository
+    repository = "LTH14/mar"
+    constructor = Constructor("MAR", repository, {**SHARED_ARGUMENTS, "mask_ratio_min": Argument(None, 0.7, NUMBER)})
+    network = MAR
 
-    def build(self, config: dict[str, Any]) -> dict[str, ModelMixin]:
-        """Build our MAR from official arguments.
-
-        Args:
-            config: Arguments of the official ``MAR`` (with ``norm_eps`` for its ``norm_layer``); those that only train or sample
-                are checked.
-
-        Returns:
-            ``{"model": MAR}``.
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Check ``mask_ratio_min`` and ``num_sampling_steps``.
 
         Raises:
-            UserError: If an option is unknown, of the wrong type or out of range.
+            UserError: If one is out of range.
         """
-        options = MAROptions("MAR", config)
-        arguments = options.network_arguments()
-        options.check_training()
-        TruncatedNormalMasking(options.take("mask_ratio_min", 0.7, float, int))
-        AncestralHeadSampler(chain_timesteps(options.take("num_sampling_steps", "100", str, int)))
-        use_checkpointing = options.take("grad_checkpointing", False, bool)
-        options.finish()
-        network = MAR(**arguments)
-        if use_checkpointing:
-            network.enable_gradient_checkpointing()
-        return {"model": network}
+        TruncatedNormalMasking(values["mask_ratio_min"])
+        AncestralHeadSampler(chain_timesteps(values["num_sampling_steps"]))
 
     def convert_state(self, module: str, state: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:
         """Rename an official state dict; see ``rename_keys``."""

@@ -10,9 +10,9 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from generative.autoregressive.sub_token.magvit2 import MAGVIT2Transformer
-from generative.convert.autoregressive.llama_keys import LlamaOptions, convert_state, recognise_blocks
+from generative.convert.arguments import NUMBER, REQUIRED, UNUSED, WHOLE, Argument, Constructor, Kind, is_sizes, one_of
+from generative.convert.autoregressive.llama_keys import GRID, SHARED_ARGUMENTS, convert_state, recognise_blocks
 from generative.convert.base import OfficialSource, split_by_module
-from generative.convert.files.options import REQUIRED
 from generative.convert.tokenizers.open_magvit2_tokenizer import build_tokenizer, convert_tokenizer, recognise_tokenizer
 from generative.core.errors import UserError
 
@@ -35,6 +35,7 @@ OWN_KEYS = (*OTHER_KEYS, "spatial_blocks.0.attention.wqkv.weight", "factorized_b
 # classes and the permuter have no tensors.
 LIGHTNING = MappingProxyType({"transformer.": "model", "first_stage_model.": "tokenizer"})
 BLOCK_SIZE = 256  # of all published models: 16 x 16 tokens
+NUM_SUB_TOKENS = 2
 # What the published figures were sampled with (scripts/evaluation/sample_gpu.sh), by width: guidance, temperature per sub-token.
 SAMPLING = MappingProxyType(
     {
@@ -45,43 +46,43 @@ SAMPLING = MappingProxyType(
 )
 
 
-class GPTOptions(LlamaOptions):
-    """Arguments of Open-MAGVIT2's GPT."""
-
-    repository = "Open-MAGVIT2"
+CONSTRUCTOR = Constructor(
+    "GPT",
+    "Open-MAGVIT2",
+    {
+        **SHARED_ARGUMENTS,
+        "vocab_size": Argument(None, REQUIRED, WHOLE),  # builds nothing there either, as the next three
+        "cond_dim": UNUSED,
+        "embd_pdrop": UNUSED,
+        "n_unmasked": UNUSED,
+        "token_factorization": Argument(None, False, one_of((True,), " (the official class asserts it)")),
+        "factorized_k": Argument(None, 2, one_of((2,), " (the official class embeds two sub-tokens)")),
+        "factorized_bits": Argument(
+            "sub_token_bits",
+            (9, 9),
+            Kind("two positive whole numbers", lambda bits: is_sizes(bits) and len(bits) == NUM_SUB_TOKENS, tuple),
+        ),
+        "class_num": Argument("num_classes", 1000, WHOLE),
+        "block_size": Argument("grid_size", REQUIRED, GRID),
+        "dim": Argument("hidden_size", 256, WHOLE),
+        "spatial_n_layer": Argument("depth", 12, WHOLE),
+        "factorized_n_layer": Argument("intra_depth", 2, WHOLE),
+        "n_head": Argument("num_heads", 8, WHOLE, untold='{"n_head": N}'),
+        "initalizer_range": Argument("initializer_range", 0.02, NUMBER),  # the official spelling
+        "token_drop": Argument("embedding_dropout", 0.1, NUMBER),
+        "resid_dropout_p": Argument("residual_dropout", 0.0, NUMBER),
+    },
+)
 
 
 def build_transformer(config: Mapping[str, Any]) -> MAGVIT2Transformer:
     """Build our transformer from arguments of the official ``GPT``.
 
-    ``vocab_size``, ``cond_dim``, ``embd_pdrop`` and ``n_unmasked`` build nothing there either.
-
     Raises:
         UserError: If an option is unknown or has no equal here, as those that the official class itself cannot run.
     """
-    options = GPTOptions("GPT", config)
-    options.take("vocab_size", REQUIRED, int)
-    options.drop("cond_dim", "embd_pdrop", "n_unmasked")
-    options.choose("token_factorization", False, (True,), " (the official class asserts it)")
-    options.choose("factorized_k", 2, (2,), " (the official class embeds two sub-tokens)")
-    bits = options.take("factorized_bits", [9, 9], list, tuple)
-    if len(bits) != 2 or any(isinstance(count, bool) or not isinstance(count, int) or count < 1 for count in bits):
-        raise options.refuse("factorized_bits", bits, "two positive whole numbers")
-    arguments = options.take_shared() | {
-        "num_codes": 2 ** sum(bits),
-        "num_classes": options.take("class_num", 1000, int),
-        "sub_token_bits": tuple(bits),
-        "grid_size": options.take_grid(REQUIRED),
-        "hidden_size": options.take("dim", 256, int),
-        "depth": options.take("spatial_n_layer", 12, int),
-        "intra_depth": options.take("factorized_n_layer", 2, int),
-        "num_heads": options.take("n_head", 8, int),
-        "initializer_range": options.take("initalizer_range", 0.02, float),  # the official spelling
-        "embedding_dropout": options.take("token_drop", 0.1, float, int),
-        "residual_dropout": options.take("resid_dropout_p", 0.0, float, int),
-    }
-    options.finish()
-    return MAGVIT2Transformer(**arguments)
+    arguments = CONSTRUCTOR.read(config)
+    return MAGVIT2Transformer(**arguments, num_codes=2 ** sum(arguments["sub_token_bits"]))
 
 
 def recognise_transformer(state: Mapping[str, Tensor]) -> dict[str, Any] | None:

@@ -13,8 +13,8 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from generative.autoregressive.next_scale.var import VAR
+from generative.convert.arguments import FLAG, NUMBER, SIZES, UNUSED, WHOLE, Argument, Constructor
 from generative.convert.base import OfficialSource, split_by_module
-from generative.convert.files.options import ConstructorOptions
 from generative.convert.keys import names_of, rename_by
 from generative.convert.tokenizers.var_vqvae import PATCH_NUMS_256, build_vqvae, convert_vqvae_state, recognise_vqvae
 from generative.convert.tokenizers.vqgan_options import count_indices
@@ -54,67 +54,48 @@ KEY_PATTERNS = (
 )
 
 
-class VAROptions(ConstructorOptions):
-    """Arguments of the official ``VAR``."""
-
-    repository = "FoundationVision/VAR"
-
-    def take_patch_nums(self) -> tuple[int, ...]:
-        """Take the scales, a list of positive whole numbers."""
-        value = self.take("patch_nums", PATCH_NUMS_256)
-        if value is None:
-            raise UserError('the checkpoint does not tell patch_nums of VAR; give {"var": {"patch_nums": [...]}} in --config')
-        is_list = isinstance(value, (list, tuple)) and len(value) > 0
-        if not is_list or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in value):
-            raise UserError(f"{self.owner} option patch_nums of {self.repository} must be positive whole numbers, got {value!r}")
-        return tuple(value)
-
-    def take_heads(self) -> int:
-        """Take the number of heads, which a checkpoint without normalised queries does not tell."""
-        if self.options.get("num_heads", 0) is None:
-            raise UserError('the checkpoint does not tell num_heads of VAR; give {"var": {"num_heads": N}} in --config')
-        value: int = self.take("num_heads", 16, int)
-        return value
+CONSTRUCTOR = Constructor(
+    "VAR",
+    "FoundationVision/VAR",
+    {
+        "vocab_size": Argument("num_codes", 4096, WHOLE),  # this and the next are the tokenizer's
+        "z_channels": Argument("latent_channels", 32, WHOLE),
+        "num_classes": Argument("num_classes", 1000, WHOLE),
+        "patch_nums": Argument("patch_nums", PATCH_NUMS_256, SIZES, untold='{"var": {"patch_nums": [...]}}'),
+        "embed_dim": Argument("hidden_size", 1024, WHOLE),
+        "depth": Argument("depth", 16, WHOLE),
+        "num_heads": Argument("num_heads", 16, WHOLE, untold='{"var": {"num_heads": N}}'),
+        "mlp_ratio": Argument("mlp_ratio", 4.0, NUMBER),
+        "shared_aln": Argument("shared_adaln", False, FLAG),
+        "attn_l2_norm": Argument("qk_l2_norm", False, FLAG),
+        "norm_eps": Argument("norm_eps", 1e-6, NUMBER),
+        "drop_rate": Argument("dropout", 0.0, NUMBER),
+        "attn_drop_rate": Argument("attention_dropout", 0.0, NUMBER),
+        "drop_path_rate": Argument("drop_path", 0.0, NUMBER),
+        "cond_drop_rate": Argument(None, 0.1, NUMBER),  # ``label_dropout`` of our objective
+        "vae_kwargs": UNUSED,
+        "flash_if_available": UNUSED,  # this and the next choose among kernels of the same result
+        "fused_if_available": UNUSED,
+    },
+)
 
 
 def build_transformer(config: Mapping[str, Any], vae: Mapping[str, Any] | None) -> VAR:
     """Build our VAR from the official constructor's arguments.
 
     Args:
-        config: Arguments of the official ``VAR``; ``flash_if_available`` and ``fused_if_available`` choose among kernels of the
-            same result, and ``cond_drop_rate`` is ``label_dropout`` of our objective. Without ``vae`` the tokenizer's
-            ``vocab_size`` and ``z_channels`` may be among them.
+        config: Arguments of the official ``VAR``. Without ``vae`` the tokenizer's ``vocab_size`` and ``z_channels`` may be among
+            them.
         vae: Arguments of the tokenizer, the official constructor's first argument; None for ``vae_kwargs`` of ``config``
             (``VARHF``).
 
     Raises:
         UserError: If an option is unknown or of the wrong type.
     """
-    options = VAROptions("VAR", config)
-    options.drop("flash_if_available", "fused_if_available")
-    options.take("cond_drop_rate", 0.1, float, int)
-    stated = options.take("vae_kwargs", None)
+    stated = CONSTRUCTOR.values(config)["vae_kwargs"] if vae is None else vae
     stated = stated if isinstance(stated, Mapping) else {}
-    own = {"vocab_size": options.take("vocab_size", 4096, int), "z_channels": options.take("z_channels", 32, int)}
-    vae = {**own, **stated} if vae is None else vae
-    arguments = {
-        "num_codes": vae.get("vocab_size", 4096),
-        "latent_channels": vae.get("z_channels", 32),
-        "num_classes": options.take("num_classes", 1000, int),
-        "patch_nums": options.take_patch_nums(),
-        "hidden_size": options.take("embed_dim", 1024, int),
-        "depth": options.take("depth", 16, int),
-        "num_heads": options.take_heads(),
-        "mlp_ratio": options.take("mlp_ratio", 4.0, float, int),
-        "shared_adaln": options.take("shared_aln", False, bool),
-        "qk_l2_norm": options.take("attn_l2_norm", False, bool),
-        "norm_eps": options.take("norm_eps", 1e-6, float),
-        "dropout": options.take("drop_rate", 0.0, float, int),
-        "attention_dropout": options.take("attn_drop_rate", 0.0, float, int),
-        "drop_path": options.take("drop_path_rate", 0.0, float, int),
-    }
-    options.finish()
-    return VAR(**arguments)
+    codes = {name: stated[name] for name in ("vocab_size", "z_channels") if name in stated}
+    return VAR(**CONSTRUCTOR.read({**config, **codes}))
 
 
 def check_constant(key: str, value: Tensor, network: ModelMixin) -> None:

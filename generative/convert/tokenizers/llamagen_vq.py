@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
+from generative.convert.arguments import FLAG, NUMBER, SIZES, WHOLE, Argument, Constructor
 from generative.convert.keys import names_of, rename_by
-from generative.convert.tokenizers.vqgan_options import VQGANOptions, count_indices, guess_groups
+from generative.convert.tokenizers.vqgan_options import NETWORK_ARGUMENTS, count_indices, guess_groups, spell_out
 from generative.core.errors import UserError
 from generative.tokenizers.vq import VQTokenizer
 
@@ -42,10 +44,25 @@ ATTENTION_PART = re.compile(r"^(.+\.)([qkv])\.(weight|bias)$")
 COMMITMENT_WEIGHT, ENTROPY_WEIGHT = 0.25, 0.0  # official defaults
 
 
-class VQOptions(VQGANOptions):
-    """Arguments of LlamaGen's VQModel."""
-
-    repository = "FoundationVision/LlamaGen"
+# Fields of ``ModelArgs``, what the class hard-codes, and the training script's ``image_size``.
+CONSTRUCTOR = Constructor(
+    "VQModel",
+    "FoundationVision/LlamaGen",
+    {
+        **NETWORK_ARGUMENTS,
+        "image_size": Argument("image_size", IMAGE_SIZE, WHOLE),
+        "codebook_size": Argument("num_codes", 16384, WHOLE),
+        "codebook_embed_dim": Argument("code_dim", 8, WHOLE),
+        "encoder_ch_mult": Argument("ch_mult", CH_MULT_16, SIZES),
+        "decoder_ch_mult": Argument("decoder_ch_mult", CH_MULT_16, SIZES),
+        "z_channels": Argument("z_channels", 256, WHOLE),
+        "dropout_p": Argument("dropout", 0.0, NUMBER),
+        "codebook_l2_norm": Argument("l2_norm", True, FLAG),
+        "codebook_show_usage": Argument(None, True, FLAG),  # only logs
+        "commit_loss_beta": Argument(None, COMMITMENT_WEIGHT, NUMBER),  # this and the next weigh losses, see ``official_losses``
+        "entropy_loss_ratio": Argument("entropy", ENTROPY_WEIGHT, replace(NUMBER, convert=lambda weight: weight != 0)),
+    },
+)
 
 
 def build_vq(config: Mapping[str, Any]) -> VQTokenizer:
@@ -53,28 +70,12 @@ def build_vq(config: Mapping[str, Any]) -> VQTokenizer:
 
     Args:
         config: Fields of the official ``ModelArgs``, beside them those that it hard-codes (``ch``, ``num_res_blocks``,
-            ``norm_groups``) and the training script's ``image_size``, 256 unless given. ``codebook_show_usage`` only logs;
-            ``commit_loss_beta`` and ``entropy_loss_ratio`` are weights of losses, see ``official_losses``.
+            ``norm_groups``) and the training script's ``image_size``, 256 unless given.
 
     Raises:
         UserError: If an option is unknown or its value has no equal here.
     """
-    options = VQOptions("VQModel", config)
-    options.take("codebook_show_usage", True, bool)
-    options.take("commit_loss_beta", COMMITMENT_WEIGHT, float, int)
-    network = options.take_network() | {
-        "image_size": options.take("image_size", IMAGE_SIZE, int),
-        "num_codes": options.take("codebook_size", 16384, int),
-        "code_dim": options.take("codebook_embed_dim", 8, int),
-        "ch_mult": options.take_sizes("encoder_ch_mult", CH_MULT_16),
-        "decoder_ch_mult": options.take_sizes("decoder_ch_mult", CH_MULT_16),
-        "z_channels": options.take("z_channels", 256, int),
-        "dropout": options.take("dropout_p", 0.0, float, int),
-        "l2_norm": options.take("codebook_l2_norm", True, bool),
-        "entropy": options.take("entropy_loss_ratio", ENTROPY_WEIGHT, float, int) != 0,
-    }
-    options.finish()
-    return VQTokenizer(**network)
+    return VQTokenizer(**CONSTRUCTOR.read(spell_out(config)))
 
 
 def fuse_attention(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

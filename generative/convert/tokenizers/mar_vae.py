@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from diffusers import AutoencoderKL, ModelMixin
 from torch import Tensor
 
+from generative.convert.arguments import SIZES, WHOLE, Argument, Constructor, one_of
 from generative.convert.base import OfficialSource
-from generative.convert.files.options import ConstructorOptions
 from generative.convert.keys import names_of
-from generative.core.errors import UserError
 
 if TYPE_CHECKING:
     from pipelines.reconstruction import ImageReconstructionPipeline
@@ -34,10 +33,17 @@ ATTENTION_PARTS = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", 
 OUTER_PARTS = {"conv_in": "conv_in", "norm_out": "conv_norm_out", "conv_out": "conv_out"}
 
 
-class VAEOptions(ConstructorOptions):
-    """Arguments of the official ``AutoencoderKL``, and ``ch``, which is hard-coded in it."""
-
-    repository = "LTH14/mar"
+# Arguments of ``AutoencoderKL``, and ``ch``, which is hard-coded in it.
+CONSTRUCTOR = Constructor(
+    "AutoencoderKL",
+    "LTH14/mar",
+    {
+        "embed_dim": Argument("latent_channels", 16, WHOLE),
+        "ch_mult": Argument("multipliers", (1, 1, 2, 2, 4), SIZES),
+        "ch": Argument("width", 128, WHOLE),
+        "use_variational": Argument(None, True, one_of((True,))),
+    },
+)
 
 
 def has_attention(level: int) -> bool:
@@ -74,7 +80,7 @@ class MARVAESource(OfficialSource):
     """The autoencoder of ``models/vae.py``; its latents are scaled by 0.2325."""
 
     name = "mar-vae"
-    repository = VAEOptions.repository
+    repository = CONSTRUCTOR.repository
     is_autoencoder = True
 
     def build(self, config: dict[str, Any]) -> dict[str, ModelMixin]:
@@ -89,21 +95,15 @@ class MARVAESource(OfficialSource):
         Raises:
             UserError: If an option is unknown or not supported.
         """
-        options = VAEOptions("AutoencoderKL", config)
-        channels = options.take("embed_dim", 16, int)
-        multipliers = options.take("ch_mult", (1, 1, 2, 2, 4), tuple, list)
-        width = options.take("ch", 128, int)
-        options.choose("use_variational", True, (True,))
-        options.finish()
-        if not multipliers or any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in multipliers):
-            raise UserError(f"ch_mult of {self.repository} must be positive whole numbers, got {multipliers!r}")
+        arguments = CONSTRUCTOR.read(config)
+        multipliers = arguments["multipliers"]
         levels = range(len(multipliers))
         network = AutoencoderKL(
             down_block_types=tuple("AttnDownEncoderBlock2D" if has_attention(i) else "DownEncoderBlock2D" for i in levels),
             up_block_types=tuple("UpDecoderBlock2D" for _ in levels),
-            block_out_channels=tuple(width * multiplier for multiplier in multipliers),
+            block_out_channels=tuple(arguments["width"] * multiplier for multiplier in multipliers),
             layers_per_block=BLOCKS_PER_LEVEL,
-            latent_channels=channels,
+            latent_channels=arguments["latent_channels"],
             norm_num_groups=NORM_GROUPS,
             sample_size=RESOLUTION,
             scaling_factor=SCALING_FACTOR,

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diffusers import ModelMixin
 from torch import Tensor
 
+from generative.convert.arguments import (
+    FLAG,
+    LIST,
+    NUMBER,
+    POSITIVE,
+    REQUIRED,
+    SIZES,
+    UNUSED,
+    Argument,
+    Constructor,
+    one_of,
+    optional,
+)
 from generative.convert.base import OfficialSource, UnknownKeysError, show_names, split_by_module
-from generative.convert.files.options import REQUIRED
 from generative.convert.keys import rename_by
-from generative.convert.tokenizers.vqgan_options import PUBLISHED_GROUPS, VQGANOptions, count_indices, guess_groups
+from generative.convert.tokenizers.vqgan_options import PUBLISHED_GROUPS, count_indices, guess_groups
 from generative.core.errors import UserError
 from generative.tokenizers.lfq import LFQTokenizer
 from generative.tokenizers.lookup_free_quantizer import check_factors
@@ -80,23 +93,41 @@ OWN_KEYS = (
 )
 
 
-class Options(VQGANOptions):
-    """Arguments of the official ``VQModel`` or of its ``ddconfig``."""
-
-    repository = "Open-MAGVIT2"
-
-    def take_size(self, name: str, default: Any) -> int:
-        """Take a positive whole number."""
-        value = self.take(name, default, int)
-        if value < 1:
-            raise self.refuse(name, value, "1 or more")
-        return value
-
-    def take_groups(self) -> int:
-        """Take the groups of every group norm, which are hard-coded upstream and None where a checkpoint must have others."""
-        if self.options.get("norm_groups", PUBLISHED_GROUPS) is None:
-            raise self.refuse("norm_groups", None, "a whole number, in --config", f" ({PUBLISHED_GROUPS} do not fit the width)")
-        return self.take_size("norm_groups", PUBLISHED_GROUPS)
+WEIGHT = replace(NUMBER, convert=float)
+COLOUR = one_of((3,), " (tokenizers are for colour images)")
+NETWORK = Constructor(
+    "ddconfig",
+    "Open-MAGVIT2",
+    {
+        "double_z": Argument(None, False, FLAG),  # taken and ignored by both halves of the network, as is the next
+        "resolution": Argument(None, REQUIRED, POSITIVE),  # the published tokenizer for 256 pixels says 128
+        "in_channels": Argument(None, REQUIRED, COLOUR),
+        "out_ch": Argument(None, REQUIRED, COLOUR),
+        "ch": Argument("ch", REQUIRED, POSITIVE),
+        "ch_mult": Argument("ch_mult", (1, 2, 2, 4), SIZES),
+        "num_res_blocks": Argument("num_res_blocks", REQUIRED, POSITIVE),
+        "z_channels": Argument("num_bits", REQUIRED, POSITIVE),
+    },
+)
+# Of our own are ``norm_groups``, hard-coded upstream, and ``image_size``, which upstream is the data's ``size``.
+CONSTRUCTOR = Constructor(
+    "VQModel",
+    "Open-MAGVIT2",
+    {
+        "ddconfig": Argument(None, REQUIRED),
+        "n_embed": Argument(None, REQUIRED, POSITIVE),
+        "embed_dim": Argument(None, REQUIRED, POSITIVE),
+        "token_factorization": Argument(None, False, FLAG),
+        "factorized_bits": Argument(None, None, optional(LIST)),
+        "norm_groups": Argument("norm_groups", PUBLISHED_GROUPS, POSITIVE, untold='{"norm_groups": N}'),
+        "sample_minimization_weight": Argument("sample_entropy_weight", 1.0, WEIGHT),
+        "batch_maximization_weight": Argument("codebook_entropy_weight", 1.0, WEIGHT),
+        "image_size": Argument("image_size", None, optional(POSITIVE)),
+        "use_ema": Argument(None, False, FLAG),  # ``convert_tokenizer`` takes the average where there is one
+        "colorize_nlabels": Argument(None, None, one_of((None,), " (it shows segmentation maps)")),
+        **dict.fromkeys(SCRIPT_OPTIONS, UNUSED),
+    },
+)
 
 
 def build_tokenizer(config: Mapping[str, Any]) -> LFQTokenizer:
@@ -109,45 +140,35 @@ def build_tokenizer(config: Mapping[str, Any]) -> LFQTokenizer:
     Raises:
         UserError: If an option is unknown or has no equal here.
     """
-    options = Options("VQModel", config)
-    network = Options("ddconfig", options.take("ddconfig", REQUIRED))
-    network.choose("double_z", False, (False, True))  # taken and ignored by both halves of the network, as is the next
-    network.take_size("resolution", REQUIRED)  # the published tokenizer for 256 pixels says 128
-    for name in ("in_channels", "out_ch"):
-        network.choose(name, REQUIRED, (3,), " (tokenizers are for colour images)")
-    ch_mult = network.take_sizes("ch_mult", (1, 2, 2, 4))
-    arguments = {
-        "ch": network.take_size("ch", REQUIRED),
-        "ch_mult": ch_mult,
-        "num_res_blocks": network.take_size("num_res_blocks", REQUIRED),
-        "num_bits": take_bits(options, network.take_size("z_channels", REQUIRED)),
-        "norm_groups": options.take_groups(),
-        "sample_entropy_weight": float(options.take("sample_minimization_weight", 1.0, float, int)),
-        "codebook_entropy_weight": float(options.take("batch_maximization_weight", 1.0, float, int)),
-        "image_size": options.take_size("image_size", GRID * 2 ** (len(ch_mult) - 1)),
-    }
-    network.finish()
-    options.choose("use_ema", False, (False, True))  # ``convert_tokenizer`` takes the average where there is one
-    options.choose("colorize_nlabels", None, (None,), " (it shows segmentation maps)")
-    options.drop(*SCRIPT_OPTIONS)
-    options.finish()
+    values = CONSTRUCTOR.values(config)
+    network = NETWORK.read(values["ddconfig"])
+    check_bits(values, network["num_bits"])
+    arguments = CONSTRUCTOR.read(config) | network
+    if arguments["image_size"] is None:
+        arguments["image_size"] = GRID * 2 ** (len(network["ch_mult"]) - 1)
     return LFQTokenizer(**arguments)
 
 
-def take_bits(options: Options, z_channels: int) -> int:
-    """Bits of a code, which three official options state alike; the sub-codebooks that a generator uses must add up to them."""
-    num_codes = options.take_size("n_embed", REQUIRED)
+def check_bits(values: Mapping[str, Any], z_channels: int) -> None:
+    """Check the bits of a code, which three official options state alike, and that sub-codebooks of a generator add up to them.
+
+    Args:
+        values: Arguments of ``VQModel`` by official name.
+        z_channels: Of ``ddconfig``.
+
+    Raises:
+        UserError: If they do not agree.
+    """
+    num_codes = values["n_embed"]
     num_bits = num_codes.bit_length() - 1
     if num_codes != 2**num_bits or num_bits < 1:
-        raise options.refuse("n_embed", num_codes, "a power of two", " (a code is a word of bits)")
-    for name, value in (("embed_dim", options.take_size("embed_dim", REQUIRED)), ("z_channels", z_channels)):
+        raise CONSTRUCTOR.refuse("n_embed", num_codes, "a power of two", " (a code is a word of bits)")
+    for owner, name, value in ((CONSTRUCTOR, "embed_dim", values["embed_dim"]), (NETWORK, "z_channels", z_channels)):
         if value != num_bits:
-            raise options.refuse(name, value, f"{num_bits}, the bits of n_embed={num_codes}")
-    is_factorized = options.choose("token_factorization", False, (False, True))
+            raise owner.refuse(name, value, f"{num_bits}, the bits of n_embed={num_codes}")
     # The official default is [9, 9] whatever the codebook, and read with token_factorization only.
-    factors = options.take("factorized_bits", [9, 9] if is_factorized else [num_bits], list, tuple)
-    check_factors(factors, num_bits)
-    return num_bits
+    default = [9, 9] if values["token_factorization"] else [num_bits]
+    check_factors(default if values["factorized_bits"] is None else values["factorized_bits"], num_bits)
 
 
 def convert_tokenizer(state: Mapping[str, Tensor], use_average: bool = True) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
+from generative.convert.arguments import REQUIRED, WHOLE, Argument, Constructor, one_of
 from generative.convert.base import OfficialSource, UnknownKeysError, split_by_module
-from generative.convert.files.options import REQUIRED, ConstructorOptions
 from generative.core.errors import UserError
 from generative.tokenizers.residual_quantizer import ResidualQuantizer
 
@@ -23,10 +23,17 @@ DISTANCES = ("squared euclidean", "euclidean")
 """Names of the distance; both have the same nearest code."""
 
 
-class Options(ConstructorOptions):
-    """Arguments of a residual vector quantiser."""
-
-    repository = "RVQ"
+CONSTRUCTOR = Constructor(
+    "quantiser",
+    "RVQ",
+    {
+        "depth": Argument("depth", REQUIRED, WHOLE),
+        "codebook_size": Argument("codebook_size", REQUIRED, WHOLE),
+        "dim": Argument("dim", REQUIRED, WHOLE),
+        "separate_codebook_per_depth": Argument("shared_codebook", True, one_of({True: False, False: True})),
+        "distance": Argument(None, DISTANCES[0], one_of(DISTANCES)),
+    },
+)
 
 
 class RVQSource(OfficialSource):
@@ -47,12 +54,7 @@ class RVQSource(OfficialSource):
         Raises:
             UserError: If an option is unknown or has no equal here.
         """
-        options = Options("quantiser", config)
-        sizes = {name: options.take(name, REQUIRED, int) for name in ("depth", "codebook_size", "dim")}
-        is_separate = options.choose("separate_codebook_per_depth", True, (True, False))
-        options.choose("distance", DISTANCES[0], DISTANCES)
-        options.finish()
-        return {"model": ResidualQuantizer(**sizes, shared_codebook=not is_separate)}
+        return {"model": ResidualQuantizer(**CONSTRUCTOR.read(config))}
 
     def convert_state(self, module: str, state: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:
         """Take the codebooks of each depth apart.

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from diffusers import ModelMixin
 from torch import Tensor
 
+from generative.convert.arguments import ANY, FLAG, NUMBER, SIZES, UNUSED, WHOLE, Argument, Constructor
 from generative.convert.base import OfficialSource
 from generative.convert.keys import names_of, rename_by
-from generative.convert.tokenizers.vqgan_options import VQGANOptions, count_indices, guess_groups
+from generative.convert.tokenizers.vqgan_options import NETWORK_ARGUMENTS, count_indices, guess_groups, spell_out
 from generative.tokenizers.multi_scale_vq import MultiScaleVQTokenizer
 
 if TYPE_CHECKING:
@@ -45,10 +46,29 @@ KEY_PATTERNS = (
 )
 
 
-class VQVAEOptions(VQGANOptions):
-    """Arguments of VAR's VQVAE."""
-
-    repository = "FoundationVision/VAR"
+# Arguments of ``VQVAE``, and what it hard-codes.
+CONSTRUCTOR = Constructor(
+    "VQVAE",
+    "FoundationVision/VAR",
+    {
+        **NETWORK_ARGUMENTS,
+        "vocab_size": Argument("num_codes", 4096, WHOLE),
+        "z_channels": Argument("latent_channels", 32, WHOLE),
+        "v_patch_nums": Argument("patch_nums", PATCH_NUMS_256, SIZES, untold='{"v_patch_nums": [...]}'),
+        "ch_mult": Argument("ch_mult", CH_MULT, SIZES),
+        "using_sa": Argument("using_sa", True, FLAG),
+        "using_mid_sa": Argument("using_mid_sa", True, FLAG),
+        "dropout": Argument("dropout", 0.0, NUMBER),
+        "quant_conv_ks": Argument("quant_conv_ks", 3, WHOLE),
+        "quant_resi": Argument("quant_resi", 0.5, NUMBER),
+        "share_quant_resi": Argument("share_quant_resi", 4, WHOLE),
+        "default_qresi_counts": Argument("default_qresi_counts", 0, WHOLE),
+        "using_znorm": Argument("using_znorm", False, FLAG),
+        "beta": Argument(None, 0.25, NUMBER),  # weight of the commitment loss, see ``official_loss``
+        "phi_index_of_scale": Argument(None, None, ANY),  # must be what follows from the others
+        "test_mode": UNUSED,
+    },
+)
 
 
 def build_vqvae(config: Mapping[str, Any]) -> MultiScaleVQTokenizer:
@@ -56,39 +76,17 @@ def build_vqvae(config: Mapping[str, Any]) -> MultiScaleVQTokenizer:
 
     Args:
         config: Arguments of the official ``VQVAE``, beside them those that it hard-codes (``in_channels``, ``ch_mult``,
-            ``num_res_blocks``, ``using_sa``, ``using_mid_sa``, ``norm_groups``). ``test_mode`` builds nothing; ``beta`` is the
-            weight of the commitment loss, see ``official_loss``; ``phi_index_of_scale`` must be what follows from the others.
+            ``num_res_blocks``, ``using_sa``, ``using_mid_sa``, ``norm_groups``).
 
     Raises:
         UserError: If an option is unknown or its value has no equal here.
     """
-    options = VQVAEOptions("VQVAE", config)
-    options.drop("test_mode")
-    options.take("beta", 0.25, float, int)
-    phi_index_of_scale = options.take("phi_index_of_scale", None)
-    patch_nums = options.take_sizes("v_patch_nums", PATCH_NUMS_256)
-    ch_mult = options.take_sizes("ch_mult", CH_MULT)
-    network = options.take_network()
-    network |= {
-        "image_size": patch_nums[-1] * 2 ** (len(ch_mult) - 1),
-        "num_codes": options.take("vocab_size", 4096, int),
-        "latent_channels": options.take("z_channels", 32, int),
-        "patch_nums": patch_nums,
-        "ch_mult": ch_mult,
-        "using_sa": options.take("using_sa", True, bool),
-        "using_mid_sa": options.take("using_mid_sa", True, bool),
-        "dropout": options.take("dropout", 0.0, float, int),
-        "quant_conv_ks": options.take("quant_conv_ks", 3, int),
-        "quant_resi": options.take("quant_resi", 0.5, float, int),
-        "share_quant_resi": options.take("share_quant_resi", 4, int),
-        "default_qresi_counts": options.take("default_qresi_counts", 0, int),
-        "using_znorm": options.take("using_znorm", False, bool),
-    }
-    options.finish()
-    tokenizer = MultiScaleVQTokenizer(**network)
-    phis = list(tokenizer.quantizer.phi_of_scale)
-    if phi_index_of_scale is not None and list(phi_index_of_scale) != phis:
-        raise options.refuse("phi_index_of_scale", phi_index_of_scale, f"{phis}, which follows from the other options")
+    arguments = CONSTRUCTOR.read(spell_out(config))
+    side = arguments["patch_nums"][-1]
+    tokenizer = MultiScaleVQTokenizer(**arguments, image_size=side * 2 ** (len(arguments["ch_mult"]) - 1))
+    phis, stated = list(tokenizer.quantizer.phi_of_scale), config.get("phi_index_of_scale")
+    if stated is not None and list(stated) != phis:
+        raise CONSTRUCTOR.refuse("phi_index_of_scale", stated, f"{phis}, which follows from the other options")
     return tokenizer
 
 

@@ -3,55 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from generative.convert.files.options import ConstructorOptions
-from generative.core.errors import UserError
+from generative.convert.arguments import WHOLE, Argument, one_of
 
 PUBLISHED_GROUPS = 32
 """Groups of every group norm of the published models; a checkpoint does not tell."""
 
 
-class VQGANOptions(ConstructorOptions):
-    """Arguments of a network of the line."""
+# What is hard-coded upstream and a parity file or a checkpoint may have otherwise: width, blocks, groups.
+NETWORK_ARGUMENTS = MappingProxyType(
+    {
+        "in_channels": Argument(None, 3, one_of((3,), ", images have three channels")),
+        "ch": Argument("ch", 128, WHOLE),
+        "num_res_blocks": Argument("num_res_blocks", 2, WHOLE),
+        "norm_groups": Argument("norm_groups", PUBLISHED_GROUPS, WHOLE, untold='{"norm_groups": N}'),
+    }
+)
 
-    def take_sizes(self, name: str, default: Sequence[int]) -> tuple[int, ...]:
-        """Take a list of positive whole numbers.
 
-        Raises:
-            UserError: If it is none, or None because a checkpoint does not tell it.
-        """
-        value = self.take(name, default)
-        if value is None:
-            raise UserError(
-                f'the checkpoint does not tell {name} of {self.repository}; give it in --config as {{"{name}": [...]}}'
-            )
-        is_list = isinstance(value, (list, tuple)) and len(value) > 0
-        if not is_list or any(isinstance(item, bool) or not isinstance(item, int) or item < 1 for item in value):
-            raise UserError(
-                f"{self.owner} option {name} of {self.repository} must be a list of positive whole numbers, got {value!r}"
-            )
-        return tuple(value)
-
-    def take_network(self) -> dict[str, Any]:
-        """Take what is hard-coded upstream and a parity file or a checkpoint may have otherwise: width, blocks, groups.
-
-        Raises:
-            UserError: If one is of the wrong type, or the images are not in colour.
-        """
-        if self.options.get("norm_groups", PUBLISHED_GROUPS) is None:
-            raise UserError(
-                f"the checkpoint does not tell norm_groups of {self.repository}, and the published {PUBLISHED_GROUPS} do not fit "
-                'its width; give it in --config as {"norm_groups": N}'
-            )
-        self.choose("in_channels", 3, (3,), ", images have three channels")
-        short = self.take("nrb", 2, int)  # the name that some parity files give it
-        return {
-            "ch": self.take("ch", 128, int),
-            "num_res_blocks": self.take("num_res_blocks", short, int),
-            "norm_groups": self.take("norm_groups", PUBLISHED_GROUPS, int),
-        }
+def spell_out(config: Any) -> Any:
+    """Options with ``num_res_blocks`` for ``nrb``, as some parity files call it; the full name wins."""
+    if not isinstance(config, Mapping) or "nrb" not in config:
+        return config
+    return {"num_res_blocks": config["nrb"]} | {name: value for name, value in config.items() if name != "nrb"}
 
 
 def count_indices(keys: Collection[str], prefix: str) -> int:

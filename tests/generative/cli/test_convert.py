@@ -307,7 +307,7 @@ def test_dit_and_its_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixture[s
     weights = official("dit-a")["model"]
     torch.save({"model": weights, "ema": weights, "opt": {"state": {}, "param_groups": []}}, tmp_path / "0400000.pt")
     line = failure(capsys, tmp_path / "0400000.pt", "--output", "out")[0]
-    assert 'give them as {"num_heads": N} in --config' in line
+    assert 'give {"num_heads": N} in --config' in line
     (tmp_path / "options.json").write_text('{"num_heads": 4}')
     common = [tmp_path / "0400000.pt", "--config", tmp_path / "options.json", "--output"]
     assert convert(*common, "without") == 0

@@ -147,7 +147,7 @@ def test_the_official_interval_guides_the_same_positions() -> None:
         ({"t5": {}}, "t5"),
         ({"gpt": TINY | {"model_type": "t2i"}}, "model_type='t2i'"),
         ({"gpt": TINY | {"cls_token_num": 120}}, "cls_token_num=120"),
-        ({"gpt": TINY | {"block_size": 15}}, "block_size=15"),
+        ({"gpt": TINY | {"block_size": 15}}, "block_size of FoundationVision/LlamaGen must be a square number of tokens, got 15"),
         ({"gpt": TINY | {"no_such": 1}}, "no_such"),
         ({"gpt": TINY | {"dim": 18}}, "hidden_size 18"),
         ({"gpt": TINY | {"norm_eps": "small"}}, "norm_eps"),

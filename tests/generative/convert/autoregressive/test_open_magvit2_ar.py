@@ -102,7 +102,7 @@ def test_both_networks_make_a_pipeline() -> None:
         ({"factorized_k": 3}, "factorized_k=3"),
         ({"factorized_bits": [2, 3, 4]}, "factorized_bits"),
         ({"cls_token_num": 2}, "cls_token_num=2"),
-        ({"block_size": 5}, "block_size=5"),
+        ({"block_size": 5}, "block_size of Open-MAGVIT2 must be a square number of tokens, got 5"),
         ({"n_head": None}, "n_head"),
         ({"no_such": 1}, "no_such"),
     ],

@@ -116,7 +116,7 @@ def test_options_are_read_off_and_the_groups_asked_for() -> None:
     state = tiny_state()
     found = recognise_vq(state)
     assert found is not None and found["norm_groups"] is None and found["codebook_show_usage"] is True
-    with pytest.raises(UserError, match=r'does not tell norm_groups .* give it in --config as {"norm_groups": N}'):
+    with pytest.raises(UserError, match=r'does not tell norm_groups .* give {"norm_groups": N} in --config'):
         build_vq(found)
     told = found | {"norm_groups": 2, "image_size": 8}
     assert {key: told[key] for key in TINY} == TINY
@@ -142,7 +142,7 @@ def test_tensors_that_do_not_fit_are_told() -> None:
     [
         ({"codebook": 3}, "option 'codebook' of FoundationVision/LlamaGen is unknown here"),
         ({"codebook_size": "many"}, "codebook_size of FoundationVision/LlamaGen must be a whole number, got 'many'"),
-        ({"codebook_l2_norm": 1}, "codebook_l2_norm of FoundationVision/LlamaGen must be a bool, got 1"),
+        ({"codebook_l2_norm": 1}, "codebook_l2_norm of FoundationVision/LlamaGen must be True or False, got 1"),
         ({"encoder_ch_mult": 4}, "encoder_ch_mult .* must be a list of positive whole numbers, got 4"),
         ({"decoder_ch_mult": [1, 2, 2]}, "decoder_ch_mult must have as many resolutions"),
         ({"image_size": 9}, "image_size must be a multiple of 2"),

@@ -107,5 +107,5 @@ def test_other_layouts_are_not_its_own() -> None:
         source.convert_state("model", {"encoder.mid.attn_1.zz.weight": torch.empty(0)}, network)
     with pytest.raises(UserError, match="use_variational=False of LTH14/mar is not supported"):
         source.build({"use_variational": False})
-    with pytest.raises(UserError, match="ch_mult of LTH14/mar must be positive whole numbers"):
+    with pytest.raises(UserError, match="ch_mult of LTH14/mar must be a list of positive whole numbers"):
         source.build({"ch_mult": [1, 0]})
