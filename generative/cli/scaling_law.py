@@ -162,7 +162,7 @@ def draw(points: Sequence[Point], law: PowerLaw, name: str, output: Path) -> Non
 
     from generative.core.logging import whole_file
     from generative.report.figures import PALETTE
-    from generative.report.truncation import style_axes
+    from generative.report.sweeps import style_axes
 
     figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
     axes = figure.add_subplot()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generative.cli.arguments import CommandParser
+from generative.cli.sweeps import (
+    add_sampling_flags,
+    add_scoring_flags,
+    check_at_least,
+    check_output,
+    read_sweep,
+    reference_identity,
+    score_pipeline,
+    scoring_settings,
+)
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from pipelines.gan import GANImagePipeline
 
 EPILOG = """A small threshold gives quality, a large one variety; FID sees both, the Inception Score quality above all. The output
@@ -28,8 +34,6 @@ where it stopped when it is repeated, and further thresholds can be added; with 
 
 THRESHOLDS = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1,1.2,1.4,1.6,1.8,2,none"
 METRICS = "fid,is"
-NUM_SAMPLES = 50_000
-"""Samples of published FIDs."""
 STANDING_BATCH_SIZE = 64
 
 
@@ -44,8 +48,6 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--thresholds", metavar="A,B,...,none", help=f"default {THRESHOLDS}, as far as the pipeline's batch norm has statistics"
     )
-    parser.add_argument("--num-samples", type=int, default=NUM_SAMPLES, metavar="N", help=f"at each (default {NUM_SAMPLES:,})")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples, the same at every threshold (default 0)")
     parser.add_argument(
         "--standing-statistics",
         type=int,
@@ -57,14 +59,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--standing-batch-size", type=int, metavar="N", help=f"images in each of those batches (default {STANDING_BATCH_SIZE})"
     )
-    parser.add_argument("--batch-size", type=int, default=50, metavar="N", help="images at a time (default 50)")
-    parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: CUDA where there is one)")
-    scoring = parser.add_argument_group("scoring, as in fid-score")
-    scoring.add_argument("--metrics", default=METRICS, metavar="LIST", help=f"default {METRICS}; others are drawn as well")
-    scoring.add_argument("--protocol", help="whose resize and rules (default: clean-fid's)")
-    scoring.add_argument("--extractor", default="inception-v3", metavar="NAME", help="feature network (default inception-v3)")
-    scoring.add_argument("--weights", metavar="FILE", help="its weights; default: packaged, or a verified download")
-    scoring.add_argument("--input-size", type=int, metavar="PX", help="side that images are brought to, if the network lets you")
+    add_sampling_flags(parser)
+    add_scoring_flags(parser, METRICS)
     return curve(**vars(parser.parse_args(arguments)))
 
 
@@ -84,12 +80,11 @@ def curve(
     """Score every threshold that the output does not hold yet, and write the curve after each; returns the exit code."""
     wanted = parse_thresholds(thresholds or THRESHOLDS)
     standing = check_numbers(num_samples, seed, batch_size, standing_statistics, standing_batch_size)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output '{output}' is a file; give a folder")
+    check_output(output)
     from generative.cli.sampling import move_pipeline
     from generative.core.checkpoint import fingerprint_folder
     from generative.core.runtime import build_accelerator
-    from generative.report.truncation import CURVE_FILE, format_curve, write_files
+    from generative.report.truncation import CURVE_FILE, OPTION, format_curve, write_files
     from pipelines import find_pipeline_folder
 
     source = find_pipeline_folder(folder)
@@ -102,16 +97,18 @@ def curve(
         "num_samples": num_samples,
         "seed": seed,
         "standing_statistics": list(standing) if standing[0] else None,
-        **{name: value for name, value in scoring.items() if name != "weights"},
-        "weights": None if scoring["weights"] is None else file_digest(Path(scoring["weights"])),
+        **scoring_settings(scoring),
     }
-    found = read_curve(output, settings)
+    flags = dict.fromkeys(("pipeline", "truncation_law"), "the pipeline")
+    found = read_sweep(output / CURVE_FILE, OPTION, settings, flags)
     accelerator = build_accelerator()
     move_pipeline(pipeline, device, accelerator)
     missing = [threshold for threshold in wanted if threshold not in [point["threshold"] for point in found["points"]]]
     for threshold in missing:
         options = {**scoring, "num_samples": num_samples, "seed": seed, "batch_size": batch_size, "device": device}
-        record = score_threshold(pipeline, threshold, standing, reference, output, options, accelerator)
+        name = "threshold-none" if threshold is None else f"threshold-{threshold:g}"
+        set_truncation(pipeline, threshold, standing, seed)
+        record = score_pipeline(pipeline, output / ".sampling" / name, reference, options, accelerator)
         found["points"].append({"threshold": threshold, "scores": record["scores"], "notes": record["notes"]})
         found.update(reference=str(reference), protocol=record["protocol"], protocols=record["protocols"])
         if accelerator.is_main_process:
@@ -137,15 +134,15 @@ def check_numbers(
     if standing_batch_size is not None and standing_statistics == 0:
         raise UserError("--standing-batch-size is the batch of --standing-statistics N; give both or neither")
     standing = (standing_statistics, STANDING_BATCH_SIZE if standing_batch_size is None else standing_batch_size)
-    for name, value, least in (
-        ("--num-samples", num_samples, 2),
-        ("--seed", seed, 0),
-        ("--standing-statistics", standing[0], 0),
-        ("--standing-batch-size", standing[1], 1),
-        ("--batch-size", batch_size, 1),
-    ):
-        if value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
+    check_at_least(
+        {
+            "--num-samples": (num_samples, 2),
+            "--seed": (seed, 0),
+            "--standing-statistics": (standing[0], 0),
+            "--standing-batch-size": (standing[1], 1),
+            "--batch-size": (batch_size, 1),
+        }
+    )
     return standing
 
 
@@ -205,108 +202,6 @@ def covered_thresholds(
     if covered != thresholds and not is_default:
         raise UserError(f"the pipeline's batch-norm statistics cover thresholds up to {FULL_TRUNCATION:g}; leave others out")
     return covered
-
-
-def reference_identity(path: Path) -> str:
-    """What the reference holds: images by their encoded bytes, names and labels, statistics by their bytes.
-
-    Raises:
-        UserError: If it is neither.
-    """
-    from metrics.scoring.image_sets import OpenOptions, open_image_set
-    from metrics.sources.base import fingerprint
-
-    try:
-        images = open_image_set(path, OpenOptions()).images
-        if images is None:
-            return file_digest(path)
-        return fingerprint([images.identity(), *images.contents(0, len(images), num_workers=4)])
-    except FileNotFoundError as error:
-        raise UserError(f"--reference '{path}' does not exist; give images or statistics") from error
-    except ValueError as error:
-        raise UserError(f"--reference: {error}") from error
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, 16 hexadecimal digits.
-
-    Raises:
-        UserError: If there is no such file.
-    """
-    import hashlib
-
-    if not path.is_file():
-        raise UserError(f"'{path}' does not exist or is no file; give the file of the weights")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def read_curve(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The curve that an earlier command left, or an empty one.
-
-    Raises:
-        UserError: If it was made with other settings, or the folder holds something else.
-    """
-    from generative.report.truncation import CURVE_FILE
-
-    path = output / CURVE_FILE
-    if not path.exists():
-        if output.is_dir() and any(not entry.name.startswith(".") for entry in output.iterdir()):
-            raise UserError(f"--output '{output}' is not empty and holds no curve of ours; choose another folder")
-        return {"settings": settings, "points": []}
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        before = found["settings"]
-        [(point["threshold"], point["scores"], point["notes"]) for point in found["points"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"'{path}' is damaged; move it away or choose another --output") from error
-    for name in settings:
-        if before.get(name) != settings[name]:
-            flag = {"pipeline": "the pipeline", "truncation_law": "the pipeline"}.get(name, f"--{name.replace('_', '-')}")
-            raise UserError(
-                f"--output '{output}' holds a curve of other settings: {flag} was {before.get(name)}, now {settings[name]}; "
-                "choose another folder"
-            )
-    return found
-
-
-def score_threshold(
-    pipeline: GANImagePipeline,
-    threshold: float | None,
-    standing: tuple[int, int],
-    reference: Path,
-    output: Path,
-    options: dict[str, Any],
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    """Score samples at one threshold; every process gets the record of ``metrics.score``.
-
-    The pipeline is saved with the threshold as its default, and scored as any other: what fid-score does of caching, sharing over
-    processes and naming of protocols holds here too.
-    """
-    from metrics import score
-
-    name = "threshold-none" if threshold is None else f"threshold-{threshold:g}"
-    place = output / ".sampling" / name
-    set_truncation(pipeline, threshold, standing, int(options["seed"]))
-    if accelerator.is_main_process:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        pipeline.save_pretrained(place)
-    accelerator.wait_for_everyone()
-    try:
-        weights = options.pop("weights")
-        record = score(place, reference, quiet=False, weights=[] if weights is None else [weights], **options)
-    except UserError:
-        raise
-    except (ValueError, FileNotFoundError) as error:
-        # The metrics package stands alone and has no error of its own for wrong input.
-        raise UserError(str(error)) from error
-    finally:
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            shutil.rmtree(output / ".sampling", ignore_errors=True)
-    return record
 
 
 def set_truncation(pipeline: GANImagePipeline, threshold: float | None, standing: tuple[int, int], seed: int) -> None:

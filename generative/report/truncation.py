@@ -2,74 +2,41 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from generative.core.logging import whole_file, write_json
 from generative.report.figures import MARKERS, PALETTE
+from generative.report.sweeps import (
+    DISTANCES,
+    DOTS_PER_INCH,
+    NOTE_DENSITY,
+    SCORES,
+    TITLE_DENSITY,
+    SweepPoint,
+    circle,
+    draw_score,
+    drawn_names,
+    format_table,
+    read_points,
+    style_axes,
+    title_of,
+    write_table,
+)
 from metrics.terminal import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVE_FILE = "curve.json"
-NO_TRUNCATION = "none"
+OPTION = "threshold"
 # Width and height in inches: the panel of distance against score, and that of one score against the threshold.
 LARGE_PANEL = (5.2, 4.6)
 SMALL_PANEL = (4.2, 2.3)
-DOTS_PER_INCH = 160
 # Names of points that lie closer together than this, across and up, would overlap; in points (1/72 inch).
 MIN_LABEL_DISTANCE = (26.0, 11.0)
-# Characters to an inch of heading and of small print.
-TITLE_DENSITY = 10
-NOTE_DENSITY = 19
-# Where "none" stands on the axis of thresholds, beyond the largest of them, as a share of it.
-NONE_OFFSET = 0.12
-# Name of a score -> its title; {network} is the feature network, for scores that are not what they look like on another one.
-TITLES = {
-    "fid": "FID",
-    "fd_dinov2": "FD-DINOv2",
-    "clip_fid": "CLIP-FID",
-    "frechet_distance": "Fréchet distance on {network} (not FID)",
-    "inception_score_mean": "Inception Score",
-    "classifier_score_mean": "classifier score on {network} (not IS)",
-}
-# The two sides of the trade: distance, which sees quality and variety, and score, which sees quality; the first of each is drawn.
-DISTANCES = ("fid", "fd_dinov2", "clip_fid", "frechet_distance")
-SCORES = ("inception_score_mean", "classifier_score_mean")
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """What sampling with one truncation scores.
-
-    Attributes:
-        threshold: Truncation; None for none.
-        scores: Value by name, as ``metrics`` names them.
-    """
-
-    threshold: float | None
-    scores: dict[str, float]
-
-    @property
-    def name(self) -> str:
-        """The threshold as text."""
-        return NO_TRUNCATION if self.threshold is None else f"{self.threshold:g}"
-
-
-def read_points(content: dict[str, Any]) -> list[CurvePoint]:
-    """Points of a curve.json, from the strongest truncation to none."""
-    points = [CurvePoint(point["threshold"], point["scores"]) for point in content["points"]]
-    return sorted(points, key=lambda point: float("inf") if point.threshold is None else point.threshold)
-
-
-def score_names(points: Sequence[CurvePoint]) -> list[str]:
-    """Names of all scores, in the order in which they were computed."""
-    return list(dict.fromkeys(name for point in points for name in point.scores))
 
 
 def write_files(content: dict[str, Any], output: Path) -> None:
@@ -82,15 +49,8 @@ def write_files(content: dict[str, Any], output: Path) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / CURVE_FILE, content)
-    settings, points = content["settings"], read_points(content)
-    names = score_names(points)
-    with (
-        whole_file(output / "curve.csv") as partial,
-        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["threshold", "num_samples", *names])
-        writer.writerows([point.name, settings["num_samples"], *(point.scores.get(name) for name in names)] for point in points)
+    settings, points = content["settings"], read_points(content, OPTION)
+    write_table(points, OPTION, settings["num_samples"], output / "curve.csv")
     title = f"Truncation against variety, {settings['num_samples']:,} samples at each threshold"
     write_curve(points, output / "curve.png", settings["extractor"], title, describe(content))
 
@@ -112,24 +72,13 @@ def describe(content: dict[str, Any]) -> str:
 
 def format_curve(content: dict[str, Any]) -> str:
     """The table, strongest truncation first, below what is to be known of it."""
-    points = read_points(content)
-    names = score_names(points)
-    widths = [max(len(name), 12) for name in names]
     lines = [describe(content)]
     lines += [f"note: {note}" for note in dict.fromkeys(note for point in content["points"] for note in point["notes"])]
-    lines.append("threshold" + "".join(f"  {name:>{width}}" for name, width in zip(names, widths, strict=True)))
-    for point in points:
-        cells = (f"{point.scores[name]:.4f}" if name in point.scores else "" for name in names)
-        lines.append(f"{point.name:>9}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+    lines += format_table(read_points(content, OPTION), OPTION)
     return "\n".join(lines) + "\n"
 
 
-def title_of(name: str, network: str) -> str:
-    """A score's name for people."""
-    return TITLES.get(name, name.replace("_", " ")).format(network=network)
-
-
-def write_curve(points: Sequence[CurvePoint], path: Path, network: str, title: str, note: str) -> None:
+def write_curve(points: Sequence[SweepPoint], path: Path, network: str, title: str, note: str) -> None:
     """Draw the curve as PNG, whole or not at all.
 
     The large panel is that of arXiv 1809.11096 (appendix): distance against score, a point for each truncation, the least
@@ -145,8 +94,7 @@ def write_curve(points: Sequence[CurvePoint], path: Path, network: str, title: s
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # The deviations that come with some scores are no scores.
-    names = [name for name in score_names(points) if not name.endswith(("_std", "_stderr"))]
+    names = drawn_names(points)
     distance = next((name for name in DISTANCES if name in names), None)
     score = next((name for name in SCORES if name in names), None)
     has_trade = distance is not None and score is not None
@@ -175,29 +123,13 @@ def write_curve(points: Sequence[CurvePoint], path: Path, network: str, title: s
         canvas.print_figure(partial, format="png", dpi=DOTS_PER_INCH)
 
 
-def draw_score(axes: Axes, points: Sequence[CurvePoint], name: str, color: str, marker: str) -> None:
-    """One score against the threshold; no truncation stands at the right end under its name."""
-    thresholds = [point.threshold for point in points if point.threshold is not None]
-    largest = max(thresholds, default=1.0)
-    end = largest * (1 + NONE_OFFSET)
-    shown = [(end if p.threshold is None else p.threshold, p.scores[name]) for p in points if name in p.scores]
-    axes.plot(*zip(*shown, strict=True), color=color, marker=marker, markersize=3.5, linewidth=1.6)
-    style_axes(axes)
-    axes.set_xlim(0, end * 1.04)
-    if any(point.threshold is None for point in points):
-        ticks = [tick for tick in axes.get_xticks() if 0 <= tick <= end - 0.8 * NONE_OFFSET * largest]
-        axes.set_xticks([*ticks, end], [*(f"{tick:g}" for tick in ticks), NO_TRUNCATION])
-
-
-def draw_trade(axes: Axes, points: Sequence[CurvePoint], distance: str, score: str) -> None:
+def draw_trade(axes: Axes, points: Sequence[SweepPoint], distance: str, score: str) -> None:
     """Distance against score along the thresholds."""
     shown = [point for point in points if {distance, score} <= set(point.scores)]
     x, y = [point.scores[score] for point in shown], [point.scores[distance] for point in shown]
     axes.plot(x, y, color=PALETTE[0], marker="o", markersize=4.5, linewidth=1.6)
     best = min(shown, key=lambda point: point.scores[distance])
-    axes.plot(
-        best.scores[score], best.scores[distance], "o", color=PALETTE[1], markersize=8, fillstyle="none", markeredgewidth=1.8
-    )
+    circle(axes, best.scores[score], best.scores[distance], PALETTE[1])
     style_axes(axes)
     axes.margins(0.1)
     axes.set_title(f"threshold at each point; circled: least distance (threshold {best.name})", fontsize=9)
@@ -216,12 +148,3 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
             halo = [withStroke(linewidth=2.5, foreground="white")]
             axes.annotate(name, (x, y), (7, -11), textcoords="offset points", fontsize=8.5, color="#3c4043", path_effects=halo)
             placed.append((across, up))
-
-
-def style_axes(axes: Axes) -> None:
-    """The look of the page's curves: no frame above and right, a pale grid behind."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#9aa0a6")
-    axes.grid(True, color="#e8eaed", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors="#3c4043", length=3, labelsize=8.5)
