@@ -1,4 +1,4 @@
-"""Official checkpoints in: one file per source, a key map and a config map each."""
+"""Official checkpoints in: one file per source, with a table of keys and one of arguments."""
 
 from __future__ import annotations
 

@@ -87,6 +87,14 @@ def one_of(choices: Mapping[Any, Any] | tuple[Any, ...], reason: str = "") -> Ch
     return Choices(wanted, lambda value: len(find(value)) > 0, lambda value: find(value)[0], reason)
 
 
+def at_least(least: int) -> Kind:
+    """Whole numbers from one on."""
+    return Kind(f"a whole number of at least {least}", lambda value: is_whole(value) and value >= least)
+
+
+OFF = one_of((False,))
+
+
 @dataclass(frozen=True)
 class Argument:
     """One argument of an official constructor.
@@ -120,6 +128,10 @@ class Constructor:
     def __init__(self, owner: str, repository: str, arguments: Mapping[str, Argument]) -> None:
         self.owner, self.repository = owner, repository
         self.arguments = MappingProxyType(dict(arguments))
+
+    def named(self, owner: str) -> Constructor:
+        """The same for another name in messages, as that of one of several networks."""
+        return Constructor(owner, self.repository, self.arguments)
 
     def values(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Values of all arguments by official name, checked and converted, official defaults where none is given.

@@ -10,8 +10,14 @@ from typing import Any
 from diffusers import ModelMixin
 from torch import Tensor
 
+from generative.convert.arguments import FLAG, WHOLE, Argument, one_of
 from generative.convert.gan.biggan_keys import MODULE_NAMES, KeyMap, Names
-from generative.convert.gan.biggan_options import OfficialOptions, discriminator_arguments, generator_arguments
+from generative.convert.gan.biggan_options import (
+    discriminator_arguments,
+    discriminator_constructor,
+    generator_arguments,
+    generator_constructor,
+)
 from generative.convert.gan.biggan_pytorch import SAGANSource
 from generative.convert.gan.biggan_recognition import count_singular_values, norm_options, split_prefixes
 from generative.core.errors import UserError
@@ -44,18 +50,6 @@ DEEP_MODULE_NAMES: Mapping[str, Names] = {
     ],
 }
 our_key = KeyMap(DEEP_MODULE_NAMES).our_key
-
-
-def take_resolution(options: OfficialOptions) -> int:
-    """Check the resolution and leave it among the options.
-
-    Raises:
-        UserError: If BigGANdeep.py has no layout for it.
-    """
-    resolution = options.take("resolution", 128, int)
-    check_resolution(resolution, dict.fromkeys(RESOLUTIONS))
-    options.options["resolution"] = resolution
-    return resolution
 
 
 def stage_numbers(state: Mapping[str, Tensor], pattern: str) -> list[int]:
@@ -139,35 +133,44 @@ class BigGANDeepSource(SAGANSource):
 
     name = "biggan-deep"
     keys = KeyMap(DEEP_MODULE_NAMES)
+    generator = generator_constructor(
+        {
+            # Its first linear layer takes embedding and noise, which reach it with these two options alone.
+            "hier": Argument(None, False, one_of((True,))),
+            "G_shared": Argument(None, True, one_of((True,))),
+            "G_depth": Argument("depth", OFFICIAL_DEPTH, WHOLE),
+        }
+    )
+    discriminator = discriminator_constructor(
+        {
+            "D_depth": Argument("depth", OFFICIAL_DEPTH, WHOLE),
+            "D_wide": Argument(None, True, FLAG),  # taken by the official blocks, and not looked at
+        }
+    )
 
-    def build_generator(self, options: OfficialOptions) -> ModelMixin:
+    def build_generator(self, config: Mapping[str, Any]) -> ModelMixin:
         """Build our generator from the official ``Generator``'s arguments.
 
         Raises:
             UserError: If an option is unknown, or is one with which the official generator cannot run.
         """
-        # Its first linear layer takes embedding and noise, which reach it with these two options alone.
-        options.choose("hier", False, {True: None})
-        options.options["G_shared"] = options.choose("G_shared", True, {True: True})
-        depth, resolution = options.take("G_depth", OFFICIAL_DEPTH, int), take_resolution(options)
+        values = self.generator.values(config)
+        depth, resolution = values["G_depth"], values["resolution"]
+        check_resolution(resolution, dict.fromkeys(RESOLUTIONS))
         if depth != OFFICIAL_DEPTH and resolution != ANY_DEPTH_RESOLUTION:
             raise UserError(
                 f"generator option G_depth={depth} of BigGAN-PyTorch runs at resolution {ANY_DEPTH_RESOLUTION} only, "
                 f"got {resolution}; use {OFFICIAL_DEPTH}"
             )
-        return BigGANDeepGenerator(depth=depth, **generator_arguments(options))
+        return BigGANDeepGenerator(**generator_arguments(self.generator, config))
 
-    def build_discriminator(self, options: OfficialOptions) -> ModelMixin:
+    def build_discriminator(self, config: Mapping[str, Any]) -> ModelMixin:
         """Build our discriminator from the official ``Discriminator``'s arguments.
 
         Raises:
             UserError: If an option is unknown or unsupported.
         """
-        depth = options.take("D_depth", OFFICIAL_DEPTH, int)
-        take_resolution(options)
-        arguments = discriminator_arguments(options)
-        del arguments["wide"]  # taken by the official blocks, and not looked at
-        return BigGANDeepDiscriminator(depth=depth, **arguments)
+        return BigGANDeepDiscriminator(**discriminator_arguments(self.discriminator, config))
 
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         """Read the official options off a checkpoint's names and shapes.

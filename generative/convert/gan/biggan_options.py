@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from generative.convert.files.options import ConstructorOptions
+from generative.convert.arguments import ANY, FLAG, NUMBER, OFF, UNUSED, WHOLE, Argument, Constructor, one_of
 from generative.convert.gan.biggan_recognition import DISCRIMINATOR_RESOLUTIONS, GENERATOR_RESOLUTIONS
 from generative.core.errors import UserError
 from generative.gan.residual import check_resolution, discriminator_stages, generator_stages
@@ -20,17 +21,58 @@ INIT_NAMES = {"xavier": "xavier", "glorot": "xavier", "ortho": "orthogonal", "N0
 NORM_STYLES = {"bn": "batch", "in": "instance", "nonorm": "none"}
 
 
-class OfficialOptions(ConstructorOptions):
-    """Arguments of one constructor of the official code."""
+REPOSITORY = "BigGAN-PyTorch"
 
-    repository = "BigGAN-PyTorch"
 
-    def drop_training_options(self, prefix: str) -> None:
-        """Consume the options that build no layer; half precision must be off."""
-        self.drop(*(f"{prefix}_{option}" for option in TRAINING_OPTIONS), *SHARED_TRAINING_OPTIONS)
-        for option in HALF_PRECISION_OPTIONS:
-            self.choose(f"{prefix}_{option}", False, {False: None})
-        self.drop(f"{prefix}_kernel_size")  # the official code stores it and builds 3x3 convolutions all the same
+def shared_arguments(prefix: str) -> dict[str, Argument]:
+    """Arguments that both networks have: training, spectral norm and initialisation.
+
+    Args:
+        prefix: ``G`` or ``D``, which begins the names of most.
+    """
+    return {
+        **dict.fromkeys((*(f"{prefix}_{option}" for option in TRAINING_OPTIONS), *SHARED_TRAINING_OPTIONS), UNUSED),
+        **dict.fromkeys((f"{prefix}_{option}" for option in HALF_PRECISION_OPTIONS), Argument(None, False, OFF)),
+        f"{prefix}_kernel_size": UNUSED,  # the official code stores it and builds 3x3 convolutions all the same
+        f"{prefix}_activation": Argument(None, "relu", one_of(RELU_NAMES)),
+        f"{prefix}_ch": Argument("channels", 64, WHOLE),
+        f"{prefix}_attn": Argument("attention_resolutions", "64", ANY),  # see ``attention_from_string``
+        f"{prefix}_init": Argument("weight_init", "ortho", one_of(INIT_NAMES)),
+        f"num_{prefix}_SVs": Argument("num_singular_values", 1, WHOLE),
+        f"num_{prefix}_SV_itrs": Argument("num_power_iterations", 1, WHOLE),
+        "SN_eps": Argument("spectral_norm_eps", 1e-12, NUMBER),
+        "resolution": Argument("resolution", 128, WHOLE),
+        "n_classes": Argument("num_classes", 1000, WHOLE),
+    }
+
+
+def generator_constructor(own: Mapping[str, Argument]) -> Constructor:
+    """The official ``Generator`` of either file, with what one of them has otherwise."""
+    arguments = {
+        **shared_arguments("G"),
+        # Outside multi-GPU training, eval mode included, the official code adds the gain in this mode where it should multiply.
+        "cross_replica": Argument(None, False, OFF),
+        "dim_z": Argument("z_dim", 128, WHOLE),
+        "G_shared": Argument(None, True, FLAG),
+        "shared_dim": Argument(None, 0, WHOLE),
+        "mybn": Argument(None, False, FLAG),
+        "norm_style": Argument("norm", "bn", one_of(NORM_STYLES)),
+        "bottom_width": Argument("bottom_width", 4, WHOLE),
+        "BN_eps": Argument("batch_norm_eps", 1e-5, NUMBER),
+        "G_param": Argument("spectral_norm", "SN", one_of({"SN": True, "None": False, None: False})),
+    }
+    return Constructor("generator", REPOSITORY, {**arguments, **own})
+
+
+def discriminator_constructor(own: Mapping[str, Argument]) -> Constructor:
+    """The official ``Discriminator`` of either file, with what one of them has otherwise."""
+    arguments = {
+        **shared_arguments("D"),
+        "D_param": Argument(None, "SN", one_of(("SN",))),
+        "D_wide": Argument("wide", True, FLAG),
+        "output_dim": Argument("output_dim", 1, WHOLE),
+    }
+    return Constructor("discriminator", REPOSITORY, {**arguments, **own})
 
 
 def attention_from_string(text: str, stages: list[int]) -> tuple[int, ...]:
@@ -44,76 +86,42 @@ def attention_from_string(text: str, stages: list[int]) -> tuple[int, ...]:
     return tuple(size for size in dict.fromkeys(map(int, str(text).split("_"))) if size in stages)
 
 
-def spectral_options(options: OfficialOptions, prefix: str) -> dict[str, Any]:
-    """Translate what both networks say of spectral norm and initialisation."""
-    return {
-        "spectral_norm_eps": options.take("SN_eps", 1e-12),
-        "num_singular_values": options.take(f"num_{prefix}_SVs", 1, int),
-        "num_power_iterations": options.take(f"num_{prefix}_SV_itrs", 1, int),
-        "weight_init": options.choose(f"{prefix}_init", "ortho", INIT_NAMES),
-    }
+def generator_arguments(constructor: Constructor, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Our generator's arguments.
 
-
-def generator_arguments(options: OfficialOptions) -> dict[str, Any]:
-    """Translate the arguments of the official ``Generator``, ``hier`` left out.
+    Args:
+        constructor: From ``generator_constructor``.
+        config: Official arguments by name.
 
     Raises:
         UserError: If an option is unknown or has no equal here.
     """
-    options.drop_training_options("G")
-    # Outside multi-GPU training, eval mode included, the official code adds the gain in this mode where it should multiply.
-    options.choose("cross_replica", False, {False: None})
-    options.choose("G_activation", "relu", dict.fromkeys(RELU_NAMES))
-    resolution = options.take("resolution", 128, int)
+    values, arguments = constructor.values(config), constructor.read(config)
+    resolution, z_dim, shared_dim = values["resolution"], values["dim_z"], values["shared_dim"]
     check_resolution(resolution, dict.fromkeys(GENERATOR_RESOLUTIONS))
-    z_dim = options.take("dim_z", 128, int)
-    is_shared = options.choose("G_shared", True, {True: True, False: False})
-    shared_dim = options.take("shared_dim", 0, int)
-    has_own_norm = options.choose("mybn", False, {False: False, True: True})
-    norm = options.choose("norm_style", "bn", NORM_STYLES)
-    arguments = {
-        "resolution": resolution,
-        "channels": options.take("G_ch", 64, int),
-        "z_dim": z_dim,
-        "num_classes": options.take("n_classes", 1000, int),
-        "attention_resolutions": attention_from_string(options.take("G_attn", "64"), generator_stages(resolution)),
-        "bottom_width": options.take("bottom_width", 4, int),
-        "shared_embedding_dim": (shared_dim if shared_dim > 0 else z_dim) if is_shared else None,
-        "norm": "batch" if has_own_norm else norm,  # the official code looks at mybn first
-        "moving_variance": "biased" if has_own_norm else "unbiased",
-        "batch_norm_eps": options.take("BN_eps", 1e-5),
-        "spectral_norm": options.choose("G_param", "SN", {"SN": True, "None": False, None: False}),
-        **spectral_options(options, "G"),
-    }
-    options.finish()
+    arguments["attention_resolutions"] = attention_from_string(values["G_attn"], generator_stages(resolution))
+    arguments["shared_embedding_dim"] = (shared_dim if shared_dim > 0 else z_dim) if values["G_shared"] else None
+    arguments["moving_variance"] = "biased" if values["mybn"] else "unbiased"
+    if values["mybn"]:
+        arguments["norm"] = "batch"  # the official code looks at mybn first
     return arguments
 
 
-def discriminator_arguments(options: OfficialOptions) -> dict[str, Any]:
-    """Translate the arguments of the official ``Discriminator``.
+def discriminator_arguments(constructor: Constructor, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Our discriminator's arguments.
+
+    Args:
+        constructor: From ``discriminator_constructor``.
+        config: Official arguments by name.
 
     Raises:
         UserError: If an option is unknown or has no equal here.
     """
-    options.drop_training_options("D")
-    options.choose("D_activation", "relu", dict.fromkeys(RELU_NAMES))
-    options.choose("D_param", "SN", {"SN": None})
-    resolution = options.take("resolution", 128, int)
+    arguments = constructor.read(config)
+    resolution, attention = arguments["resolution"], arguments["attention_resolutions"]
     check_resolution(resolution, dict.fromkeys(DISCRIMINATOR_RESOLUTIONS))
-    attention = options.take("D_attn", "64")
-    attended: tuple[int, ...]
     if resolution == 32:  # the official table calls the output of every block 16 x 16, though all but the first put out 8 x 8
-        attended = (16, 8) if attention_from_string(attention, [16]) else ()
+        arguments["attention_resolutions"] = (16, 8) if attention_from_string(attention, [16]) else ()
     else:
-        attended = attention_from_string(attention, discriminator_stages(resolution))
-    arguments = {
-        "resolution": resolution,
-        "channels": options.take("D_ch", 64, int),
-        "num_classes": options.take("n_classes", 1000, int),
-        "attention_resolutions": attended,
-        "wide": options.choose("D_wide", True, {True: True, False: False}),
-        "output_dim": options.take("output_dim", 1, int),
-        **spectral_options(options, "D"),
-    }
-    options.finish()
+        arguments["attention_resolutions"] = attention_from_string(attention, discriminator_stages(resolution))
     return arguments

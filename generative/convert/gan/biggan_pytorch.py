@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 from diffusers import ModelMixin
 from torch import Tensor
 
+from generative.convert.arguments import FLAG, OFF, Argument
 from generative.convert.base import OfficialSource
 from generative.convert.gan.biggan_keys import MODULE_NAMES, KeyMap
-from generative.convert.gan.biggan_options import OfficialOptions, discriminator_arguments, generator_arguments
+from generative.convert.gan.biggan_options import (
+    discriminator_arguments,
+    discriminator_constructor,
+    generator_arguments,
+    generator_constructor,
+)
 from generative.convert.gan.biggan_recognition import recognise_networks
 from generative.core.errors import UserError
 from generative.gan.biggan import BigGANDiscriminator, BigGANGenerator
@@ -28,6 +34,8 @@ class SAGANSource(OfficialSource):
     name = "sagan"
     repository = "ajbrock/BigGAN-PyTorch"
     keys = KeyMap(MODULE_NAMES)
+    generator = generator_constructor({"hier": Argument(None, False, OFF)})  # hierarchical noise is BigGAN's
+    discriminator = discriminator_constructor({})
     launch_eps = 1e-8
     """SN_eps of its launch script."""
     launch_init = "xavier"
@@ -49,16 +57,15 @@ class SAGANSource(OfficialSource):
         unknown = [module for module in config if module not in builders]
         if unknown or not config:
             raise UserError(f"{self.name} has the modules generator and discriminator, got {unknown or 'none'}")
-        return {module: builders[module](OfficialOptions(module, options)) for module, options in config.items()}
+        return {module: builders[module](options) for module, options in config.items()}
 
-    def build_generator(self, options: OfficialOptions) -> ModelMixin:
-        """Build our generator; hierarchical noise is BigGAN's."""
-        options.choose("hier", False, {False: None})
-        return SAGANGenerator(**generator_arguments(options))
+    def build_generator(self, config: Mapping[str, Any]) -> ModelMixin:
+        """Build our generator."""
+        return SAGANGenerator(**generator_arguments(self.generator, config))
 
-    def build_discriminator(self, options: OfficialOptions) -> ModelMixin:
+    def build_discriminator(self, config: Mapping[str, Any]) -> ModelMixin:
         """Build our discriminator."""
-        return SAGANDiscriminator(**discriminator_arguments(options))
+        return SAGANDiscriminator(**discriminator_arguments(self.discriminator, config))
 
     def convert_state(self, module: str, state: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:
         """Rename an official state dict's tensors.
@@ -122,19 +129,20 @@ class BigGANSource(SAGANSource):
     """BigGAN as ``BigGAN.py`` of BigGAN-PyTorch builds it, generator and discriminator."""
 
     name = "biggan"
+    generator = generator_constructor({"hier": Argument("hierarchical", False, FLAG)})
     launch_eps = 1e-6
     launch_init = "ortho"
 
-    def build_generator(self, options: OfficialOptions) -> ModelMixin:
+    def build_generator(self, config: Mapping[str, Any]) -> ModelMixin:
         """Build our generator; the official code cannot run hierarchical noise without a shared embedding."""
-        is_hierarchical = options.choose("hier", False, {False: False, True: True})
-        if is_hierarchical and not options.options.get("G_shared", True):
+        values = self.generator.values(config)
+        if values["hier"] and not values["G_shared"]:
             raise UserError("generator option hier=True of BigGAN-PyTorch needs G_shared=True, got G_shared=False")
-        return BigGANGenerator(hierarchical=is_hierarchical, **generator_arguments(options))
+        return BigGANGenerator(**generator_arguments(self.generator, config))
 
-    def build_discriminator(self, options: OfficialOptions) -> ModelMixin:
+    def build_discriminator(self, config: Mapping[str, Any]) -> ModelMixin:
         """Build our discriminator."""
-        return BigGANDiscriminator(**discriminator_arguments(options))
+        return BigGANDiscriminator(**discriminator_arguments(self.discriminator, config))
 
     def is_ours(self, generator: Mapping[str, Any]) -> bool:
         """Whether a generator of these official options goes by this name: a shared embedding is BigGAN's."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.base import OfficialSource, show_names
+from generative.convert.arguments import ANY, POSITIVE, WHOLE, Argument, Constructor, Kind, at_least
+from generative.convert.base import OfficialSource
 from generative.convert.gan.pretrained_biggan_hub import (
     PUBLISHED_ATTENTION_POSITION,
     Shapes,
@@ -32,27 +32,32 @@ from generative.gan.biggan_deep import BigGANDeepGenerator, BlockWidths
 if TYPE_CHECKING:
     from pipelines.gan import GANImagePipeline
 
+RGB = 3  # the last convolution puts out channel_width channels, the first three of which are the image
 # The official configuration of 128 pixels, its constructor's defaults.
-DEFAULTS: MappingProxyType[str, Any] = MappingProxyType(
+DEFAULT_LAYERS = (
+    *((False, 16, 16), (True, 16, 16), (False, 16, 16), (True, 16, 8), (False, 8, 8), (True, 8, 4)),
+    *((False, 4, 4), (True, 4, 2), (False, 2, 2), (True, 2, 1)),
+)
+CONSTRUCTOR = Constructor(
+    "generator",
+    "pretrained-biggan",
     {
-        "output_dim": 128,
-        "z_dim": 128,
-        "class_embed_dim": 128,
-        "channel_width": 128,
-        "num_classes": 1000,
-        "layers": (
-            *((False, 16, 16), (True, 16, 16), (False, 16, 16), (True, 16, 8), (False, 8, 8), (True, 8, 4)),
-            *((False, 4, 4), (True, 4, 2), (False, 2, 2), (True, 2, 1)),
-        ),
-        "attention_layer_position": PUBLISHED_ATTENTION_POSITION,
-        "eps": 1e-4,
-        "n_stats": 51,
-    }
+        "output_dim": Argument(
+            None, 128
+        ),  # this and the next are not read, as in the official code: ``layers`` and ``z_dim`` decide
+        "class_embed_dim": Argument(None, 128),
+        "z_dim": Argument("z_dim", 128, POSITIVE),
+        "channel_width": Argument("channels", 128, at_least(RGB)),
+        "num_classes": Argument("num_classes", 1000, WHOLE),
+        "layers": Argument(None, DEFAULT_LAYERS, ANY),  # see ``read_layers``
+        "attention_layer_position": Argument(None, PUBLISHED_ATTENTION_POSITION, WHOLE),
+        "eps": Argument("batch_norm_eps", 1e-4, Kind("a positive number", lambda value: isinstance(value, float) and value > 0)),
+        "n_stats": Argument("num_statistics", 51, at_least(2)),
+    },
 )
 # Of the official first linear layer and of its last norm, whatever ``layers`` says.
 FIRST_WIDTH, BOTTOM_WIDTH, LAST_WIDTH = 16, 4, 1
 LAYER_FIELDS = 3  # upsample, width in, width out
-RGB = 3  # the last convolution puts out channel_width channels, the first three of which are the image
 
 # Hugging Face submodule -> ours; ``layers`` are numbered with the attention among them.
 MODULE_NAMES = (
@@ -170,8 +175,7 @@ class PretrainedBigGANSource(OfficialSource):
         """Build our generator from the official configuration.
 
         Args:
-            config: Contents of the official ``config.json``; what is missing is as for 128 pixels. ``output_dim`` and
-                ``class_embed_dim`` are not read, as in the official code: ``layers`` and ``z_dim`` decide.
+            config: Contents of the official ``config.json``; what is missing is as for 128 pixels.
 
         Returns:
             ``{"model": generator}``.
@@ -179,31 +183,16 @@ class PretrainedBigGANSource(OfficialSource):
         Raises:
             UserError: If an option is unknown, or is one with which the official generator cannot run.
         """
-        unknown = [name for name in config if name not in DEFAULTS]
-        if unknown:
-            raise UserError(f"pretrained-biggan has no option named {show_names(unknown)}; known: {', '.join(DEFAULTS)}")
-        options = {**DEFAULTS, **config}
-        for name in ("z_dim", "channel_width", "num_classes", "attention_layer_position", "n_stats"):
-            if isinstance(options[name], bool) or not isinstance(options[name], int):
-                raise UserError(f"{name} of pretrained-biggan must be an integer, got {options[name]!r}")
-        for name, least in (("channel_width", RGB), ("n_stats", 2)):
-            if options[name] < least:
-                raise UserError(f"{name} of pretrained-biggan must be at least {least}, got {options[name]}")
-        if not isinstance(options["eps"], float) or options["eps"] <= 0:
-            raise UserError(f"eps of pretrained-biggan must be a positive number, got {options['eps']!r}")
-        blocks = read_layers(options["layers"], options["channel_width"])
-        position = options["attention_layer_position"]
+        values = CONSTRUCTOR.values(config)
+        blocks = read_layers(values["layers"], values["channel_width"])
+        position = values["attention_layer_position"]
         generator = BigGANDeepGenerator(
-            channels=options["channel_width"],
-            z_dim=options["z_dim"],
-            num_classes=options["num_classes"],
-            shared_embedding_dim=options["z_dim"],
+            **CONSTRUCTOR.read(config),
+            shared_embedding_dim=values["z_dim"],
             bottom_width=BOTTOM_WIDTH,
-            batch_norm_eps=options["eps"],
-            num_statistics=options["n_stats"],
-            spectral_norm_eps=options["eps"],
+            spectral_norm_eps=values["eps"],
             right_vectors=True,
-            output_channels=options["channel_width"],
+            output_channels=values["channel_width"],
             block_widths=blocks,
             attention_after=(position - 1,) if 0 <= position < len(blocks) else (),
         )
@@ -269,7 +258,7 @@ class PretrainedBigGANSource(OfficialSource):
             "num_classes": num_classes,
             "layers": layers,
             "attention_layer_position": attended,
-            "eps": DEFAULTS["eps"],
+            "eps": CONSTRUCTOR.arguments["eps"].default,
             "n_stats": num_statistics,
         }
 

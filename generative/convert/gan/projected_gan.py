@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
+from generative.convert.arguments import LIST, REQUIRED, TEXT, UNUSED, WHOLE, Argument, Constructor, Kind, one_of, optional
 from generative.convert.base import OfficialSource, UnknownKeysError, split_by_module
-from generative.convert.files.options import REQUIRED, ConstructorOptions
 from generative.convert.gan.projected_gan_keys import (
     NORM_TENSORS,
     TENSORS,
@@ -33,140 +35,163 @@ if TYPE_CHECKING:
     from pipelines.base import ImageGenerationPipeline
 
 OFFICIAL_CLASSES = 1000  # the official embeddings' default, which its training script never changes
+CANNOT_RUN = " (the official code cannot run it)"
 GENERATOR_RESOLUTIONS = (128, 256, 512, 1024)
 CONDITIONAL_RESOLUTIONS = (128, 256)
 PROJECTIONS: dict[int, Projection] = {0: "none", 1: "channel", 2: "scale"}
 
 
-class Options(ConstructorOptions):
-    """Arguments of one constructor of the official code, or nested ones of it."""
+REPOSITORY = "Projected GAN"
+# What the official code asks for its truth only (``cond=1``).
+SWITCH = Kind("True or False", lambda value: value is None or isinstance(value, int), bool)
+CHANNELS = replace(LIST, convert=tuple)
+GROUP = Argument(None, MappingProxyType({}))  # a mapping of options, which is read by a table of its own
+GENERATOR = {
+    "w_dim": UNUSED,  # this and the next are for StyleGAN's interface
+    "mapping_kwargs": UNUSED,
+    "cond": Argument("conditional", False, SWITCH),
+    "img_resolution": Argument("image_size", 256, one_of(GENERATOR_RESOLUTIONS, CANNOT_RUN)),
+    "img_channels": Argument("image_channels", 3, one_of((3, 1))),
+    "z_dim": Argument("z_dim", 256, WHOLE),
+    "c_dim": Argument(None, 0, WHOLE),
+    "ngf": Argument("channels", 128, WHOLE),
+    "synthesis_kwargs": GROUP,
+}
+CONDITIONAL_GENERATOR = GENERATOR | {
+    "img_resolution": Argument("image_size", 256, one_of(CONDITIONAL_RESOLUTIONS, CANNOT_RUN)),
+}
+SYNTHESIS = {"lite": Argument("lite", False, SWITCH)}
+CONDITIONAL_SYNTHESIS = SYNTHESIS | {"num_classes": Argument("num_classes", OFFICIAL_CLASSES, WHOLE)}
+PROJECTOR = {
+    "class_": UNUSED,  # a comment of the parity files
+    "im_res": UNUSED,  # ignored by the official code
+    "in_channels": Argument("in_channels", REQUIRED, CHANNELS),
+    "cout": Argument("out_channels", 64, WHOLE),
+    "expand": Argument("expand", True, SWITCH),
+    "proj_type": Argument("projection", 2, one_of(PROJECTIONS)),
+    "ccm_channels": Argument(None, None, optional(CHANNELS)),  # this and the next follow from ``cout`` and ``expand``
+    "csm_channels": Argument(None, None, optional(CHANNELS)),
+}
+# What ``MultiScaleD`` takes, of the projections' kind or alone.
+HEADS = {
+    "cond": Argument("conditional", False, SWITCH),
+    "num_discs": Argument("num_heads", 1, one_of((1, 2, 3, 4))),
+    "separable": Argument("separable", False, SWITCH),
+    "patch": Argument("patch", False, SWITCH),
+}
+ALONE = HEADS | {
+    **dict.fromkeys(("class_", "proj_type", "cout", "expand", "im_res"), UNUSED),  # taken and ignored by the official code
+    "channels": Argument("channels", REQUIRED, CHANNELS),
+    "resolutions": Argument("nominal_sizes", REQUIRED, CHANNELS),
+}
+HEAD = {
+    "ndf": Argument("width", None, optional(WHOLE)),
+    "end_sz": Argument("end_size", 8, WHOLE),
+    "head": Argument("stem", False, SWITCH),
+}
+CONDITIONAL_HEAD = HEAD | {
+    "c_dim": Argument("num_classes", OFFICIAL_CLASSES, WHOLE),
+    "cmap_dim": Argument("map_channels", 64, WHOLE),
+    "embedding_dim": Argument("embedding_dim", 128, WHOLE),
+}
+BACKBONE = HEADS | {
+    "im_res": UNUSED,
+    "proj_type": Argument("projection", 2, one_of(PROJECTIONS)),
+    "cout": Argument("projection_channels", 64, WHOLE),
+    "expand": Argument("expand", True, SWITCH),
+}
+DISCRIMINATOR = {
+    **dict.fromkeys(("class_", "diffaug", "img_channels"), UNUSED),  # the objective augments
+    "img_resolution": Argument("image_size", PRETRAINED_RESOLUTION, WHOLE),
+    "c_dim": Argument(None, None, optional(WHOLE)),
+    "interp224": Argument(None, True, SWITCH),
+    "backbone_kwargs": GROUP,
+}
 
-    repository = "Projected GAN"
 
-    def take_switch(self, name: str, default: bool) -> bool:
-        """Take an option that the official code asks for its truth only (``cond=1``)."""
-        return bool(self.take(name, default, int, bool, type(None)))
-
-    def take_group(self, name: str) -> Options:
-        """Take a mapping of options, empty by default."""
-        return Options(f"{self.owner}.{name}", self.take(name, {}))
+def constructor(owner: str, arguments: Mapping[str, Argument]) -> Constructor:
+    """A table of the official code's for a module of a name."""
+    return Constructor(owner, REPOSITORY, arguments)
 
 
-def build_generator(options: Options) -> FastGANGenerator:
+def is_conditional(config: Any) -> bool:
+    """Whether options ask for the class, which decides what else may be among them."""
+    return isinstance(config, Mapping) and bool(config.get("cond", False))
+
+
+def build_generator(name: str, config: Any) -> FastGANGenerator:
     """Build our generator from the arguments of ``networks_fastgan.Generator``."""
-    options.drop("w_dim", "mapping_kwargs")  # for StyleGAN's interface
-    is_conditional = options.take_switch("cond", False)
-    resolutions = CONDITIONAL_RESOLUTIONS if is_conditional else GENERATOR_RESOLUTIONS
-    reason = " (the official code cannot run it)"
-    synthesis = options.take_group("synthesis_kwargs")
-    c_dim = options.take("c_dim", 0, int)
-    arguments = {
-        "image_size": options.choose("img_resolution", 256, resolutions, reason),
-        "z_dim": options.take("z_dim", 256, int),
-        "num_classes": synthesis.take("num_classes", OFFICIAL_CLASSES, int) if is_conditional else max(c_dim, 1),
-        "channels": options.take("ngf", 128, int),
-        "conditional": is_conditional,
-        "lite": synthesis.take_switch("lite", False),
-        "image_channels": options.choose("img_channels", 3, (3, 1)),
-    }
-    synthesis.finish()
-    options.finish()
-    return FastGANGenerator(**arguments)
+    conditional = is_conditional(config)
+    table = constructor(name, CONDITIONAL_GENERATOR if conditional else GENERATOR)
+    values = table.values(config)
+    synthesis = constructor(f"{name}.synthesis_kwargs", CONDITIONAL_SYNTHESIS if conditional else SYNTHESIS)
+    classes = {} if conditional else {"num_classes": max(values["c_dim"], 1)}
+    return FastGANGenerator(**table.read(config), **synthesis.read(values["synthesis_kwargs"]), **classes)
 
 
-def build_projector(options: Options) -> FeatureProjector | None:
+def build_projector(name: str, config: Any) -> FeatureProjector | None:
     """Build our projector from the arguments of ``F_RandomProj``; None without projection, where there is nothing to build."""
-    options.drop("class_", "im_res")  # a comment of the parity files; ignored by the official code
-    arguments = {
-        "in_channels": tuple(options.take("in_channels", REQUIRED, list, tuple)),
-        "out_channels": options.take("cout", 64, int),
-        "expand": options.take_switch("expand", True),
-        "projection": options.choose("proj_type", 2, PROJECTIONS),
-    }
+    table = constructor(name, PROJECTOR)
+    values, arguments = table.values(config), table.read(config)
+    if arguments["projection"] == "none":
+        return None
     derived = mixed_channels(arguments["out_channels"], arguments["expand"])
-    for name, expected in zip(("ccm_channels", "csm_channels"), derived, strict=True):
-        stated = options.take(name, None, list, tuple, type(None))
-        if stated is not None and arguments["projection"] != "none" and tuple(stated) != expected:
-            raise UserError(f"projector option {name} of Projected GAN is {list(expected)} for its cout and expand, got {stated}")
-    options.finish()
-    return None if arguments["projection"] == "none" else FeatureProjector(**arguments)
+    for option, expected in zip(("ccm_channels", "csm_channels"), derived, strict=True):
+        stated = values[option]
+        if stated is not None and stated != expected:
+            raise UserError(
+                f"projector option {option} of Projected GAN is {list(expected)} for its cout and expand, got {list(stated)}"
+            )
+    return FeatureProjector(**arguments)
 
 
-def build_heads(options: Options) -> MultiScaleHeads:
+def build_heads(name: str, config: Any) -> MultiScaleHeads:
     """Build our heads from the arguments of ``MultiScaleD`` and, nested by name, of ``SingleDisc`` or ``SingleDiscCond``."""
-    options.drop("class_", "proj_type", "cout", "expand", "im_res")  # taken and ignored by the official code
-    is_conditional = options.take_switch("cond", False)
-    head = options.take_group("SingleDiscCond" if is_conditional else "SingleDisc")
-    channels = tuple(options.take("channels", REQUIRED, list, tuple))
-    arguments = {
-        "channels": channels,
-        "nominal_sizes": tuple(options.take("resolutions", REQUIRED, list, tuple)),
-        "conditional": is_conditional,
-        "num_heads": options.choose("num_discs", 1, (1, 2, 3, 4)),
-        "separable": options.take_switch("separable", False),
-        "patch": options.take_switch("patch", False),
-        "width": head.take("ndf", None, int, type(None)),
-        "end_size": head.take("end_sz", 8, int),
-        "stem": head.take_switch("head", False),
-    }
-    if is_conditional:
-        arguments["num_classes"] = head.take("c_dim", OFFICIAL_CLASSES, int)
-        arguments["map_channels"] = head.take("cmap_dim", 64, int)
-        arguments["embedding_dim"] = head.take("embedding_dim", 128, int)
-    head.finish()
-    options.finish()
-    return MultiScaleHeads(**arguments)
+    nested, head = ("SingleDiscCond", CONDITIONAL_HEAD) if is_conditional(config) else ("SingleDisc", HEAD)
+    table = constructor(name, {**ALONE, nested: GROUP})
+    own = constructor(f"{name}.{nested}", head).read(table.values(config)[nested])
+    return MultiScaleHeads(**table.read(config), **own)
 
 
-def build_discriminator(options: Options) -> ProjectedDiscriminator:
+def build_discriminator(name: str, config: Any) -> ProjectedDiscriminator:
     """Build our discriminator from the arguments of ``ProjectedDiscriminator``."""
-    options.drop("class_", "diffaug", "img_channels")  # the objective augments
-    backbone = options.take_group("backbone_kwargs")
-    backbone.drop("im_res")
-    is_conditional = backbone.take_switch("cond", False)
-    image_size = options.take("img_resolution", PRETRAINED_RESOLUTION, int)
-    c_dim = options.take("c_dim", OFFICIAL_CLASSES if is_conditional else 1, int)
+    table = constructor(name, DISCRIMINATOR)
+    values = table.values(config)
+    backbone = constructor(f"{name}.backbone_kwargs", BACKBONE).read(values["backbone_kwargs"])
+    c_dim = values["c_dim"] if values["c_dim"] is not None else OFFICIAL_CLASSES if backbone["conditional"] else 1
     arguments = {
-        "image_size": image_size,
+        **table.read(config),
+        **backbone,
         "num_classes": max(c_dim, 1),
-        "conditional": is_conditional,
-        "feature_resolution": PRETRAINED_RESOLUTION if options.take_switch("interp224", True) else image_size,
-        "projection": backbone.choose("proj_type", 2, PROJECTIONS),
-        "projection_channels": backbone.take("cout", 64, int),
-        "expand": backbone.take_switch("expand", True),
-        "num_heads": backbone.choose("num_discs", 1, (1, 2, 3, 4)),
-        "separable": backbone.take_switch("separable", False),
-        "patch": backbone.take_switch("patch", False),
+        "feature_resolution": PRETRAINED_RESOLUTION if values["interp224"] else values["img_resolution"],
     }
-    backbone.finish()
-    options.finish()
     with torch.device("meta"):  # its weights come from the checkpoint, so none are read or drawn
         network = ProjectedDiscriminator(**arguments)
     return network.to_empty(device="cpu")
 
 
-def check_augmentation(options: Options) -> None:
+def check_augmentation(name: str, config: Any) -> None:
     """Check the options of ``DiffAugment``, which has no weights."""
     known = {"color", "translation", "cutout"}
-    policy = options.take("policy", "", str)
-    unknown = [name for name in policy.split(",") if name and name not in known]
+    policy = constructor(name, {"policy": Argument(None, "", TEXT)}).values(config)["policy"]
+    unknown = [part for part in policy.split(",") if part and part not in known]
     if unknown:
         raise UserError(f"diffaug option policy of Projected GAN names {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    options.finish()
 
 
 def build_module(name: str, options: Any) -> ModelMixin | None:
     """Build one module by what its name begins with; None for one without weights."""
-    taken = Options(name, options)
     if name == "D" or name.startswith("discriminator"):
-        is_whole = name == "D" or "backbone_kwargs" in taken.options or taken.options.get("class_") == "ProjectedDiscriminator"
-        return build_discriminator(taken) if is_whole else build_heads(taken)
+        is_whole = isinstance(options, Mapping) and (
+            "backbone_kwargs" in options or options.get("class_") == "ProjectedDiscriminator"
+        )
+        return build_discriminator(name, options) if name == "D" or is_whole else build_heads(name, options)
     if name in ("G", "G_ema") or name.startswith("generator"):
-        return build_generator(taken)
+        return build_generator(name, options)
     if name.startswith("projector"):
-        return build_projector(taken)
+        return build_projector(name, options)
     if name.startswith("diffaug"):
-        check_augmentation(taken)
+        check_augmentation(name, options)
         return None
     raise UserError(f"projected-gan has modules named generator, discriminator, projector, diffaug, G, D and G_ema, got {name!r}")
 

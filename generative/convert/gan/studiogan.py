@@ -16,7 +16,6 @@ from generative.convert.gan.studiogan_options import (
     OWN_OPTIONS,
     TRAINING_OPTIONS,
     UNUSED_OPTIONS,
-    StudioOptions,
     build_discriminator,
     build_generator,
     kind_of,
@@ -126,7 +125,7 @@ class StudioGANSource(OfficialSource):
             foreign = OWN_OPTIONS[other] | set(UNUSED_OPTIONS[other])
             options = {name: value for name, value in common.items() if name not in foreign} | own
             make = build_generator if kind == "generator" else build_discriminator
-            networks[module] = make(StudioOptions(module, kind, options), divisor)
+            networks[module] = make(module, options, divisor)
         return networks
 
     def convert_state(self, module: str, state: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:

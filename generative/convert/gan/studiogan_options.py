@@ -7,8 +7,21 @@ from typing import Any
 
 from torch import Tensor
 
+from generative.convert.arguments import (
+    FLAG,
+    LIST,
+    NUMBER,
+    OFF,
+    UNUSED,
+    WHOLE,
+    Argument,
+    Constructor,
+    Kind,
+    is_whole,
+    one_of,
+    optional,
+)
 from generative.convert.base import split_by_module
-from generative.convert.files.options import ConstructorOptions
 from generative.core.errors import UserError
 from generative.gan.dcgan import BOTTOM_SIZE, DCGANDiscriminator, DCGANGenerator
 
@@ -28,7 +41,6 @@ OWN_OPTIONS = {
     "generator": {"z_dim", "g_cond_mtd", "attn_g_loc", "apply_g_sn", "g_act_fn", "g_init", "g_info_injection"},
     "discriminator": {"d_cond_mtd", "attn_d_loc", "apply_d_sn", "d_act_fn", "d_init", "aux_cls_type", "last_conv"},
 }
-YES_NO = {True: True, False: False}
 ACTIVATION_NAMES = {"ReLU": "relu", "Leaky_ReLU": "leaky_relu", "ELU": "elu", "GELU": "gelu"}
 INIT_NAMES = {"ortho": "orthogonal", "N02": "normal", "glorot": "xavier", "xavier": "xavier", None: None}
 GENERATOR_CONDITIONS = {"W/O": False, "cBN": True}
@@ -41,108 +53,133 @@ def kind_of(module: str) -> str | None:
     return next((kind for kind in OWN_OPTIONS if module == kind or module.startswith(f"{kind}_")), None)
 
 
-class StudioOptions(ConstructorOptions):
-    """Official options of one network.
+NOT_APPLICABLE = Argument(None, "N/A", one_of(("N/A",)))
+NUMBERS = Kind("a list of whole numbers", lambda value: LIST.fits(value) and all(map(is_whole, value)), tuple)
+
+
+def shared_arguments(kind: str) -> dict[str, Argument]:
+    """Arguments of a kind of network that the other kind has too, some of them under a prefix."""
+    prefix = kind[0]
+    return {
+        **dict.fromkeys(UNUSED_OPTIONS[kind], UNUSED),
+        "backbone": Argument(None, BACKBONE, one_of((BACKBONE,))),
+        "mixed_precision": Argument(None, False, OFF),  # half precision is the trainer's here
+        # InfoGAN's codes and heads
+        **dict.fromkeys(("info_type", "info_num_discrete_c", "info_dim_discrete_c", "info_num_conti_c"), NOT_APPLICABLE),
+        "g_info_injection": NOT_APPLICABLE,
+        "img_size": Argument(None, 32, WHOLE),
+        "in_dims": Argument(None, None, optional(NUMBERS)),
+        "out_dims": Argument(None, None, optional(NUMBERS)),
+        "apply_attn": Argument(None, False, FLAG),
+        f"attn_{prefix}_loc": Argument(None, ["N/A"], Kind("a list of blocks, counted from 1", LIST.fits)),
+        "num_classes": Argument("num_classes", 10, WHOLE),
+        f"{prefix}_act_fn": Argument("activation", "ReLU", one_of(ACTIVATION_NAMES)),
+        f"{prefix}_init": Argument("weight_init", "ortho", one_of(INIT_NAMES)),
+        f"apply_{prefix}_sn": Argument("spectral_norm", False, FLAG),
+        "bn_eps": Argument("batch_norm_eps", 1e-4, NUMBER),
+        "bn_momentum": Argument("batch_norm_momentum", 0.1, NUMBER),
+    }
+
+
+GENERATOR = Constructor(
+    "generator",
+    "PyTorch-StudioGAN",
+    {
+        **shared_arguments("generator"),
+        "z_dim": Argument("z_dim", 128, WHOLE),
+        "g_cond_mtd": Argument("class_conditional", "W/O", one_of(GENERATOR_CONDITIONS)),
+    },
+)
+DISCRIMINATOR = Constructor(
+    "discriminator",
+    "PyTorch-StudioGAN",
+    {
+        **shared_arguments("discriminator"),
+        "last_conv": Argument(None, None, optional(NUMBERS)),
+        "d_cond_mtd": Argument("conditioning", "W/O", one_of(DISCRIMINATOR_CONDITIONS)),
+        "aux_cls_type": Argument(None, "W/O", one_of(("W/O",))),  # the classifiers of TAC-GAN and ADC-GAN
+    },
+)
+
+
+def spread(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in which ``activation`` and ``init``, of both networks, are a network's own unless it has its own."""
+    names = {"activation": f"{kind[0]}_act_fn", "init": f"{kind[0]}_init"}
+    common = {ours: config[name] for name, ours in names.items() if name in config}
+    return common | {name: value for name, value in config.items() if name not in names}
+
+
+def widths(
+    owner: str, values: Mapping[str, Any], default: tuple[tuple[int, ...], tuple[int, ...]], divisor: int
+) -> tuple[int, ...]:
+    """Channels into the first block, then out of each.
+
+    Raises:
+        UserError: If a block takes other channels than the one before gives.
+    """
+    official = [tuple(dim if dim == 3 else dim // divisor for dim in dims) for dims in default]
+    in_dims, out_dims = (
+        stated if stated is not None else dims
+        for stated, dims in zip((values["in_dims"], values["out_dims"]), official, strict=True)
+    )
+    if not in_dims or len(in_dims) != len(out_dims) or in_dims[1:] != out_dims[:-1]:
+        raise UserError(f"{owner} option in_dims {list(in_dims)} does not continue out_dims {list(out_dims)}")
+    return (in_dims[0], *out_dims)
+
+
+def attended(is_wanted: bool, places: list[Any], stages: list[int]) -> tuple[int, ...]:
+    """Sizes with attention: numbers of blocks, counted from 1; those that are not there never match officially."""
+    return tuple(size for index, size in enumerate(stages, start=1) if is_wanted and index in places)
+
+
+def build_generator(module: str, config: Mapping[str, Any], divisor: int) -> DCGANGenerator:
+    """Build our generator; the official one ignores ``img_size``, its widths say how often it doubles.
 
     Args:
         module: Name of the network, for messages.
-        kind: ``generator`` or ``discriminator``.
-        options: Arguments by name.
+        config: Official options.
+        divisor: Of the official widths.
+
+    Raises:
+        UserError: If an option is unknown or has no equal here.
     """
-
-    repository = "PyTorch-StudioGAN"
-
-    def __init__(self, module: str, kind: str, options: Mapping[str, Any]) -> None:
-        super().__init__(module, options)
-        self.drop(*UNUSED_OPTIONS[kind])
-        self.choose("backbone", BACKBONE, (BACKBONE,))
-        self.choose("mixed_precision", False, (False,))  # half precision is the trainer's here
-        for name in ("info_type", "g_info_injection", "info_num_discrete_c", "info_dim_discrete_c", "info_num_conti_c"):
-            self.choose(name, "N/A", ("N/A",))  # InfoGAN's codes and heads
-
-    def numbers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        """Take a list of whole numbers.
-
-        Raises:
-            UserError: If it is not one.
-        """
-        value = self.take(name, default)
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-            raise self.refuse(name, value, "a list of whole numbers")
-        return tuple(value)
-
-    def widths(self, default: tuple[tuple[int, ...], tuple[int, ...]], divisor: int) -> tuple[int, ...]:
-        """Take ``in_dims`` and ``out_dims``: channels into the first block, then out of each.
-
-        Raises:
-            UserError: If a block takes other channels than the one before gives.
-        """
-        official = [tuple(dim if dim == 3 else dim // divisor for dim in dims) for dims in default]
-        in_dims, out_dims = self.numbers("in_dims", official[0]), self.numbers("out_dims", official[1])
-        if not in_dims or len(in_dims) != len(out_dims) or in_dims[1:] != out_dims[:-1]:
-            raise UserError(f"{self.owner} option in_dims {list(in_dims)} does not continue out_dims {list(out_dims)}")
-        return (in_dims[0], *out_dims)
-
-    def attention(self, name: str, stages: list[int]) -> tuple[int, ...]:
-        """Take ``apply_attn`` and where: numbers of blocks, counted from 1; those that are not there never match officially."""
-        wanted = self.choose("apply_attn", False, YES_NO)
-        places = self.take(name, ["N/A"])
-        if not isinstance(places, (list, tuple)):
-            raise self.refuse(name, places, "a list of blocks, counted from 1")
-        return tuple(size for index, size in enumerate(stages, start=1) if wanted and index in places)
-
-    def shared(self, prefix: str) -> dict[str, Any]:
-        """Take what both networks say in one way."""
-        activation = self.take("activation", "ReLU")
-        init = self.take("init", "ortho")
-        return {
-            "num_classes": self.take("num_classes", 10, int),
-            "activation": self.choose(f"{prefix}_act_fn", activation, ACTIVATION_NAMES),
-            "weight_init": self.choose(f"{prefix}_init", init, INIT_NAMES),
-            "spectral_norm": self.choose(f"apply_{prefix}_sn", False, YES_NO),
-            "batch_norm_eps": self.take("bn_eps", 1e-4, float, int),
-            "batch_norm_momentum": self.take("bn_momentum", 0.1, float, int),
-        }
+    constructor, config = GENERATOR.named(module), spread("generator", config)
+    values = constructor.values(config)
+    sizes = widths(module, values, GENERATOR_DIMS, divisor)
+    stages = [BOTTOM_SIZE << (index + 1) for index in range(len(sizes) - 1)]
+    attention = attended(values["apply_attn"], values["attn_g_loc"], stages)
+    return DCGANGenerator(**constructor.read(config), widths=sizes, attention_resolutions=attention)
 
 
-def build_generator(options: StudioOptions, divisor: int) -> DCGANGenerator:
-    """Build our generator; the official one ignores ``img_size``, its widths say how often it doubles."""
-    options.take("img_size", 32, int)
-    widths = options.widths(GENERATOR_DIMS, divisor)
-    arguments = {
-        "z_dim": options.take("z_dim", 128, int),
-        "widths": widths,
-        "class_conditional": options.choose("g_cond_mtd", "W/O", GENERATOR_CONDITIONS),
-        "attention_resolutions": options.attention("attn_g_loc", [BOTTOM_SIZE << (i + 1) for i in range(len(widths) - 1)]),
-        **options.shared("g"),
-    }
-    options.finish()
-    return DCGANGenerator(**arguments)
+def build_discriminator(module: str, config: Mapping[str, Any], divisor: int) -> DCGANDiscriminator:
+    """Build our discriminator; batch norm is where spectral norm is not.
 
+    Args:
+        module: Name of the network, for messages.
+        config: Official options.
+        divisor: Of the official widths.
 
-def build_discriminator(options: StudioOptions, divisor: int) -> DCGANDiscriminator:
-    """Build our discriminator; batch norm is where spectral norm is not."""
-    image_size = options.take("img_size", 32, int)
-    image_channels, *widths = options.widths(DISCRIMINATOR_DIMS, divisor)
-    last_conv = options.numbers("last_conv", (LAST_CONV[0] // divisor, LAST_CONV[1] // divisor))
-    if image_channels != 3 or len(last_conv) != 2 or last_conv[0] != widths[-1]:
-        wanted = f"in_dims that start with 3 and last_conv with {widths[-1]}, channels out of the last block"
-        raise UserError(f"{options.owner} needs {wanted}, and last_conv of two numbers; got {image_channels}, {list(last_conv)}")
-    method = options.options.get("d_cond_mtd", "W/O")
-    options.choose("aux_cls_type", "W/O", {"W/O": None})  # the classifiers of TAC-GAN and ADC-GAN
-    shared = options.shared("d")
-    arguments = {
-        "image_size": image_size,
-        "widths": tuple(widths),
-        "last_width": last_conv[1],
-        "conditioning": options.choose("d_cond_mtd", "W/O", DISCRIMINATOR_CONDITIONS),
-        "output_dim": 1 + shared["num_classes"] if method == "MH" else 1,
-        "attention_resolutions": options.attention("attn_d_loc", [image_size >> (i + 1) for i in range(len(widths))]),
-        "batch_norm": not shared["spectral_norm"],
-        **shared,
-    }
-    options.finish()
-    return DCGANDiscriminator(**arguments)
+    Raises:
+        UserError: If an option is unknown or has no equal here.
+    """
+    constructor, config = DISCRIMINATOR.named(module), spread("discriminator", config)
+    values, arguments = constructor.values(config), constructor.read(config)
+    image_channels, *sizes = widths(module, values, DISCRIMINATOR_DIMS, divisor)
+    last_conv = values["last_conv"] if values["last_conv"] is not None else tuple(width // divisor for width in LAST_CONV)
+    if image_channels != 3 or len(last_conv) != 2 or last_conv[0] != sizes[-1]:
+        wanted = f"in_dims that start with 3 and last_conv with {sizes[-1]}, channels out of the last block"
+        raise UserError(f"{module} needs {wanted}, and last_conv of two numbers; got {image_channels}, {list(last_conv)}")
+    is_multi_hinge = config.get("d_cond_mtd") == "MH"
+    stages = [values["img_size"] >> (index + 1) for index in range(len(sizes))]
+    return DCGANDiscriminator(
+        **arguments,
+        image_size=values["img_size"],
+        widths=tuple(sizes),
+        last_width=last_conv[1],
+        output_dim=1 + arguments["num_classes"] if is_multi_hinge else 1,
+        attention_resolutions=attended(values["apply_attn"], values["attn_d_loc"], stages),
+        batch_norm=not arguments["spectral_norm"],
+    )
 
 
 def recognise_generator(state: Mapping[str, Tensor]) -> dict[str, Any] | None:

@@ -202,7 +202,7 @@ def test_biggan_options_become_ours() -> None:
         ({"dim_z": 3}, "z_dim must be at least 4 for hierarchical noise"),
         ({"dim_z": "x"}, "generator option dim_z of BigGAN-PyTorch must be a whole number, got 'x'"),
         ({"resolution": 16}, "resolution must be one of 32, 64, 128, 256, 512, got 16"),
-        ({"hier": "yes"}, "option hier='yes'"),
+        ({"hier": "yes"}, "option hier of BigGAN-PyTorch must be True or False, got 'yes'"),
         ({"G_depth": 2}, "generator option 'G_depth'"),
     ],
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from generative.convert import get_source, load_official
 from generative.convert.base import MismatchError
-from generative.convert.gan.pretrained_biggan import DEFAULTS, PretrainedBigGANSource
+from generative.convert.gan.pretrained_biggan import CONSTRUCTOR, PretrainedBigGANSource
 from generative.core.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -52,7 +52,8 @@ OFFICIAL_PIXELS = {
 
 def published(resolution: int) -> dict[str, Any]:
     layers = [layer for a, b in PUBLISHED_LAYERS[resolution] for layer in ((False, a, a), (True, a, b))]
-    return {**DEFAULTS, "output_dim": resolution, "layers": layers}
+    defaults = {name: argument.default for name, argument in CONSTRUCTOR.arguments.items()}
+    return {**defaults, "output_dim": resolution, "layers": layers}
 
 
 def spectral(path: str, weight: tuple[int, ...], bias: bool = True) -> Shapes:
@@ -206,10 +207,10 @@ def test_other_layouts_are_not_recognised() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"colour": 1}, "no option named colour"),
-        ({"z_dim": "5"}, "z_dim of pretrained-biggan must be an integer, got '5'"),
-        ({"channel_width": 2}, "channel_width of pretrained-biggan must be at least 3, got 2"),
-        ({"n_stats": 1}, "n_stats of pretrained-biggan must be at least 2, got 1"),
+        ({"colour": 1}, "option 'colour' of pretrained-biggan is unknown here"),
+        ({"z_dim": "5"}, "z_dim of pretrained-biggan must be a positive whole number, got '5'"),
+        ({"channel_width": 2}, "channel_width of pretrained-biggan must be a whole number of at least 3, got 2"),
+        ({"n_stats": 1}, "n_stats of pretrained-biggan must be a whole number of at least 2, got 1"),
         ({"eps": 0.0}, "eps of pretrained-biggan must be a positive number"),
         ({"layers": "all"}, "layers of pretrained-biggan must be triples"),
         ({"layers": [[True, 8, 1]]}, "must start at width 16 and end at 1, got 8 and 1"),
