@@ -10,7 +10,6 @@ from torch import Tensor
 from generative.autoregressive.masked.maskgit import MaskGITTransformer
 from generative.autoregressive.masked.parallel_decoding import ParallelScheduler, masked_counts
 from generative.autoregressive.options import MaskGITOptions
-from generative.core.guidance import step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.tokenizers.base import ImageTokenizer
@@ -49,14 +48,7 @@ class MaskGITPipeline(TokenPipeline):
             options.top_p,
         )
         masked_counts(self.tokenizer.sequence_length, options.num_inference_steps)  # refuses what cannot be
-        scale = step_guidance(
-            options.guidance_scale,
-            options.num_inference_steps,
-            options.guidance_schedule,
-            options.guidance_interval,
-            options.guidance_exponent,
-        )
-        return scheduler, scale
+        return scheduler, options.step_scale()
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Start from a token map (B, L) that is masked everywhere."""

@@ -11,7 +11,6 @@ from generative.autoregressive.masked.parallel_decoding import masked_counts
 from generative.autoregressive.masked.resgen import ResGenTransformer, check_residual_match
 from generative.autoregressive.masked.residual_decoding import ResidualScheduler, sum_known
 from generative.autoregressive.options import ResGenOptions
-from generative.core.guidance import step_guidance
 from generative.core.sampling import SampleState, classifier_free_guidance, sample_loop
 from generative.core.seeding import ImageNoise
 from generative.tokenizers.rvq import RVQTokenizer
@@ -54,14 +53,7 @@ class ResGenPipeline(TokenPipeline):
             options.top_p,
         )
         masked_counts(scheduler.num_codes, options.num_inference_steps)  # refuses what cannot be
-        scale = step_guidance(
-            options.guidance_scale,
-            options.num_inference_steps,
-            options.guidance_schedule,
-            options.guidance_interval,
-            options.guidance_exponent,
-        )
-        return scheduler, scale
+        return scheduler, options.step_scale()
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Start from ids (B, L, depth) of which none is known."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from generative.core.guidance import step_guidance
 from generative.core.options import GuidanceInterval, GuidanceSchedule, SamplingOptions
 
 SolverName = Literal["dpm-solver", "ddpm"]
@@ -106,6 +107,11 @@ class MaskGITOptions(TokenOptions):
     num_inference_steps: int = 8
     choice_temperature: float = 4.5
     guidance_exponent: float = 1.0
+
+    def step_scale(self) -> float | Callable[[int], float]:
+        """Guidance scale of each iteration, checked; see ``step_guidance``."""
+        steps, interval = self.num_inference_steps, self.guidance_interval
+        return step_guidance(self.guidance_scale, steps, self.guidance_schedule, interval, self.guidance_exponent)
 
 
 @dataclass(frozen=True, kw_only=True)

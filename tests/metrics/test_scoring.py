@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import own_extractors
 import pytest
 import torch
 from PIL import Image
@@ -151,28 +152,6 @@ _FLAGS: dict[str, list[str]] = {
     "-h": ["-h"],
 }
 _CLEAN = {"resizer": "clean", "precision": "float32", "input_size": 299}
-_OWN_EXTRACTOR = """
-import torch
-from metrics.extractors import FeatureExtractor
-
-class Own(FeatureExtractor):
-    name = "own"
-    input_size = 8
-    weights_sha256 = "1" * 64
-    embedding = "mean"
-
-    def __init__(self):
-        super().__init__()
-        self.feature_dims = {"mean": 3}
-        self.scale = torch.nn.Parameter(torch.ones(1))
-
-    @classmethod
-    def from_file(cls, weights, input_size):
-        return cls()
-
-    def forward(self, images):
-        return {"mean": images.mean((2, 3)) * self.scale}
-"""
 
 
 def test_the_table_of_flags_is_complete() -> None:
@@ -182,7 +161,7 @@ def test_the_table_of_flags_is_complete() -> None:
 
 @pytest.fixture
 def places(sets, labelled, pipeline: str, smooth_images, write_folder, inception_file: Path, tmp_path: Path) -> dict[str, object]:
-    (tmp_path / "own.py").write_text(_OWN_EXTRACTOR)
+    (tmp_path / "own.py").write_text(own_extractors.MEANS)
     (tmp_path / "w.pth").write_bytes(b"the tiny network does not look")
     damaged = write_folder(tmp_path / "damaged", smooth_images(5, 8, 8, seed=4))
     (damaged / "0002.png").write_bytes(b"")
@@ -564,7 +543,7 @@ def test_save_stats_under_a_protocol_leaves_out_what_needs_no_reference(
 
 
 def test_statistics_of_ones_own_network(sets, capsys, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(_OWN_EXTRACTOR)
+    (tmp_path / "own.py").write_text(own_extractors.MEANS)
     own = ["--extractor", f"{tmp_path / 'own.py'}:Own", "--cpu", "--no-cache"]
     pair = [str(tmp_path / "real.npz"), str(tmp_path / "fake.npz")]
     for source, target in zip(sets, pair, strict=True):
@@ -584,9 +563,9 @@ def test_features_of_ones_own_network_are_not_taken_from_before_an_edit(sets, ti
         return found
 
     file = tmp_path / "own.py"
-    file.write_text(_OWN_EXTRACTOR)
+    file.write_text(own_extractors.MEANS)
     before = distance()
-    file.write_text(_OWN_EXTRACTOR.replace("images.mean((2, 3))", "2.0 * images.mean((2, 3))"))
+    file.write_text(own_extractors.MEANS.replace("* self.scale", "* 2.0 * self.scale"))
     assert distance() == pytest.approx(4.0 * before, rel=1e-5)
 
 

@@ -99,19 +99,58 @@ def keep_confident(
     return torch.zeros_like(is_masked).scatter_(1, least, True)
 
 
-class ParallelScheduler:
+class ConfidenceScheduler:
+    """What schedulers share that draw everything masked at once and keep the most confident: counts, and the temperatures.
+
+    The temperature of the choice falls linearly, choice_temperature (1 - (k + 1) / N): early choices explore, late are greedy.
+
+    Args:
+        num_codes: How many are masked at first.
+        choice_temperature: Scale of the Gumbel noise on the confidence at the start.
+        temperature: See ``sample_tokens``.
+        top_k: See ``sample_tokens``.
+        top_p: See ``sample_tokens``.
+
+    Raises:
+        UserError: If an option is out of range.
+    """
+
+    def __init__(self, num_codes: int, choice_temperature: float, temperature: float, top_k: int | None, top_p: float) -> None:
+        check_sampling_options(temperature, top_k, top_p)
+        check_choice_temperature(choice_temperature)
+        self.num_codes = num_codes
+        self.choice_temperature = choice_temperature
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.counts: list[int] = []
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device) -> range:
+        """Steps 0 to N - 1; see ``masked_counts`` for what is refused."""
+        self.counts = masked_counts(self.num_codes, num_inference_steps)
+        return range(num_inference_steps)
+
+    def model_input(self, state: SampleState, timestep: int) -> SampleState:
+        """The state itself: tokens need no scaling."""
+        return state
+
+    def annealed(self, timestep: int) -> float:
+        """Temperature of the choice at a step."""
+        return self.choice_temperature * (1 - (timestep + 1) / len(self.counts))
+
+
+class ParallelScheduler(ConfidenceScheduler):
     """MaskGIT's decoding: draw every masked token at once, keep the most confident; a ``SamplingScheduler``.
 
-    The state's sample is the token map (B, L) with ``mask_token`` where nothing is decided yet. The temperature of the choice
-    falls linearly, choice_temperature (1 - (k + 1) / N): early choices explore, late ones are greedy.
+    The state's sample is the token map (B, L) with ``mask_token`` where nothing is decided yet.
 
     Args:
         num_tokens: L.
         mask_token: Id that stands for a masked token.
-        choice_temperature: Scale of the Gumbel noise on the confidence at the start (official: 4.5).
-        temperature: See ``sample_tokens``.
-        top_k: See ``sample_tokens``.
-        top_p: See ``sample_tokens``.
+        choice_temperature: See ``ConfidenceScheduler`` (official: 4.5).
+        temperature: Likewise.
+        top_k: Likewise.
+        top_p: Likewise.
 
     Raises:
         UserError: If an option is out of range.
@@ -126,34 +165,17 @@ class ParallelScheduler:
         top_k: int | None = None,
         top_p: float = 1.0,
     ) -> None:
-        check_sampling_options(temperature, top_k, top_p)
-        check_choice_temperature(choice_temperature)
-        self.num_tokens = num_tokens
+        super().__init__(num_tokens, choice_temperature, temperature, top_k, top_p)
         self.mask_token = mask_token
-        self.choice_temperature = choice_temperature
-        self.temperature = temperature
-        self.top_k = top_k
-        self.top_p = top_p
-        self.counts: list[int] = []
-
-    def set_timesteps(self, num_inference_steps: int, device: torch.device) -> range:
-        """Steps 0 to N - 1; see ``masked_counts`` for what is refused."""
-        self.counts = masked_counts(self.num_tokens, num_inference_steps)
-        return range(num_inference_steps)
-
-    def model_input(self, state: SampleState, timestep: int) -> SampleState:
-        """The state itself: tokens need no scaling."""
-        return state
 
     def step(self, prediction: Tensor, timestep: int, state: SampleState, noise: ImageNoise) -> SampleState:
         """Draw all masked tokens from logits (B, L, V) with two uniform numbers per token, and mask the least confident again."""
         is_masked = state.sample == self.mask_token  # (B, L)
-        uniform = noise.rand(2, self.num_tokens)  # (B, 2, L)
+        uniform = noise.rand(2, self.num_codes)  # (B, 2, L)
         drawn = sample_tokens(
             prediction.flatten(0, 1), uniform[:, 0].flatten(), self.temperature, self.top_k, self.top_p
         ).unflatten(0, is_masked.shape)  # (B, L)
         tokens = torch.where(is_masked, drawn, state.sample)
-        annealed = self.choice_temperature * (1 - (timestep + 1) / len(self.counts))
         scores = chosen_log_probabilities(prediction, tokens.clamp(max=prediction.shape[-1] - 1))
-        still = keep_confident(scores, is_masked, self.counts[timestep], uniform[:, 1], annealed)
+        still = keep_confident(scores, is_masked, self.counts[timestep], uniform[:, 1], self.annealed(timestep))
         return SampleState(sample=tokens.masked_fill(still, self.mask_token), memory=state.memory)

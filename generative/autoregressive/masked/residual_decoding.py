@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from generative.autoregressive.masked.gaussian_mixture import GaussianMixture
-from generative.autoregressive.masked.parallel_decoding import check_choice_temperature, keep_confident, masked_counts
-from generative.autoregressive.token_sampling import check_sampling_options
+from generative.autoregressive.masked.parallel_decoding import ConfidenceScheduler, keep_confident
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 
@@ -92,7 +91,7 @@ def quantize_remainder(
     return torch.stack(found, dim=-1).view_as(ids), torch.stack(scores, dim=-1).cumsum(dim=-1).view_as(ids)
 
 
-class ResidualScheduler:
+class ResidualScheduler(ConfidenceScheduler):
     """Draws the remainder of every position, quantises it, and masks the least confident codes again; a ``SamplingScheduler``.
 
     The state's sample holds ids (B, L, depth), its memory ``num_known`` (B, L); unknown ids are 0 and not read.
@@ -106,7 +105,7 @@ class ResidualScheduler:
         num_positions: L.
         read_mixture: Mixture of a prediction (B, L, ...), of remainders divided by ``scale_of``.
         scale_of: (B, L) counts of known codes -> (B, L, 1).
-        choice_temperature: Scale of the Gumbel noise at the start; it falls linearly to 0.
+        choice_temperature: See ``ConfidenceScheduler``.
         temperature: See ``GaussianMixture.draw``.
         top_k: Likewise.
         top_p: Likewise.
@@ -126,27 +125,11 @@ class ResidualScheduler:
         top_k: int | None = None,
         top_p: float = 1.0,
     ) -> None:
-        check_sampling_options(temperature, top_k, top_p)
-        check_choice_temperature(choice_temperature)
+        super().__init__(num_positions * len(codebooks), choice_temperature, temperature, top_k, top_p)
         self.codebooks = codebooks
         self.num_positions = num_positions
-        self.num_codes = num_positions * len(codebooks)
         self.read_mixture = read_mixture
         self.scale_of = scale_of
-        self.choice_temperature = choice_temperature
-        self.temperature = temperature
-        self.top_k = top_k
-        self.top_p = top_p
-        self.counts: list[int] = []
-
-    def set_timesteps(self, num_inference_steps: int, device: torch.device) -> range:
-        """Steps 0 to N - 1; refuses 0 steps, or more than there are codes."""
-        self.counts = masked_counts(self.num_codes, num_inference_steps)
-        return range(num_inference_steps)
-
-    def model_input(self, state: SampleState, timestep: int) -> SampleState:
-        """The state itself."""
-        return state
 
     def step(self, prediction: Tensor, timestep: int, state: SampleState, noise: ImageNoise) -> SampleState:
         """Decide some more codes.
@@ -171,7 +154,7 @@ class ResidualScheduler:
             ~known_codes(num_known, depth).flatten(1),
             self.counts[timestep],
             noise.rand(self.num_positions * depth),
-            self.choice_temperature * (1 - (timestep + 1) / len(self.counts)),
+            self.annealed(timestep),
         )  # (B, L depth)
         num_known = depth - still.unflatten(1, (-1, depth)).sum(dim=-1)  # (B, L)
         ids = ids * known_codes(num_known, depth)

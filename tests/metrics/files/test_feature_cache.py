@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import own_extractors
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
@@ -163,36 +164,8 @@ def _start(arguments: list[str], pause: float) -> subprocess.Popen[str]:
     )
 
 
-#: Like the tiny network, in a file that other processes can read; it notes how many images it is given.
-_OWN_EXTRACTOR = """
-from pathlib import Path
-import torch
-from metrics.extractors import FeatureExtractor
-
-class Own(FeatureExtractor):
-    name = "own"
-    input_size = 8
-    weights_sha256 = "1" * 64
-    embedding = "mean"
-
-    def __init__(self):
-        super().__init__()
-        self.feature_dims = {"mean": 6}
-        self.scale = torch.nn.Parameter(torch.ones(1))
-
-    @classmethod
-    def from_file(cls, weights, input_size):
-        return cls()
-
-    def forward(self, images):
-        with Path(__file__).with_name("seen").open("a") as log:
-            log.write(f"{len(images)}\\n")
-        return {"mean": torch.cat([images.mean((2, 3)), images.std((2, 3))], 1) * self.scale}
-"""
-
-
 def test_a_killed_run_goes_on(folders, cache: Path, capsys, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(_OWN_EXTRACTOR)
+    (tmp_path / "own.py").write_text(own_extractors.MEANS)
     arguments = [*map(str, folders), "--extractor", f"{tmp_path / 'own.py'}:Own", "--device", "cpu", "--quiet"]
     arguments += ["--cache-root", str(cache), "--json"]
     process = _start(arguments, pause=60.0)
@@ -216,7 +189,7 @@ def test_a_killed_run_goes_on(folders, cache: Path, capsys, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_runs_on_one_cache_at_once(folders, cache: Path, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(_OWN_EXTRACTOR)
+    (tmp_path / "own.py").write_text(own_extractors.MEANS)
     arguments = [*map(str, folders), "--extractor", f"{tmp_path / 'own.py'}:Own", "--device", "cpu", "--quiet"]
     arguments += ["--cache-root", str(cache), "--json"]
     processes = [_start(arguments, pause=0.02) for _ in range(2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from llama_shapes import block_shapes, on_meta
 from torch import Tensor
 
 from generative.convert import load_official
@@ -39,17 +40,8 @@ def official_gpt(dim: int, layers: int, inner: int, codes: int = 16384, rows: in
         "output": (codes, dim),
     }
     for layer in range(layers):
-        inside = {
-            "attention.wqkv": (3 * dim, dim),
-            "attention.wo": (dim, dim),
-            "feed_forward.w1": (inner, dim),
-            "feed_forward.w3": (inner, dim),
-            "feed_forward.w2": (dim, inner),
-            "attention_norm": (dim,),
-            "ffn_norm": (dim,),
-        }
-        shapes |= {f"layers.{layer}.{name}": shape for name, shape in inside.items()}
-    return {f"{name}.weight": torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        shapes |= block_shapes(f"layers.{layer}", dim, inner)
+    return on_meta(shapes)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

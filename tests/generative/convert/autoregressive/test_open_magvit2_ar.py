@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from llama_shapes import block_shapes, on_meta
 from torch import Tensor
 
 from generative.convert import load_official
@@ -32,17 +33,8 @@ def official(
     shapes |= {f"head.{k}": (2**count, dim) for k, count in enumerate(bits)}
     for blocks, count in (("spatial_blocks", spatial), ("factorized_blocks", intra)):
         for index in range(count):
-            inside = {
-                "attention.wqkv": (3 * dim, dim),
-                "attention.wo": (dim, dim),
-                "feed_forward.w1": (inner, dim),
-                "feed_forward.w3": (inner, dim),
-                "feed_forward.w2": (dim, inner),
-                "attention_norm": (dim,),
-                "ffn_norm": (dim,),
-            }
-            shapes |= {f"{blocks}.{index}.{name}": shape for name, shape in inside.items()}
-    return {f"{name}.weight": torch.empty(shape, device="meta") for name, shape in shapes.items()}
+            shapes |= block_shapes(f"{blocks}.{index}", dim, inner)
+    return on_meta(shapes)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vqgan_shapes import Shapes, block, conv, norm
 
 from generative.convert.base import UnknownKeysError, differences
 from generative.convert.tokenizers.llamagen_vq import build_vq, convert_vq_state, official_losses, recognise_vq
 from generative.core.errors import UserError
 
-Shapes = dict[str, tuple[int, ...]]
 TINY: dict[str, Any] = {
     "codebook_size": 12,
     "codebook_embed_dim": 4,
@@ -24,20 +24,6 @@ TINY: dict[str, Any] = {
     "norm_groups": 2,
     "image_size": 8,
 }
-
-
-def conv(name: str, width_in: int, width_out: int, size: int = 3) -> Shapes:
-    return {f"{name}.weight": (width_out, width_in, size, size), f"{name}.bias": (width_out,)}
-
-
-def norm(name: str, width: int) -> Shapes:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def block(name: str, width_in: int, width_out: int) -> Shapes:
-    inner = norm(f"{name}.norm1", width_in) | conv(f"{name}.conv1", width_in, width_out)
-    inner |= norm(f"{name}.norm2", width_out) | conv(f"{name}.conv2", width_out, width_out)
-    return inner | (conv(f"{name}.nin_shortcut", width_in, width_out, 1) if width_in != width_out else {})
 
 
 def attention(name: str, width: int) -> Shapes:

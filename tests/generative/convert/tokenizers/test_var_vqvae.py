@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vqgan_shapes import Shapes, block, conv, norm
 
 from generative.convert import get_source, load_official
 from generative.convert.base import differences
 from generative.convert.tokenizers.var_vqvae import build_vqvae, convert_vqvae_state, recognise_vqvae
 from generative.core.errors import UserError
 
-Shapes = dict[str, tuple[int, ...]]
 TINY: dict[str, Any] = {
     "vocab_size": 12,
     "z_channels": 4,
@@ -23,20 +23,6 @@ TINY: dict[str, Any] = {
     "norm_groups": 2,
     "v_patch_nums": [1, 2, 4],
 }
-
-
-def conv(name: str, width_in: int, width_out: int, size: int = 3) -> Shapes:
-    return {f"{name}.weight": (width_out, width_in, size, size), f"{name}.bias": (width_out,)}
-
-
-def norm(name: str, width: int) -> Shapes:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def block(name: str, width_in: int, width_out: int) -> Shapes:
-    inner = norm(f"{name}.norm1", width_in) | conv(f"{name}.conv1", width_in, width_out)
-    inner |= norm(f"{name}.norm2", width_out) | conv(f"{name}.conv2", width_out, width_out)
-    return inner | (conv(f"{name}.nin_shortcut", width_in, width_out, 1) if width_in != width_out else {})
 
 
 def attention(name: str, width: int) -> Shapes:
