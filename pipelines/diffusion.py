@@ -9,11 +9,13 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.guidance import GuidanceInterval
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 from generative.diffusion.denoiser import Condition, Predict, evaluator
 from generative.diffusion.formulations.base import Formulation
+from generative.diffusion.guidance.classifier import ClassifierGradient
+from generative.diffusion.guidance.combined import Guidance
+from generative.diffusion.guidance.components import check_classifier, check_guide
 from generative.diffusion.guidance.extrapolation import Extrapolation
 from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.base import Sampler
@@ -40,13 +42,17 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         sampling_defaults: See ``ImageGenerationPipeline.sampling_defaults``.
         training_scheduler: Of pipelines saved before formulations: the scheduler of diffusers that was trained with.
         formulation: What the denoiser was trained under; None takes what ``training_scheduler`` or else ``scheduler`` stands for.
+        guide: A weaker denoiser of the same formulation to guide away from (autoguidance, self-improvement) by ``guide_scale``
+            of the options; None for none.
+        classifier: Of noised samples of the same formulation, ``(sample, time) -> logits``, whose gradient leads to the class by
+            ``classifier_scale`` of the options; None for none.
 
     Raises:
         UserError: If the parts do not fit one another.
     """
 
-    _optional_components = ["autoencoder", "training_scheduler", "formulation"]
-    model_cpu_offload_seq = "denoiser->autoencoder"
+    _optional_components = ["autoencoder", "training_scheduler", "formulation", "guide", "classifier"]
+    model_cpu_offload_seq = "denoiser->guide->classifier->autoencoder"
     options_class = DiffusionOptions
 
     def __init__(
@@ -57,6 +63,8 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         sampling_defaults: dict[str, Any] | None = None,
         training_scheduler: SchedulerMixin | None = None,
         formulation: Formulation | None = None,
+        guide: ModelMixin | None = None,
+        classifier: ModelMixin | None = None,
     ) -> None:
         super().__init__()
         self.register_to_config(sampling_defaults=sampling_defaults)
@@ -64,20 +72,43 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         if formulation is None:
             formulation = formulation_of(training_scheduler or scheduler, bool(denoiser.config.get("learn_sigma")))
         self.register_modules(
-            denoiser=denoiser, formulation=formulation, scheduler=scheduler, autoencoder=autoencoder, training_scheduler=None
+            denoiser=denoiser,
+            formulation=formulation,
+            scheduler=scheduler,
+            autoencoder=autoencoder,
+            training_scheduler=None,
+            guide=guide,
+            classifier=classifier,
         )
 
     def register_modules(self, **modules: Any) -> None:
-        """Register components; a sampler is checked first, so that one that is refused leaves no trace."""
-        if modules.get("scheduler") is not None:
-            modules["scheduler"] = check_sampler(modules["scheduler"], modules.get("formulation") or self.formulation)
-        super().register_modules(**modules)
+        """Register components; what must fit the denoiser is checked first, so that what is refused leaves no trace."""
+        fixed = {name: modules.get(name) or getattr(self, name) for name in ("formulation", "denoiser")}
+        super().register_modules(**{name: self._fitted(name, value, **fixed) for name, value in modules.items()})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a sampler must fit what was trained, and is adapted to it."""
-        if name == "scheduler" and value is not None:
-            value = check_sampler(value, self.formulation)
+        """Set an attribute; a sampler must fit what was trained, and is adapted to it, a guide and a classifier must fit."""
+        if name in ("scheduler", "guide", "classifier") and value is not None:
+            value = self._fitted(name, value, self.formulation, self.denoiser)
+            if self.config[name][0] is None:
+                # diffusers goes on to save nothing for a component that was absent when the pipeline was made.
+                return super().register_modules(**{name: value})
         super().__setattr__(name, value)
+
+    @staticmethod
+    def _fitted(name: str, value: Any, formulation: Formulation, denoiser: ModelMixin) -> Any:
+        """A component of this name as it fits the others.
+
+        Raises:
+            UserError: If it cannot.
+        """
+        if name == "scheduler" and value is not None:
+            return check_sampler(value, formulation)
+        if name == "guide" and value is not None:
+            check_guide(value, denoiser)
+        if name == "classifier" and value is not None:
+            check_classifier(value, denoiser)
+        return value
 
     @property
     def num_classes(self) -> int:
@@ -95,32 +126,72 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         predict, state = self.bind(guidance, class_labels), self.prepare_state(class_labels, noise)
         return sampler.sample(predict, state, options.num_inference_steps, noise, self.formulation, self.progress_bar)
 
-    def plan(self, options: DiffusionOptions) -> tuple[Sampler | DiffusersSampler, Extrapolation]:
+    def plan(self, options: DiffusionOptions) -> tuple[Sampler | DiffusersSampler, Guidance]:
         """The sampler and the guidance, once all options are checked; see ``ImagePipeline.plan``."""
         self.check_decodable()
-        guidance = self.guidance(options.guidance_scale, options.guidance_interval, options.guidance_channels)
+        guidance = self.guidance(options)
         sampler = as_sampler(self.scheduler)
         sampler.check(self.formulation, options.num_inference_steps)
         return sampler, guidance
 
-    def guidance(
-        self, guidance_scale: float = 1.0, guidance_interval: GuidanceInterval | None = None, guidance_channels: int | None = None
-    ) -> Extrapolation:
-        """Classifier-free guidance; arguments as in a call.
+    def guidance(self, options: DiffusionOptions) -> Guidance:
+        """What guides: classifier-free guidance, the guide and the classifier, as far as they are asked for.
 
         Raises:
-            UserError: If one is out of range, or the denoiser has no null condition.
+            UserError: If an option is out of range, or it needs a null condition or a component that is not there.
         """
         channels, null_label = self.denoiser.config.in_channels, self.denoiser.null_label
-        if guidance_channels is not None and not 1 <= guidance_channels <= channels:
-            raise UserError(f"guidance_channels must be in 1..{channels}, the channels of this denoiser, got {guidance_channels}")
-        if guidance_scale != 1 and null_label is None:
+        if options.guidance_channels is not None and not 1 <= options.guidance_channels <= channels:
             raise UserError(
-                f"guidance_scale {guidance_scale} needs a denoiser with a null condition, and this one has none; use 1"
+                f"guidance_channels must be in 1..{channels}, the channels of this denoiser, got {options.guidance_channels}"
             )
-        return Extrapolation(scale=guidance_scale, null_label=null_label, interval=guidance_interval, channels=guidance_channels)
+        if options.guidance_scale != 1 and null_label is None:
+            raise UserError(
+                f"guidance_scale {options.guidance_scale} needs a denoiser with a null condition, and this one has none; use 1"
+            )
+        shared: dict[str, Any] = {
+            "schedule": options.guidance_schedule,
+            "exponent": options.guidance_exponent,
+            "channels": options.guidance_channels,
+        }
+        free = Extrapolation(scale=options.guidance_scale, null_label=null_label, interval=options.guidance_interval, **shared)
+        guide = Extrapolation(
+            scale=options.guide_scale,
+            null_label=self._guide_null_label(options),
+            weak=self.guide,
+            interval=options.guide_interval,
+            prefix="guide",
+            **shared,
+        )
+        return Guidance(extrapolations=(free, guide), classifier=self._classifier_gradient(options))
 
-    def bind(self, guidance: Extrapolation, class_labels: Tensor) -> Predict:
+    def _guide_null_label(self, options: DiffusionOptions) -> int | None:
+        """Label that the guide is told instead of the class; None where it is told the class."""
+        if options.guide_scale != 1 and self.guide is None:
+            raise UserError(
+                f"guide_scale {options.guide_scale} needs a guide, and the pipeline has none; give --guide RUN_OR_FOLDER, or "
+                "build the pipeline with guide=..."
+            )
+        if options.guide_condition == "class" or self.guide is None or not self.guide.config.num_classes:
+            return None
+        null_label: int | None = self.guide.null_label
+        if null_label is None:
+            raise UserError("guide_condition 'null' needs a guide with a null condition, and this one has none; use class")
+        return null_label
+
+    def _classifier_gradient(self, options: DiffusionOptions) -> ClassifierGradient | None:
+        """The gradient of the pipeline's classifier, None where none is asked for; its options are checked either way."""
+        if options.classifier_scale != 0 and self.classifier is None:
+            raise UserError(
+                f"classifier_scale {options.classifier_scale} needs a noised classifier, and the pipeline has none; give "
+                "--classifier RUN_OR_FOLDER, or build the pipeline with classifier=..."
+            )
+        gradient = ClassifierGradient(
+            classifier=self.classifier, scale=options.classifier_scale, interval=options.classifier_interval
+        )
+        return gradient if options.classifier_scale else None
+
+    def bind(self, guidance: Guidance | Extrapolation, class_labels: Tensor) -> Predict:
         """The guided prediction for labels (B,): what samplers call."""
         return guidance.bind(evaluator(self.denoiser, self.formulation), Condition(class_labels), self.formulation)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generative.cli.arguments import CommandParser
+from generative.cli.guides import GuideFlags, add_guide_flags, attach_guides, take_guide_flags
 from generative.cli.option_flags import add_option_flags, check_flags, chosen_options
 from generative.cli.sampling import ALL_CLASSES, check_counts, move_pipeline, parse_class_labels
 from generative.core.errors import UserError
@@ -25,6 +26,8 @@ EPILOG = """Which sampling options a pipeline takes depends on its family; one i
   generative sample runs/digits-sagan --class-labels all --truncation 0.7 --output samples.npz
   generative sample runs/pets --class-labels cat,dog   (names of the training data's classes, kept in the run)
   generative sample runs/digits-dit/checkpoint-00001000 --output samples-1000/
+  generative sample runs/cifar10-dit --guide runs/cifar10-dit --guide-step 1000 --guide-scale 2 --guide-interval 0.2,0.8
+  generative sample runs/cifar10-adm --classifier runs/cifar10-classifier --classifier-scale 1 --guidance-scale 1.5
   generative sample runs/cifar10-dit --rejection-extractor resnet9 --rejection-weights judge.safetensors --rejection-keep 0.25
 The same seed gives the same image of a class whatever else is sampled, the batch size and the number of processes.
 An interrupted run into a folder goes on where it stopped when the command is repeated.
@@ -66,6 +69,7 @@ def run(arguments: list[str]) -> int:
     )
     families = options_classes().values()
     add_option_flags(parser, families)
+    add_guide_flags(parser)
     rejection = parser.add_argument_group("rejection by classifier (every family)")
     rejection.add_argument(
         "--rejection-extractor",
@@ -82,6 +86,7 @@ def run(arguments: list[str]) -> int:
     walk.add_argument("--loop", action="store_true", default=None, help="play an animation forth and back, without a jump")
     given = vars(parser.parse_args(arguments))
     chosen = chosen_options(given, families)
+    guides = take_guide_flags(given)
     walking = {name: given.pop(name) for name in ("frames", "path", "fps", "loop")}
     kind = given.pop("interpolate")
     rejection_options = {name: given.pop(f"rejection_{name}") for name in ("extractor", "weights", "keep")}
@@ -94,18 +99,21 @@ def run(arguments: list[str]) -> int:
     if kind is not None:
         if given.pop("mixed_precision") != "no":
             raise UserError("--mixed-precision has no use for --interpolate, which runs in float32; leave one out")
+        if not guides.is_empty:
+            raise UserError("--guide and --classifier have no use for --interpolate, which walks between a GAN's images")
         from generative.cli.interpolate import interpolate
 
         return interpolate(chosen, kind, **walking, **given)
     for name, value in walking.items():
         if value is not None:
             raise UserError(f"--{name} describes a walk between images; add --interpolate latent or --interpolate class")
-    return sample(chosen, rejection_options, **given)
+    return sample(chosen, rejection_options, guides, **given)
 
 
 def sample(
     options: dict[str, Any],
     rejection_options: dict[str, Any],
+    guides: GuideFlags,
     folder: Path,
     average: str | None,
     class_labels: str,
@@ -133,6 +141,7 @@ def sample(
 
     pipeline = load_pipeline(folder, average)
     check_flags(type(pipeline).__name__, options, pipeline.options_class)
+    guiding = attach_guides(pipeline, guides, options)
     pipeline.check_options(**options)
     labels = parse_class_labels(class_labels, pipeline)
     requests = [SampleRequest(label, index) for label in labels for index in range(num_images_per_class)]
@@ -175,6 +184,7 @@ def sample(
             "pipeline_class": type(pipeline).__name__,
             "seed": seed,
             "options": pipeline.merge_options(options).to_dict(),
+            **guiding,
         }
         if (folder / "state.json").is_file():
             settings["step"] = read_state(folder)["step"]

@@ -44,19 +44,27 @@ def check_guidance(
     schedule: GuidanceSchedule = "constant",
     interval: GuidanceInterval | None = None,
     exponent: float = 1.0,
+    prefix: str = "guidance",
 ) -> None:
     """Refuse guidance options outside their range.
+
+    Args:
+        guidance_scale: See ``scale_at``.
+        schedule: See ``GuidanceSchedule``.
+        interval: See ``is_inside``.
+        exponent: See ``growth``.
+        prefix: What the names of the scale and the interval begin with, for the message.
 
     Raises:
         UserError: If the scale is negative or not finite, the schedule is not known, the interval is not within
             0 <= low < high <= 1, or the exponent is not positive.
     """
     if not (guidance_scale >= 0 and math.isfinite(guidance_scale)):
-        raise UserError(f"guidance_scale must be 0 or more, got {guidance_scale}; 1 is no guidance")
+        raise UserError(f"{prefix}_scale must be 0 or more, got {guidance_scale}; 1 is no guidance")
     if schedule not in get_args(GuidanceSchedule):
         raise UserError(f"guidance_schedule must be one of {', '.join(get_args(GuidanceSchedule))}, got {schedule!r}")
     if interval is not None and not is_interval(interval):
-        raise UserError(f"guidance_interval must be two numbers with 0 <= low < high <= 1, got {interval!r}")
+        raise UserError(f"{prefix}_interval must be two numbers with 0 <= low < high <= 1, got {interval!r}")
     if not (exponent > 0 and math.isfinite(exponent)):
         raise UserError(f"guidance_exponent must be a positive number, got {exponent}")
 

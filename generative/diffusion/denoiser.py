@@ -128,7 +128,7 @@ def evaluator(network: nn.Module, formulation: Formulation) -> Evaluate:
     def evaluate(state: SampleState, time: Tensor, branches: Sequence[Branch]) -> list[DenoiserOutput]:
         batch_size = len(state.sample)
         sample, told = formulation.network_input(state.sample, time)
-        told = told.to(sample.device).reshape(-1).expand(batch_size)
+        told = told.to(sample.device, non_blocking=sample.is_cuda).reshape(-1).expand(batch_size)
         outputs: dict[int, DenoiserOutput] = {}
         places: dict[int, tuple[nn.Module, list[int]]] = {}
         for place, branch in enumerate(branches):

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from generative.core.options import GuidanceInterval, SamplingOptions
+from generative.core.options import GuidanceInterval, GuidanceSchedule, SamplingOptions
+
+GuideCondition = Literal["class", "null"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionOptions(SamplingOptions):
     """Options of ``DiffusionImagePipeline``.
 
+    Guidance composes: away from the null condition (``guidance_``), away from the pipeline's guide (``guide_``) and towards the
+    class of its classifier (``classifier_``), each with a scale and an interval of its own.
+
     Attributes:
         num_inference_steps: Steps asked of the sampler.
         guidance_scale: Classifier-free guidance s in u + s (c - u); 1 is none and costs half as much.
         guidance_interval: Guide only where low < noise level <= high, 0 being clean data and 1 pure noise (timestep / T of a
             diffusion, sigma of a flow), so that 0,1 is everywhere, as none is.
+        guidance_schedule: How the scales of classifier-free guidance and of the guide grow from 1 over 1 - noise level.
+        guidance_exponent: Power of the schedule power_cosine; above 1 guidance comes later.
         guidance_channels: Guide only the first so many channels; 3 is DiT's published sampler on its 4 latent channels. None
             guides all (never the variance values).
+        guide_scale: Guidance s away from the pipeline's guide, a weaker network (autoguidance, self-improvement): adds
+            (s - 1) (c - guide); 1 is none and does not run it.
+        guide_interval: Noise levels at which the guide acts, as guidance_interval.
+        guide_condition: What the guide is told: the class, or null for its null condition.
+        classifier_scale: Factor on the gradient of the pipeline's noised classifier; 0 is none and does not run it.
+        classifier_interval: Noise levels at which the classifier acts, as guidance_interval.
     """
 
     num_inference_steps: int = 50
     guidance_scale: float = 1.0
     guidance_interval: GuidanceInterval | None = None
+    guidance_schedule: GuidanceSchedule = "constant"
+    guidance_exponent: float = 1.0
     guidance_channels: int | None = None
+    guide_scale: float = 1.0
+    guide_interval: GuidanceInterval | None = None
+    guide_condition: GuideCondition = "class"
+    classifier_scale: float = 0.0
+    classifier_interval: GuidanceInterval | None = None

@@ -26,6 +26,7 @@ from generative.core.errors import UserError
 from generative.core.seeding import sample_generators
 from generative.diffusion.formulations.interpolant import Interpolant
 from generative.diffusion.networks.dit import DiT
+from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.ancestral import AncestralSampler
 from generative.diffusion.samplers.heun import HeunSampler
 from pipelines.diffusion import DiffusionImagePipeline
@@ -121,26 +122,28 @@ def test_guidance_follows_its_formula_in_one_forward_pass() -> None:
     state = pipeline.prepare_state(labels, noise)
     timestep = torch.tensor(700.0)
 
-    def predict(*options: Any) -> Tensor:
-        return pipeline.bind(pipeline.guidance(*options), labels)(state, timestep).prediction
+    def predict(**options: Any) -> Tensor:
+        chosen = DiffusionOptions(guidance_scale=3.0, **options)
+        return pipeline.bind(pipeline.guidance(chosen), labels)(state, timestep).prediction
 
-    guided = predict(3.0)
+    guided = predict()
     assert calls == [4]
     with torch.no_grad():
         conditional = pipeline.denoiser(state.sample, timestep, labels).prediction
         null = pipeline.denoiser(state.sample, timestep, None).prediction
     torch.testing.assert_close(guided, null + 3 * (conditional - null))
-    first = predict(3.0, None, 1)
+    first = predict(guidance_channels=1)
     torch.testing.assert_close(first[:, :1], guided[:, :1])
     torch.testing.assert_close(first[:, 1:], conditional[:, 1:])
-    torch.testing.assert_close(predict(3.0, (0.0, 0.6)), conditional)
+    torch.testing.assert_close(predict(guidance_interval=(0.0, 0.6)), conditional)
 
 
 def test_guidance_leaves_the_variance_alone() -> None:
     pipeline = make_pipeline(DDPMScheduler(variance_type="learned_range"), learn_sigma=True)
     labels, timestep = torch.tensor([0]), torch.tensor(700)
     state = pipeline.prepare_state(labels, pipeline.image_noise(generators([0]), 1))
-    guided, conditional = (pipeline.bind(pipeline.guidance(scale), labels)(state, timestep) for scale in (3.0, 1.0))
+    options = [DiffusionOptions(guidance_scale=scale) for scale in (3.0, 1.0)]
+    guided, conditional = (pipeline.bind(pipeline.guidance(each), labels)(state, timestep) for each in options)
     assert guided.variance is not None and conditional.variance is not None
     torch.testing.assert_close(guided.variance, conditional.variance)
     assert not torch.allclose(guided.prediction, conditional.prediction)

@@ -28,7 +28,7 @@ def over_image(values: Tensor, like: Tensor) -> Tensor:
 
     Samplers keep their times on the CPU, where they can be asked for without waiting for a GPU.
     """
-    return values.to(like.device).reshape(-1, *[1] * (like.dim() - 1))
+    return values.to(like.device, non_blocking=like.is_cuda).reshape(-1, *[1] * (like.dim() - 1))
 
 
 def mean_over_image(values: Tensor) -> Tensor:

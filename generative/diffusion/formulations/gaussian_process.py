@@ -107,7 +107,7 @@ class GaussianProcess:
     def at(self, table: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
         """Entries of a (T,) table at timesteps (B,), as float32 that broadcasts against ``like`` (B, ...)."""
         values = table.to(timesteps.device)[timesteps].float()
-        return values.to(like.device).reshape(-1, *[1] * (like.dim() - 1))
+        return values.to(like.device, non_blocking=like.is_cuda).reshape(-1, *[1] * (like.dim() - 1))
 
     def draw_timesteps(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Draw timesteps (B,) int64, uniform in [0, T)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from generative.core.errors import UserError
 from generative.core.guidance import GuidanceInterval, GuidanceSchedule, check_guidance, scale_at
 from generative.core.sampling import SampleState
 from generative.diffusion.denoiser import Branch, Condition, DenoiserOutput, Evaluate, Predict
-from generative.diffusion.formulations.base import Formulation
+from generative.diffusion.formulations.base import Formulation, over_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,10 @@ class Extrapolation:
         weak: The weaker network, of the same formulation; None for the network itself.
         interval: Noise levels at which guidance acts (2404.07724); None for all.
         schedule: How the scale grows with 1 - noise level.
+        exponent: See ``generative.core.guidance.growth``.
         channels: Guide only the first so many channels, the others keep the conditional prediction; None guides all. DiT's and
             SiT's published sampler guides 3 of 4. A learned variance always stays the conditional one.
+        prefix: What the names of its options begin with, for messages.
 
     Raises:
         UserError: If an option is out of range, or nothing is weaker: neither another network nor the null condition.
@@ -40,33 +43,71 @@ class Extrapolation:
     weak: nn.Module | None = None
     interval: GuidanceInterval | None = None
     schedule: GuidanceSchedule = "constant"
+    exponent: float = 1.0
     channels: int | None = None
+    prefix: str = "guidance"
 
     def __post_init__(self) -> None:
-        check_guidance(self.scale, self.schedule, self.interval)
+        check_guidance(self.scale, self.schedule, self.interval, self.exponent, self.prefix)
         if self.null_label is None and self.weak is None and self.scale != 1:
-            raise UserError(f"guidance_scale {self.scale} needs something weaker: a network with a null condition, or a guide")
+            raise UserError(
+                f"{self.prefix}_scale {self.scale} needs something weaker: a network with a null condition, or a guide"
+            )
 
     def bind(self, evaluate: Evaluate, condition: Condition, formulation: Formulation) -> Predict:
         """The guided prediction under a condition."""
-        strong = Branch(condition)
-        weak = Branch(condition if self.null_label is None else condition.null(self.null_label), self.weak)
+        return extrapolated([self], evaluate, condition, formulation)
 
-        def predict(state: SampleState, time: Tensor) -> DenoiserOutput:
-            scale = self.scale_at(time, formulation)
-            if scale == 1.0:
-                return evaluate(state, time, [strong])[0]
-            conditional, weaker = evaluate(state, time, [strong, weak])
-            guided = weaker.prediction + scale * (conditional.prediction - weaker.prediction)
-            if self.channels is not None and self.channels < guided.shape[1]:
-                guided = torch.cat([guided[:, : self.channels], conditional.prediction[:, self.channels :]], dim=1)
-            return replace(conditional, prediction=guided)
+    def weaker(self, condition: Condition) -> Branch:
+        """The weaker branch."""
+        return Branch(condition if self.null_label is None else condition.null(self.null_label), self.weak)
 
-        return predict
+    def guided(self, conditional: Tensor, weaker: Tensor, scale: float | Tensor) -> Tensor:
+        """What is predicted with guidance, (B, C, h, w), at a scale from ``scale_at``."""
+        guided = weaker + scale * (conditional - weaker)
+        if self.channels is not None and self.channels < guided.shape[1]:
+            guided = torch.cat([guided[:, : self.channels], conditional[:, self.channels :]], dim=1)
+        return guided
 
-    def scale_at(self, time: Tensor, formulation: Formulation) -> float:
-        """Scale at a time (one element, or one for each image, all alike)."""
+    def scale_at(self, time: Tensor, formulation: Formulation, like: Tensor) -> float | Tensor:
+        """Scale at a time: a number, or (B, 1, 1, 1) where images are at times of their own and their scales differ.
+
+        Args:
+            time: One element, or (B,), see ``Predict``.
+            formulation: Whose times they are.
+            like: (B, C, h, w) prediction or sample, for the device.
+        """
         if self.scale == 1 or (self.interval is None and self.schedule == "constant"):
             return float(self.scale)
-        level = float(formulation.noise_level(time.reshape(-1)[0].double()))
-        return scale_at(self.scale, 1 - level, self.schedule, self.interval, level=level)
+        levels = formulation.noise_level(time.reshape(-1).double()).tolist()
+        scales = [scale_at(self.scale, 1 - level, self.schedule, self.interval, self.exponent, level) for level in levels]
+        if len(set(scales)) == 1:
+            return scales[0]
+        return over_image(torch.tensor(scales), like)
+
+
+def extrapolated(parts: Sequence[Extrapolation], evaluate: Evaluate, condition: Condition, formulation: Formulation) -> Predict:
+    """The prediction under a condition with several extrapolations at once, each away from its own weaker branch.
+
+    The sum c + sum_k (s_k - 1) (c - u_k): none sees the others, so that their order is of no account, and with one of them alone
+    it is that one's own formula.
+
+    Args:
+        parts: The extrapolations; those whose scale is 1 at a time cost nothing there.
+        evaluate: Of the branches.
+        condition: Of the conditional branch c.
+        formulation: What is predicted.
+    """
+    strong = Branch(condition)
+
+    def predict(state: SampleState, time: Tensor) -> DenoiserOutput:
+        scales = [part.scale_at(time, formulation, state.sample) for part in parts]
+        acting = [(part, scale) for part, scale in zip(parts, scales, strict=True) if isinstance(scale, Tensor) or scale != 1.0]
+        conditional, *weaker = evaluate(state, time, [strong, *(part.weaker(condition) for part, _ in acting)])
+        c, total = conditional.prediction, None
+        for (part, scale), weak in zip(acting, weaker, strict=True):
+            guided = part.guided(c, weak.prediction, scale)
+            total = guided if total is None else total + (guided - c)
+        return conditional if total is None else replace(conditional, prediction=total)
+
+    return predict

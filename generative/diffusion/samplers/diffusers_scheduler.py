@@ -84,7 +84,9 @@ class DiffusersSampler:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
         except (ValueError, IndexError, AssertionError) as error:
             raise UserError(f"{self.name} cannot sample in {num_inference_steps} steps: {error}") from error
-        return self.scheduler.timesteps
+        # On the CPU, where guidance and the scheduler look at them without waiting for a GPU.
+        timesteps: Tensor = self.scheduler.timesteps.cpu()
+        return timesteps
 
     def output(self, predict: Predict, state: SampleState, timestep: Tensor, formulation: Formulation) -> DenoiserOutput:
         """What the denoiser says at one of the scheduler's timesteps, as the scheduler wants it said."""
@@ -92,7 +94,7 @@ class DiffusersSampler:
         if hasattr(self.scheduler, "scale_model_input"):
             sample = self.scheduler.scale_model_input(sample, timestep)
         if self._is_edm:  # the formulation scales the input; asking the scheduler only made it count its steps
-            sigma = self.scheduler.sigmas[self.scheduler.step_index].to(state.sample)
+            sigma = self.scheduler.sigmas[self.scheduler.step_index].to(state.sample.dtype)
             return formulation.shift_score(predict(state, sigma), state.sample, sigma)
         scaled = SampleState(sample, state.memory)
         if not isinstance(formulation, Interpolant):

@@ -161,7 +161,7 @@ def test_the_gradient_is_that_of_the_log_probability_and_adds_up() -> None:
 
     formulation, labels = Interpolant(time_scale=10.0), torch.tensor([1, 3])
     sample = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(1))
-    gradient = log_probability_gradient(classifier, sample, torch.zeros(2), labels)
+    gradient = log_probability_gradient(classifier, sample, torch.zeros(1), labels, formulation)
     probability = (sample.mean((2, 3)) @ weight.T).softmax(1)
     expected = (weight[labels] - probability @ weight) / 9
     torch.testing.assert_close(gradient, expected[:, :, None, None].expand_as(sample))
