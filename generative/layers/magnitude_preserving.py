@@ -1,0 +1,184 @@
+"""Layers that keep the magnitude of what passes them (EDM2 of Karras et al., arXiv 2312.02696).
+
+Activations of unit variance stay so by construction: weights are normalised at every use, sums and concatenations are weighted,
+and no layer has a bias or a group norm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generative.core.errors import UserError
+
+EPSILON = 1e-4  # added to a norm before anything is divided by it, official implementation
+SILU_MAGNITUDE = 0.596  # root mean square of silu(z) for a standard normal z (eq. 81)
+
+ResampleMode = Literal["keep", "up", "down"]
+
+
+def magnitude(values: Tensor, dims: Sequence[int]) -> Tensor:
+    """Root mean square over some dimensions, which are kept with size 1, and a little more: float32."""
+    count = math.prod(values.shape[dim] for dim in dims)
+    return torch.linalg.vector_norm(values, dim=tuple(dims), keepdim=True, dtype=torch.float32) / math.sqrt(count) + EPSILON
+
+
+def normalize(values: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+    """Values divided by their ``magnitude`` over some dimensions, all but the first by default.
+
+    Over the channels it is the pixel norm of the encoder (section 2.2, config E).
+    """
+    return values / magnitude(values, range(1, values.dim()) if dims is None else dims).to(values.dtype)
+
+
+def mp_silu(values: Tensor) -> Tensor:
+    """SiLU of unit variance (eq. 81)."""
+    return F.silu(values) / SILU_MAGNITUDE
+
+
+def sum_weights(balance: float) -> tuple[float, float]:
+    """What both sides of a sum are multiplied by (eq. 88): 1 - t and t, over the magnitude that their sum then has."""
+    length = math.hypot(1 - balance, balance)
+    return (1 - balance) / length, balance / length
+
+
+def mp_sum(first: Tensor, second: Tensor, balance: float = 0.5) -> Tensor:
+    """Weighted sum of two tensors of one shape (eq. 88); ``balance`` is the share of the second."""
+    weights = sum_weights(balance)
+    return torch.add(first * weights[0], second, alpha=weights[1])
+
+
+def mp_cat(first: Tensor, second: Tensor, balance: float = 0.5) -> Tensor:
+    """Concatenation along the channels to which both sides add according to ``balance``, whatever their widths (eq. 103)."""
+    parts = []
+    total = first.shape[1] + second.shape[1]
+    for part, weight in zip((first, second), sum_weights(balance), strict=True):
+        factor = weight * math.sqrt(total / part.shape[1])
+        parts.append(part if math.isclose(factor, 1.0) else part * factor)
+    return torch.cat(parts, dim=1)
+
+
+def check_resample_filter(taps: Sequence[float]) -> None:
+    """Refuse a filter that cannot halve and double a map.
+
+    Raises:
+        UserError: If its taps are not even in number, or their sum is 0.
+    """
+    if not taps or len(taps) % 2 or sum(taps) == 0:
+        raise UserError(f"resample_filter must be an even number of taps whose sum is not 0, got {list(taps)}")
+
+
+def resample(sample: Tensor, mode: ResampleMode, taps: Sequence[float] = (1, 1)) -> Tensor:
+    """Halve or double a map with a separable filter (EDM).
+
+    Args:
+        sample: (B, C, H, W).
+        mode: ``down`` and ``up`` by 2; ``keep`` changes nothing.
+        taps: The filter along one axis, see ``check_resample_filter``; it is made to sum to 1.
+    """
+    if mode == "keep":
+        return sample
+    if len(taps) == 2 and taps[0] == taps[1]:
+        return F.avg_pool2d(sample, 2) if mode == "down" else F.interpolate(sample, scale_factor=2, mode="nearest")
+    line = torch.tensor(taps, dtype=torch.float32, device=sample.device)
+    line = line / line.sum()
+    channels, padding = sample.shape[1], (len(taps) - 1) // 2
+    kernel = torch.outer(line, line).to(sample.dtype).expand(channels, 1, -1, -1)
+    if mode == "down":
+        return F.conv2d(sample, kernel, stride=2, padding=padding, groups=channels)
+    return F.conv_transpose2d(sample, 4 * kernel, stride=2, padding=padding, groups=channels)
+
+
+class MPFourier(nn.Module):
+    """Random Fourier features of a number, sqrt(2) cos(f x + phase) (eq. 75).
+
+    Args:
+        num_channels: Features D.
+        bandwidth: Standard deviation of the frequencies, in turns.
+    """
+
+    def __init__(self, num_channels: int, bandwidth: float = 1.0) -> None:
+        super().__init__()
+        self.freqs: Tensor
+        self.phases: Tensor
+        self.register_buffer("freqs", 2 * math.pi * torch.randn(num_channels) * bandwidth)
+        self.register_buffer("phases", 2 * math.pi * torch.rand(num_channels))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Features (B, D) float32 of numbers (B,)."""
+        angles = values.float()[:, None] * self.freqs.float() + self.phases.float()
+        return angles.cos() * math.sqrt(2)
+
+
+class MPLayer(nn.Module):
+    """A weight without bias whose rows, one per output, have the norm ``gain`` whenever it is used (eq. 47).
+
+    ``force_norm`` is called before every training pass, so that gradients and rates mean the same at every layer (eq. 66).
+
+    Args:
+        shape: Of the weight; outputs first.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape))
+
+    @torch.no_grad()
+    def force_norm(self) -> None:
+        """Overwrite the weight by its rows of unit magnitude, in place."""
+        self.weight.copy_(normalize(self.weight.float()))
+
+    def scaled_weight(self, gain: float | Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight with rows of norm ``gain``, normalised in float32; gradients pass through the norm."""
+        weight = self.weight.float()
+        dims = tuple(range(1, weight.dim()))
+        norm = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
+        return (weight * (gain / (norm + EPSILON * math.sqrt(weight[0].numel())))).to(dtype)
+
+
+class MPLinear(MPLayer):
+    """Linear map (..., D) to (..., D').
+
+    Args:
+        in_features: D.
+        out_features: D'.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(out_features, in_features)
+
+    def forward(self, values: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        """Map, and multiply by a gain."""
+        return F.linear(values, self.scaled_weight(gain, values.dtype))
+
+
+class MPConv2d(MPLayer):
+    """Convolution (B, C, H, W) to (B, C', H, W).
+
+    Args:
+        in_channels: C.
+        out_channels: C'.
+        kernel_size: Odd.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
+        super().__init__(out_channels, in_channels, kernel_size, kernel_size)
+
+    def forward(self, sample: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        """Convolve, and multiply by a gain."""
+        return F.conv2d(sample, self.scaled_weight(gain, sample.dtype), padding=self.weight.shape[-1] // 2)
+
+
+def force_norms(network: nn.Module) -> None:
+    """Overwrite every magnitude-preserving weight of a network by its normalised self (eq. 66).
+
+    Called once at the start of a training pass and outside of what gradient checkpointing runs again.
+    """
+    for module in network.modules():
+        if isinstance(module, MPLayer):
+            module.force_norm()
