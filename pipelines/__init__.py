@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from generative.core.options import SamplingOptions
     from pipelines.autoregressive import AutoregressiveImagePipeline
     from pipelines.base import ImageGenerationPipeline, ImagePipeline
+    from pipelines.classifier import NoisedClassifierPipeline
     from pipelines.diffusion import DiffusionImagePipeline
     from pipelines.emigm import EMIGMPipeline
     from pipelines.gan import GANImagePipeline
@@ -29,6 +30,7 @@ __all__ = [
     "MAGVIT2Pipeline",
     "MARPipeline",
     "MaskGITPipeline",
+    "NoisedClassifierPipeline",
     "ResGenPipeline",
     "VARPipeline",
     "load_any_pipeline",
@@ -46,6 +48,7 @@ PIPELINES = {
     "MAGVIT2Pipeline": "pipelines.magvit2",
     "MARPipeline": "pipelines.mar",
     "MaskGITPipeline": "pipelines.maskgit",
+    "NoisedClassifierPipeline": "pipelines.classifier",
     "ResGenPipeline": "pipelines.resgen",
     "VARPipeline": "pipelines.var",
 }
@@ -91,18 +94,15 @@ def load_pipeline(folder: str | Path, average: str | None = None) -> ImageGenera
         The pipeline, on the CPU in float32.
 
     Raises:
-        UserError: If there is no pipeline or no such average, it is damaged, its class is not one of ours, or it reconstructs
-            images instead.
+        UserError: If there is no pipeline or no such average, it is damaged, its class is not one of ours, or it does something
+            else.
     """
     from generative.core.errors import UserError
     from pipelines.base import ImageGenerationPipeline
 
     pipeline = load_any_pipeline(folder) if average is None else load_with_average(Path(folder), average)
     if not isinstance(pipeline, ImageGenerationPipeline):
-        raise UserError(
-            f"'{folder}' holds a {type(pipeline).__name__}, which makes images of images and not of classes; "
-            "use `generative reconstruct` or `generative encode` with it"
-        )
+        raise UserError(f"'{folder}' holds a {type(pipeline).__name__}, which {pipeline.purpose}; {pipeline.advice}")
     return pipeline
 
 
@@ -127,7 +127,7 @@ def load_with_average(folder: Path, average: str) -> ImagePipeline:
 
 
 def load_any_pipeline(folder: str | Path) -> ImagePipeline:
-    """Load a pipeline of any kind: one that generates, or a tokenizer's, which reconstructs; see ``load_pipeline``."""
+    """Load a pipeline of any kind, that of a tokenizer or a classifier too; see ``load_pipeline``."""
     from generative.core.errors import UserError
     from pipelines.base import read_model_index
 

@@ -37,13 +37,19 @@ CLASS_NAMES_KEY = "_class_names"
 
 
 class ImagePipeline(DiffusionPipeline, abc.ABC):
-    """Whatever makes images from saved networks: class-conditional samples, or reconstructions of images.
+    """Whatever is made of saved networks and images: samples of classes, reconstructions of images, the classes of images.
 
     Attributes:
         options_class: Options of sampling of the family.
+        purpose: What it does, for messages: follows its name.
+        advice: What to do with it where images of classes are wanted.
+        evaluator: Dotted path of the class that scores it during training.
     """
 
     options_class: ClassVar[type[SamplingOptions]] = SamplingOptions
+    purpose: ClassVar[str] = "makes images of classes"
+    advice: ClassVar[str] = "use `generative sample` with it"
+    evaluator: ClassVar[str] = "generative.core.evaluation.Evaluator"
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:

@@ -33,12 +33,15 @@ HIGHER_IS_BETTER = (
     "density",
     "coverage",
     "classification_accuracy",
+    "noised_accuracy",
+    "noised_top5_accuracy",
     "psnr",
     "ssim",
 )
-# The same score by classes, of reconstructions, averaged over subsets, extrapolated or with another estimator.
+# The same score by classes, of reconstructions, averaged over subsets, extrapolated, with another estimator, or by quarter of the
+# noise level.
 PREFIXES = ("class_", "reconstruction_")
-SUFFIXES = ("_mean", "_infinity", "_unbiased")
+SUFFIXES = ("_mean", "_infinity", "_unbiased", "_q0", "_q1", "_q2", "_q3")
 
 
 def is_higher_better(score: str) -> bool:

@@ -24,7 +24,7 @@ from generative.data.class_matching import match_classes
 if TYPE_CHECKING:
     from metrics.scores.classification import LabelClassifier
     from metrics.suite import MetricSuite
-    from pipelines.base import ImageGenerationPipeline
+    from pipelines.base import ImageGenerationPipeline, ImagePipeline
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,17 @@ class Evaluator:
         if self.classifier_data is not None:
             notices += match_classes(self.classifier_data, training, "classifier_data of the evaluation")
         return notices
+
+    def check_pipeline(self, pipeline: ImagePipeline) -> None:
+        """Refuse a pipeline that another kind of evaluator scores.
+
+        Raises:
+            UserError: Naming that evaluator.
+        """
+        if pipeline.evaluator not in {f"{each.__module__}.{each.__qualname__}" for each in type(self).__mro__}:
+            raise UserError(
+                f"evaluation: a {type(pipeline).__name__} {pipeline.purpose}; set evaluation.class_path to {pipeline.evaluator}"
+            )
 
     def prepare(self, accelerator: Accelerator, progress: bool = False) -> None:
         """Load the extractor and make the metrics, so that a mistake in them shows before anything is trained.
@@ -219,11 +230,7 @@ class Evaluator:
             options: Options of the pipeline's call, over those that it was saved with.
             progress: Show progress bars.
         """
-        if not hasattr(pipeline, "num_classes"):
-            raise UserError(
-                f"evaluation: a {type(pipeline).__name__} makes images of images, not of classes; set evaluation.class_path to "
-                "generative.core.reconstruction.ReconstructionEvaluator"
-            )
+        self.check_pipeline(pipeline)
         requests = balanced_requests(self.num_samples, pipeline.num_classes)
         suite = self._reference_suite(accelerator, progress)
         suite.reset_fake()

@@ -69,6 +69,11 @@ class ReconstructionEvaluator(Evaluator):
         self.lpips_files = (lpips_vgg_weights, lpips_linear_weights)
         self._lpips: LPIPS | None = None
 
+    def check_pipeline(self, pipeline: ImagePipeline) -> None:
+        """Refuse a pipeline that reconstructs nothing."""
+        if not hasattr(pipeline, "reconstruct"):
+            raise UserError(f"a {type(pipeline).__name__} reconstructs no images; score it with {pipeline.evaluator}")
+
     def match_classes(self, training: ImageDataset) -> list[str]:
         """Nothing: a reconstruction is of an image, whatever its class."""
         return []
@@ -114,10 +119,7 @@ class ReconstructionEvaluator(Evaluator):
         Raises:
             UserError: If the pipeline makes images of classes.
         """
-        if not hasattr(pipeline, "reconstruct"):
-            raise UserError(
-                f"a {type(pipeline).__name__} reconstructs no images; score it with generative.core.evaluation.Evaluator"
-            )
+        self.check_pipeline(pipeline)
         suite = self._reference_suite(accelerator, progress)
         suite.reset_fake()
         pairwise: dict[str, list[Tensor]] = {}

@@ -53,15 +53,18 @@ def check_classes(num_classes: int, dataset: ImageDataset) -> None:
         )
 
 
-def check_sampling(objective: Objective) -> None:
-    """Refuse options of samples that only the first sample, after hours perhaps, would show to be impossible.
+def check_sampling(objective: Objective, evaluator: Evaluator | None = None) -> None:
+    """Refuse options of samples, and scores, that only the first sample, after hours perhaps, would show to be impossible.
 
     Raises:
         UserError: If the pipeline of the networks cannot be, or refuses the objective's ``sampling_defaults``; or if they guide
-            from a null condition that is not trained.
+            from a null condition that is not trained; or if the evaluator is of another kind of pipelines.
     """
     options = objective.sampling_defaults()
-    objective.pipeline(objective.networks).check_options(**options)
+    pipeline = objective.pipeline(objective.networks)
+    pipeline.check_options(**options)
+    if evaluator is not None:
+        evaluator.check_pipeline(pipeline)
     scale = options.get("guidance_scale", 1)
     if objective.label_dropout == 0 and any(each != 1 for each in (scale if isinstance(scale, Sequence) else [scale])):
         raise UserError(

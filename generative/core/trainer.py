@@ -83,7 +83,7 @@ class Trainer:
         if config.keep_best and evaluator is None:
             raise UserError("trainer.keep_best is set but there is no evaluation; add an `evaluation` section")
         check_judge(objective, evaluator)
-        check_sampling(objective)
+        check_sampling(objective, evaluator)
         self.best = BestCheckpoint(config.output_dir, config.keep_best) if config.keep_best else None
         self.step = 0
         self.phases = objective.phases()

@@ -129,6 +129,7 @@ KNOWN_SCORES = (
     Score(("coverage",), "Coverage", "higher", format_share),
     Score(("inception_score", "inception_score_mean"), "Inception Score", "higher", spread="inception_score_std"),
     ACCURACY,
+    Score(("noised_accuracy",), "Accuracy on noised images", "higher", format_percent),
 )
 
 
