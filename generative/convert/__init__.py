@@ -19,6 +19,7 @@ SOURCES = MappingProxyType(
         "biggan-deep": ("generative.convert.gan.biggan_deep", "BigGANDeepSource"),
         "dit": ("generative.convert.diffusion.dit", "DiTSource"),
         "emigm": ("generative.convert.autoregressive.emigm", "EMIGMSource"),
+        "freeu": ("generative.convert.diffusion.free_u", "FreeUSource"),
         "llamagen": ("generative.convert.autoregressive.llamagen", "LlamaGenSource"),
         "magvit2-ar": ("generative.convert.autoregressive.open_magvit2_ar", "OpenMAGVIT2ARSource"),
         "magvit2-tokenizer": ("generative.convert.tokenizers.open_magvit2_tokenizer", "OpenMAGVIT2TokenizerSource"),
