@@ -11,15 +11,11 @@ from generative.core.errors import UserError
 # Source -> module and class; imported when asked for, since each brings its networks with it.
 SOURCES = MappingProxyType(
     {
-        "adm": ("generative.convert.diffusion.adm", "ADMSource"),
-        "adm_classifier": ("generative.convert.diffusion.adm_classifier", "ADMClassifierSource"),
-        "adm_diffusion": ("generative.convert.diffusion.adm_diffusion", "ADMDiffusionSource"),
-        "adm_upsampler": ("generative.convert.diffusion.adm", "ADMUpsamplerSource"),
         "biggan": ("generative.convert.gan.biggan_pytorch", "BigGANSource"),
         "biggan-deep": ("generative.convert.gan.biggan_deep", "BigGANDeepSource"),
         "dit": ("generative.convert.diffusion.dit", "DiTSource"),
+        "edm": ("generative.convert.diffusion.edm", "EDMSource"),
         "emigm": ("generative.convert.autoregressive.emigm", "EMIGMSource"),
-        "freeu": ("generative.convert.diffusion.free_u", "FreeUSource"),
         "llamagen": ("generative.convert.autoregressive.llamagen", "LlamaGenSource"),
         "magvit2-ar": ("generative.convert.autoregressive.open_magvit2_ar", "OpenMAGVIT2ARSource"),
         "magvit2-tokenizer": ("generative.convert.tokenizers.open_magvit2_tokenizer", "OpenMAGVIT2TokenizerSource"),
@@ -30,6 +26,7 @@ SOURCES = MappingProxyType(
         "projected-gan_256": ("generative.convert.gan.projected_gan", "ProjectedGANSource"),
         "rvq": ("generative.convert.tokenizers.rvq", "RVQSource"),
         "sagan": ("generative.convert.gan.biggan_pytorch", "SAGANSource"),
+        "sid": ("generative.convert.diffusion.sid", "SiDSource"),
         "var": ("generative.convert.autoregressive.var", "VARSource"),
         "var-vqvae": ("generative.convert.tokenizers.var_vqvae", "VARVQVAESource"),
         "wgan-gp": ("generative.convert.gan.studiogan", "StudioGANSource"),

@@ -24,18 +24,23 @@ def effective_weight(conv: nn.Conv2d) -> Tensor:
     return conv.weight if spectral_norm is None else spectral_norm(conv.weight)
 
 
-def widen_kernel(weight: Tensor) -> Tensor:
-    """Convolve 3x3 kernels with a 2x2 kernel of ones.
+def widen_kernel(weight: Tensor, kernel: Tensor | None = None) -> Tensor:
+    """Convolve 3x3 kernels with a 2x2 kernel.
 
     Args:
         weight: (N, C, 3, 3), floating point.
+        kernel: (2, 2); None for ones.
 
     Returns:
         (N, C, 4, 4), same dtype, in channels-last memory.
     """
-    ones = weight.new_tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]])  # (4, 3): convolves with (1, 1)
-    matrix = torch.kron(ones, ones)  # (16, 9): rows and columns at once
     with torch.autocast(weight.device.type, enabled=False):  # sums of weights, in the weights' own precision
+        if kernel is None:
+            ones = weight.new_tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]])  # (4, 3): convolves with (1, 1)
+            matrix = torch.kron(ones, ones)  # (16, 9): rows and columns at once
+        else:
+            each = torch.eye(9, dtype=weight.dtype, device=weight.device).view(9, 1, 3, 3)
+            matrix = F.conv2d(each, kernel.to(weight.dtype).flip(0, 1)[None, None], padding=1).flatten(1).t()
         wide = matrix @ weight.permute(0, 2, 3, 1).flatten(1, 2)  # (N, 16, C)
     return wide.unflatten(1, (4, 4)).permute(0, 3, 1, 2)  # (N, C, 4, 4)
 

@@ -1,0 +1,158 @@
+"""The U-Nets of EDM. Their agreement with the official implementation is tested in tests/parity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from generative.core.errors import UserError
+from generative.diffusion.networks.dhariwal_unet import DhariwalUNet
+from generative.diffusion.networks.edm_unet import EDMUNet
+from generative.diffusion.networks.song_unet import SongUNet
+
+NETWORKS = pytest.mark.parametrize("network_class", [SongUNet, DhariwalUNet])
+NCSNPP = {"embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual", "resample_filter": (1, 3, 3, 1)}
+SKIPS = {"encoder_type": "skip", "decoder_type": "skip"}
+
+
+def make_unet(network_class: type[EDMUNet], **options: Any) -> EDMUNet:
+    """A tiny U-Net with random weights, so that everything shows in its output."""
+    torch.manual_seed(0)
+    small = {"sample_size": 8, "num_classes": 4, "model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "augment_dim": 9}
+    heads = {"channels_per_head": 8} if network_class is DhariwalUNet else {}
+    network = network_class(**(small | {"attn_resolutions": (4,)} | heads | options))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return network.eval()
+
+
+def make_inputs(size: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Samples, times, labels (one of them null) and labels of augmentation."""
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.randn(3, 3, size, size, generator=generator)
+    return sample, torch.tensor([-1.5, 0.1, 1.0]), torch.tensor([0, 3, 4]), torch.randn(3, 9, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("network_class", "options"),
+    [
+        (SongUNet, {}),
+        (SongUNet, NCSNPP),
+        (SongUNet, SKIPS | {"channel_mult": (2, 1, 1)}),
+        (SongUNet, {"channel_mult": (1,), "attn_resolutions": ()}),
+        (DhariwalUNet, {}),
+        (DhariwalUNet, {"channels_per_head": 64, "num_blocks": 2}),
+    ],
+)
+def test_each_image_depends_on_its_own_inputs_only(network_class: type[EDMUNet], options: dict[str, Any]) -> None:
+    network = make_unet(network_class, **options)
+    inputs = make_inputs()
+    together = network(*inputs).prediction
+    assert together.shape == (3, 3, 8, 8)
+    for row in range(3):
+        alone = network(*(value[row : row + 1] for value in inputs)).prediction
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
+    for place in range(4):
+        changed = [value.flip(0) if index == place else value for index, value in enumerate(inputs)]
+        assert not torch.allclose(together, network(*changed).prediction)
+
+
+@NETWORKS
+def test_the_null_condition_is_a_row_of_zeros(network_class: type[EDMUNet]) -> None:
+    network = make_unet(network_class, class_dropout_prob=0.1)
+    sample, times, _, _ = make_inputs()
+    absent = network(sample, times).prediction
+    assert network.null_label == 4
+    assert torch.equal(network(sample, times, torch.full((3,), 4)).prediction, absent)
+    assert torch.equal(network(sample, times, torch.zeros(3, 4), torch.zeros(3, 9)).prediction, absent)
+    one_hot = torch.nn.functional.one_hot(torch.tensor([0, 1, 2]), 4).float()
+    torch.testing.assert_close(network(sample, times, one_hot).prediction, network(sample, times, torch.arange(3)).prediction)
+    assert make_unet(network_class).null_label is None
+
+
+@NETWORKS
+def test_a_network_without_classes_ignores_labels(network_class: type[EDMUNet]) -> None:
+    network = make_unet(network_class, class_conditional=False)
+    sample, times, labels, _ = make_inputs()
+    assert torch.equal(network(sample, times, labels).prediction, network(sample, times).prediction)
+    assert not any("label" in name for name in network.state_dict())
+
+
+@NETWORKS
+def test_fresh_networks_predict_next_to_nothing(network_class: type[EDMUNet]) -> None:
+    torch.manual_seed(0)
+    network = network_class(sample_size=8, model_channels=16, channel_mult=(1, 2), num_blocks=1, num_classes=4)
+    assert network(*make_inputs()[:3]).prediction.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("network_class", "options"), [(SongUNet, {}), (SongUNet, NCSNPP), (DhariwalUNet, {})])
+def test_gradient_checkpointing_gives_the_same_gradient(network_class: type[EDMUNet], options: dict[str, Any]) -> None:
+    gradients = []
+    for is_checkpointed in (False, True):
+        network = make_unet(network_class, dropout=0.3, **options).train()
+        if is_checkpointed:
+            network.enable_gradient_checkpointing()
+        torch.manual_seed(2)  # dropout's masks
+        network(*make_inputs()).prediction.square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize(("network_class", "options"), [(SongUNet, NCSNPP), (DhariwalUNet, {})])
+def test_a_saved_network_comes_back_to_the_bit(network_class: type[EDMUNet], options: dict[str, Any], tmp_path: Path) -> None:
+    network = make_unet(network_class, **options)
+    network.save_pretrained(tmp_path)
+    again = network_class.from_pretrained(tmp_path)
+    assert torch.equal(again(*make_inputs()).prediction, network(*make_inputs()).prediction)
+
+
+@NETWORKS
+def test_decoders_join_skips_of_known_widths(network_class: type[EDMUNet]) -> None:
+    network = make_unet(network_class, channel_mult=(1, 2, 3))
+    seen = []
+
+    def watch(hidden: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(hidden.shape[1])
+        return hidden, 0 * skip
+
+    plain = network(*make_inputs()).prediction
+    network.skip_transform = watch
+    assert not torch.allclose(network(*make_inputs()).prediction, plain)
+    assert network.decoder_widths == tuple(dict.fromkeys(seen)) == (24, 16, 8)
+
+
+@NETWORKS
+def test_bfloat16_stays_near(network_class: type[EDMUNet]) -> None:
+    network = make_unet(network_class)
+    expected = network(*make_inputs()).prediction
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = network(*make_inputs()).prediction.float()
+    half = network.to(torch.bfloat16)
+    sample, *rest = make_inputs()
+    for near in (mixed, half(sample.bfloat16(), *rest).prediction.float()):
+        assert (near - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("network_class", "options", "message"),
+    [
+        (SongUNet, {"num_blocks": 0}, "SongUNet: num_blocks must be at least 1, got 0"),
+        (SongUNet, {"dropout": 1.0}, r"SongUNet: dropout must be in \[0, 1\), got 1.0"),
+        (SongUNet, {"channel_mult": ()}, "SongUNet: channel_mult must be positive whole numbers, one a level"),
+        (SongUNet, {"channel_mult": (1, 1, 1, 1, 1)}, "SongUNet: sample_size must halve 4 times .* got 8"),
+        (SongUNet, {"model_channels": 3}, "must be even and at least 4, got 3"),
+        (SongUNet, {"encoder_type": "deep"}, "encoder_type must be one of standard, residual, skip, got 'deep'"),
+        (SongUNet, {"resample_filter": (1, 2, 1)}, "resample_filter must be of even length"),
+        (SongUNet, {"class_conditional": False, "class_dropout_prob": 0.1}, "has no meaning without classes"),
+        (DhariwalUNet, {"model_channels": 7}, "DhariwalUNet: model_channels must be even, got 7"),
+        (DhariwalUNet, {"model_channels": 14}, "14 channels does not divide into 3 groups"),
+        (DhariwalUNet, {"num_classes": 0}, "DhariwalUNet: num_classes must be at least 1, got 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(network_class: type[EDMUNet], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_unet(network_class, **options)
