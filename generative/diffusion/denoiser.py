@@ -67,6 +67,7 @@ class Condition:
         low_resolution: (B, 3, H', W') images in [-1, 1] to be brought to a higher resolution (ADM's upsampler, arXiv 2105.05233).
         sizes: (B, 2) int64 height and width in tokens, where one batch holds several (FiT, arXiv 2410.13925).
         end_time: (B,) time that a step ends at (MeanFlow, arXiv 2505.13447).
+        augment_labels: (B, D) how training images were augmented (EDM, arXiv 2206.00364, appendix F.2); absent in sampling.
     """
 
     class_labels: Tensor
@@ -74,6 +75,7 @@ class Condition:
     low_resolution: Tensor | None = None
     sizes: Tensor | None = None
     end_time: Tensor | None = None
+    augment_labels: Tensor | None = None
 
     def null(self, null_label: int) -> Condition:
         """The same with every class label replaced by the null label."""

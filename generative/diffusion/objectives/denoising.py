@@ -20,6 +20,7 @@ from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.diffusion.denoiser import Condition
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
+from generative.diffusion.objectives.edm_augment import AUGMENT_DIM, EDMAugment
 from generative.diffusion.objectives.timestep_sampling import LossSecondMoment
 from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.choose import check_sampler, default_sampler
@@ -46,6 +47,7 @@ class DiffusionObjective(EncodedObjective):
         sampling: Options of samples drawn during training, kept with the run as its pipeline's defaults.
         autoencoder: Frozen; the denoiser then works on its latents. None works on pixels.
         timestep_sampling: Draws the steps of a chain by the size of their losses; None draws times as the formulation does.
+        augment: Augments the images and tells the denoiser how (EDM); None leaves them as they are.
 
     Raises:
         UserError: If options contradict one another.
@@ -62,6 +64,7 @@ class DiffusionObjective(EncodedObjective):
         sampling: DiffusionOptions = DiffusionOptions(),
         autoencoder: ModelMixin | None = None,
         timestep_sampling: LossSecondMoment | None = None,
+        augment: EDMAugment | None = None,
     ) -> None:
         null_probability = getattr(denoiser.config, "class_dropout_prob", 0.0)
         if label_dropout is None:
@@ -72,6 +75,9 @@ class DiffusionObjective(EncodedObjective):
         check_latents(denoiser.config.in_channels, autoencoder)
         check_guidance(sampling.guidance_scale, interval=sampling.guidance_interval)
         super().__init__("denoiser", denoiser, autoencoder, optimizer, ema, label_dropout)
+        if augment is not None:
+            check_augment(denoiser, autoencoder)
+        self.augment = augment
         self.formulation = formulation
         self.sampler = check_sampler(default_sampler(formulation) if sampler is None else sampler, formulation)
         self.sampling = sampling
@@ -124,7 +130,10 @@ class DiffusionObjective(EncodedObjective):
             labels: (B,) int64, some of them the null label.
             context: Randomness of the step.
         """
-        return x_start, Condition(labels)
+        if self.augment is None:
+            return x_start, Condition(labels)
+        x_start, augment_labels = self.augment(x_start, context.generator)
+        return x_start, Condition(labels, augment_labels=augment_labels)
 
     def identity(self) -> Mapping[str, Any]:
         """The formulation; samplers, and how training times are drawn and weighted, may change."""
@@ -139,3 +148,16 @@ class DiffusionObjective(EncodedObjective):
         return DiffusionImagePipeline(
             networks["denoiser"], sampler, self.frozen.get("autoencoder"), self.sampling_defaults(), formulation=formulation
         )
+
+
+def check_augment(denoiser: ModelMixin, autoencoder: ModelMixin | None) -> None:
+    """Refuse to augment what cannot be, or for a denoiser that cannot be told.
+
+    Raises:
+        UserError: If the denoiser takes no labels of augmentation, or works on latents.
+    """
+    dim = denoiser.config.get("augment_dim", 0)
+    if dim != AUGMENT_DIM:
+        raise UserError(f"augment needs a denoiser with augment_dim {AUGMENT_DIM}, which is told how, and this one has {dim}")
+    if autoencoder is not None:
+        raise UserError("augment turns and stretches pixels, and this denoiser works on latents; leave augment out")
