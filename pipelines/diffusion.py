@@ -13,9 +13,10 @@ from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 from generative.diffusion.denoiser import Condition, Predict, evaluator
 from generative.diffusion.formulations.base import Formulation
+from generative.diffusion.free_u import free_u_of, transformed_skips
 from generative.diffusion.guidance.classifier import ClassifierGradient
 from generative.diffusion.guidance.combined import Guidance
-from generative.diffusion.guidance.components import check_classifier, check_guide
+from generative.diffusion.guidance.components import check_classifier, check_guide, has_classes
 from generative.diffusion.guidance.extrapolation import Extrapolation
 from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.base import Sampler
@@ -124,12 +125,14 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         """Denoise from noise to data; see the base class."""
         sampler, guidance = self.plan(options)
         predict, state = self.bind(guidance, class_labels), self.prepare_state(class_labels, noise)
-        return sampler.sample(predict, state, options.num_inference_steps, noise, self.formulation, self.progress_bar)
+        with transformed_skips(self.denoiser, free_u_of(self.denoiser, options.free_u, options.free_u_version)):
+            return sampler.sample(predict, state, options.num_inference_steps, noise, self.formulation, self.progress_bar)
 
     def plan(self, options: DiffusionOptions) -> tuple[Sampler | DiffusersSampler, Guidance]:
         """The sampler and the guidance, once all options are checked; see ``ImagePipeline.plan``."""
         self.check_decodable()
         guidance = self.guidance(options)
+        free_u_of(self.denoiser, options.free_u, options.free_u_version)
         sampler = as_sampler(self.scheduler)
         sampler.check(self.formulation, options.num_inference_steps)
         return sampler, guidance
@@ -172,7 +175,7 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
                 f"guide_scale {options.guide_scale} needs a guide, and the pipeline has none; give --guide RUN_OR_FOLDER, or "
                 "build the pipeline with guide=..."
             )
-        if options.guide_condition == "class" or self.guide is None or not self.guide.config.num_classes:
+        if options.guide_condition == "class" or self.guide is None or not has_classes(self.guide.config):
             return None
         null_label: int | None = self.guide.null_label
         if null_label is None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from generative.core.guidance import step_guidance
 from generative.core.options import GuidanceInterval, GuidanceSchedule, SamplingOptions
 
 SolverName = Literal["dpm-solver", "ddpm"]
@@ -110,6 +109,8 @@ class MaskGITOptions(TokenOptions):
 
     def step_scale(self) -> float | Callable[[int], float]:
         """Guidance scale of each iteration, checked; see ``step_guidance``."""
+        from generative.core.guidance import step_guidance  # it brings torch, and help is to answer without
+
         steps, interval = self.num_inference_steps, self.guidance_interval
         return step_guidance(self.guidance_scale, steps, self.guidance_schedule, interval, self.guidance_exponent)
 

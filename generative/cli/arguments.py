@@ -39,7 +39,7 @@ class CommandParser(argparse.ArgumentParser):
         """
         parsed, rest = super().parse_known_args(args, namespace)
         given = vars(parsed)
-        if "seed" in given:
+        if given.get("seed") is not None:
             check_seed("--seed", given["seed"])
         if str(given.get("device")).partition(":")[0] == "meta":
             raise UserError(f"--device '{given['device']}' computes nothing, its tensors have no content; choose cpu or cuda")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -18,6 +18,10 @@ from generative.core.classes import near_classes
 from generative.core.errors import UserError
 from generative.core.safe_yaml import UnsafeYAMLError, load_yaml
 from generative.core.seed_range import check_seed
+
+if TYPE_CHECKING:
+    from generative.core.evaluation import Evaluator
+    from generative.data.base import ImageDataset
 
 # Modules whose classes a configuration may name: importing a module runs its code.
 TRUSTED_MODULES = ("generative", "metrics", "pipelines", "torch", "torchvision", "diffusers")
@@ -237,6 +241,32 @@ def build_config(parser: OneSentenceParser, config: Namespace) -> Namespace:
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
         raise UserError(condense(str(error)) if cause is None else str(cause)) from error
+
+
+def build_evaluator(path: Path, trust_code: bool = False) -> tuple[Evaluator, ImageDataset]:
+    """Construct the evaluation of a run's configuration and its training data, and nothing else.
+
+    Args:
+        path: The configuration.
+        trust_code: Allow classes of any module.
+
+    Returns:
+        The evaluation, its classes matched with the training data's, and the training data.
+
+    Raises:
+        UserError: If it has no evaluation that scores samples, or a constructor refuses its arguments.
+    """
+    from generative.core.evaluation import Evaluator
+
+    parser, config = parse_train_config(path, trust_code=trust_code)
+    if config.get("evaluation") is None:
+        raise UserError(f"configuration '{path}' has no `evaluation` to score with; give --reference")
+    del config["objective"]
+    built = build_config(parser, config)
+    if not isinstance(built.evaluation, Evaluator):
+        raise UserError(f"the evaluation of '{path}' scores no samples; give --reference")
+    built.evaluation.match_classes(built.data)
+    return built.evaluation, built.data
 
 
 def fill_num_classes(section: Any, num_classes: int) -> None:

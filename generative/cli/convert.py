@@ -28,6 +28,7 @@ MAX_PROBLEMS = 200
 EPILOG = """Reads .pth, .pt, .bin, .safetensors, .npz (arrays by variable name) and StyleGAN-line .pkl files, and runs nothing.
   generative convert weights/G_ema.pth weights/D.pth --output pipelines/biggan
   generative convert network-snapshot.pkl --output pipelines/projected-gan
+  generative convert 256x256_diffusion.pt --output pipelines/adm-256
   generative convert DiT-XL-2-256x256.pt --autoencoder sd-vae-ft-ema/ --output pipelines/dit-xl
   generative convert var_d16.pth vae_ch160v4096z32.pth --output pipelines/var-d16
   generative convert c2i_B_256.pt vq_ds16_c2i.pt --config block_size.json --output pipelines/llamagen-b
@@ -116,7 +117,7 @@ def describe_pipeline(pipeline: ImagePipeline) -> str:
     """What a pipeline has: classes or codes or channels, and the size of its images."""
     from pipelines.base import ImageGenerationPipeline
 
-    if isinstance(pipeline, ImageGenerationPipeline):
+    if isinstance(pipeline, ImageGenerationPipeline) or not hasattr(pipeline, "tokenizer"):
         content = f"{pipeline.num_classes} classes"
     else:
         network = pipeline.tokenizer

@@ -21,6 +21,7 @@ COMMANDS = {
     "edit": "draw a part of an image anew with a VAR: generative edit runs/cifar10-var --image cat.png --box 8,8,24,24",
     "scaling-law": "fit a power law of loss against size: generative scaling-law runs/var-d2 runs/var-d4 runs/var-d6",
     "truncation-curve": "table and plot of FID and Inception Score of a GAN at several truncations of its noise",
+    "posthoc-ema": "an average of any length after training: generative posthoc-ema RUN --std 0.15, or --sweep 0.02..0.25",
     "convert": "turn an official checkpoint into a pipeline folder: generative convert G_ema.pth --output pipelines/biggan",
     "report": "write a page with grids, curves and scores of runs: generative report runs/digits-dit runs/digits-sagan",
     "list": "list models, configurations, schedulers, data sets and metrics",

@@ -64,8 +64,9 @@ def flag_settings(name: str, owners: Sequence[type[SamplingOptions]]) -> dict[st
         return settings | {"action": argparse.BooleanOptionalAction}
     if all(get_origin(kind) is Literal for kind in kinds):
         return settings | {"choices": list(dict.fromkeys(choice for kind in kinds for choice in get_args(kind)))}
-    if any(get_origin(kind) is tuple for kind in kinds):
-        settings["metavar"] = "LOW,HIGH"
+    lengths = [len(get_args(kind)) for kind in kinds if get_origin(kind) is tuple]
+    if lengths:
+        settings["metavar"] = "LOW,HIGH" if lengths == [2] else ",".join("N" * lengths[0])
     return settings | {"type": text_converter(tuple(hints))}
 
 

@@ -19,15 +19,23 @@ if TYPE_CHECKING:
 
 NUM_SAMPLES = 50_000
 """Samples of published FIDs."""
+BATCH_SIZE = 50
 SCORING = ("metrics", "protocol", "extractor", "weights", "input_size")
 """Flags of ``add_scoring_flags``."""
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of how many images are sampled at each point, and how."""
-    parser.add_argument("--num-samples", type=int, default=NUM_SAMPLES, metavar="N", help=f"at each (default {NUM_SAMPLES:,})")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples, the same at every point (default 0)")
-    parser.add_argument("--batch-size", type=int, default=50, metavar="N", help="images at a time (default 50)")
+def add_sampling_flags(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
+    """Flags of how many images are sampled at each point, and how.
+
+    Args:
+        parser: The command's.
+        of_run: Where the command may take a run's evaluation: flags that are not given are None, for its values.
+    """
+    number, seed, batch_size = (None, None, None) if of_run else (NUM_SAMPLES, 0, BATCH_SIZE)
+    ours = "default: the run's evaluation's, or " if of_run else "default "
+    parser.add_argument("--num-samples", type=int, default=number, metavar="N", help=f"at each ({ours}{NUM_SAMPLES:,})")
+    parser.add_argument("--seed", type=int, default=seed, help=f"of the samples, the same at every point ({ours}0)")
+    parser.add_argument("--batch-size", type=int, default=batch_size, metavar="N", help=f"images at a time ({ours}{BATCH_SIZE})")
     parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: CUDA where there is one)")
 
 

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from generative.core.trainer import Trainer
 
 # What a run writes into its folder, beside checkpoint-STEP folders; --overwrite deletes these only.
-RUN_FILES = (CONFIG_FILE, HISTORY_FILE, "data.json", "metrics.jsonl", "evaluation.json", "pipeline", "samples", "tensorboard")
+RUN_FILES = (
+    CONFIG_FILE,
+    HISTORY_FILE,
+    "data.json",
+    "metrics.jsonl",
+    "evaluation.json",
+    "pipeline",
+    "samples",
+    "tensorboard",
+    "ema-snapshots",
+)
 
 EPILOG = """Any value of the configuration can be overridden by its path:
   generative train digits/dit --trainer.total_images 64000 --objective.init_args.sampling.guidance_scale 1.5

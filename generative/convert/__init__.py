@@ -11,11 +11,16 @@ from generative.core.errors import UserError
 # Source -> module and class; imported when asked for, since each brings its networks with it.
 SOURCES = MappingProxyType(
     {
+        "adm": ("generative.convert.diffusion.adm", "ADMSource"),
+        "adm_classifier": ("generative.convert.diffusion.adm_classifier", "ADMClassifierSource"),
+        "adm_diffusion": ("generative.convert.diffusion.adm_diffusion", "ADMDiffusionSource"),
+        "adm_upsampler": ("generative.convert.diffusion.adm", "ADMUpsamplerSource"),
         "biggan": ("generative.convert.gan.biggan_pytorch", "BigGANSource"),
         "biggan-deep": ("generative.convert.gan.biggan_deep", "BigGANDeepSource"),
         "dit": ("generative.convert.diffusion.dit", "DiTSource"),
         "edm": ("generative.convert.diffusion.edm", "EDMSource"),
         "emigm": ("generative.convert.autoregressive.emigm", "EMIGMSource"),
+        "freeu": ("generative.convert.diffusion.free_u", "FreeUSource"),
         "llamagen": ("generative.convert.autoregressive.llamagen", "LlamaGenSource"),
         "magvit2-ar": ("generative.convert.autoregressive.open_magvit2_ar", "OpenMAGVIT2ARSource"),
         "magvit2-tokenizer": ("generative.convert.tokenizers.open_magvit2_tokenizer", "OpenMAGVIT2TokenizerSource"),

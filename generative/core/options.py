@@ -19,14 +19,16 @@ GuidanceInterval = tuple[float, float]
 """``(low, high)`` noise levels with 0 <= low < high <= 1; see ``generative.core.guidance.is_inside``."""
 GuidanceSchedule = Literal["constant", "linear", "power", "cubic", "exp", "cosine", "power_cosine"]
 """How the scale grows from 1 to s with the progress p; see ``generative.core.guidance.GROWTHS``."""
+COUNTS = {2: "two", 3: "three", 4: "four"}
+"""Lengths of tuples in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """Base of the options of every family: a subclass is fields with defaults, and an ``Attributes`` section that explains them.
 
-    Fields are numbers, texts, choices (``Literal``), pairs and sequences of them, or None. Whether a number is in range, and fits
-    the networks, is for the pipeline's ``plan`` to say.
+    Fields are numbers, texts, choices (``Literal``), tuples and sequences of them, or None. Whether a number is in range, and
+    fits the networks, is for the pipeline's ``plan`` to say.
 
     Raises:
         UserError: If a value is of another type than its field.
@@ -139,7 +141,7 @@ def describe(hint: Any) -> str:
         if get_origin(kind) is Literal:
             parts.append(f"one of {', '.join(map(str, get_args(kind)))}")
         elif get_origin(kind) is tuple:
-            parts.append("two numbers")
+            parts.append(f"{COUNTS[len(get_args(kind))]} numbers")
         elif get_origin(kind) is Sequence:
             parts.append("a list of integers" if int in alternatives(get_args(kind)[0]) else "a list of numbers")
         else:

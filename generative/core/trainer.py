@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from generative.core import checkpoint as ckpt
 from generative.core.best import BestCheckpoint
 from generative.core.ema import start_average, update_average
+from generative.core.ema_snapshots import EMASnapshotWriter
 from generative.core.errors import RunError, UserError
 from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.initial_weights import start_from
@@ -97,6 +98,7 @@ class Trainer:
                 f"on {accelerator.num_processes} processes; choose a multiple of {self.num_slots}"
             )
         self.schedule = config.lr_schedule or Constant()
+        self.snapshots = self._snapshot_writer()
         self.observer = RunObserver(objective, dataset, config, accelerator, seed, evaluator, self.total_steps)
         self._stop_signal: int | None = None
         self._saved_step: int | None = None
@@ -144,6 +146,13 @@ class Trainer:
                 group["initial_lr"] = group["lr"]
             self.optimizers[name] = self.accelerator.prepare_optimizer(optimizer)
         self._trained = TrainedState(self.objective, self.averages, self.optimizers, self.accelerator.scaler)
+
+    def _snapshot_writer(self) -> EMASnapshotWriter | None:
+        interval, dtype = self.config.ema_snapshot_interval_images, self.config.ema_snapshot_dtype
+        if interval is None:
+            return None
+        images = self.total_steps * self.images_per_step
+        return EMASnapshotWriter(self.config.output_dir, self.objective.ema, interval, dtype, self.images_per_step, images)
 
     @property
     def images_seen(self) -> int:
@@ -209,6 +218,9 @@ class Trainer:
         later = [path for path in ckpt.list_checkpoints(config.output_dir) if ckpt.step_of(path) > self.step]
         if later:
             raise UserError(f"'{config.output_dir}' holds '{later[0].name}' of another run; resume it or choose another folder")
+        if self.snapshots is not None:
+            self.snapshots.start()
+            self._say(self.snapshots.describe(self.averages))
         self.observer.start(self.step, self.images_seen)
         if self.best is not None:
             best = self.best.start(self.observer.log_file.kept)
@@ -234,6 +246,7 @@ class Trainer:
         if self.step < self.total_steps and self.observer.is_grid_due(self.step):
             self.observer.sample_grid(self.step, self.sampling_pipeline, only_if_missing=True)
         self._evaluate_if_due()
+        self._snapshot_if_due()
         bar = tqdm(
             total=self.total_steps * self.images_per_step,
             initial=self.images_seen,
@@ -295,6 +308,9 @@ class Trainer:
             rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
             entry = self.observer.log(self.step, self.images_seen, rates)
             bar.set_postfix({name: f"{value:.3f}" for name, value in entry.items() if name.endswith("/loss")})
+        # Before the checkpoint: a run that goes on from it then lacks none.
+        with self.observer.paused_clock():
+            self._snapshot_if_due()
         if self.step == self.total_steps:
             return
         checkpoint, evaluation = (
@@ -310,6 +326,14 @@ class Trainer:
             if grid:
                 self.observer.sample_grid(self.step, self.sampling_pipeline)
             self._evaluate_if_due()
+
+    def _snapshot_if_due(self) -> None:
+        """Keep the power-function averages as they are, for averages of other lengths after training."""
+        if self.snapshots is not None and self.snapshots.is_due(self.images_seen):
+            self._check_weights()
+            if self.accelerator.is_main_process:
+                check_folder(self.config.output_dir)
+                self.snapshots.write(self.averages, self.images_seen, self.step)
 
     def _check_weights(self) -> None:
         """Stop if anything that a checkpoint would hold is NaN or infinite, so that none ever is."""

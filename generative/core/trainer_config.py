@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from generative.core.ema_snapshots import SnapshotType
 from generative.core.errors import UserError
 from generative.core.runtime import Precision
 from generative.core.schedules import LRSchedule
@@ -39,6 +40,9 @@ class TrainerConfig:
         keep_last_checkpoints: Older checkpoints are deleted; null keeps all.
         keep_best: Name of a score, such as ``frechet_distance``: the checkpoint of its best evaluation is kept as
             ``checkpoint-best``, however old it becomes. Null for none.
+        ema_snapshot_interval_images: Images between snapshots of the power-function averages (``PowerEMA``), kept for good in
+            ``ema-snapshots/``, of which `generative posthoc-ema` makes averages of any length; null for none.
+        ema_snapshot_dtype: Precision of the snapshots, ``float16`` or ``float32``.
         grid_images_per_class: Columns of the sample grid.
         progress: Show a progress bar.
     """
@@ -61,6 +65,8 @@ class TrainerConfig:
     checkpoint_interval_steps: int | None = 1000
     keep_last_checkpoints: int | None = 2
     keep_best: str | None = None
+    ema_snapshot_interval_images: int | None = None
+    ema_snapshot_dtype: SnapshotType = "float16"
     grid_images_per_class: int = 10
     progress: bool = True
 
@@ -75,6 +81,7 @@ class TrainerConfig:
             "evaluate_interval_steps",
             "checkpoint_interval_steps",
             "keep_last_checkpoints",
+            "ema_snapshot_interval_images",
             "grid_images_per_class",
             "num_threads",
         ):

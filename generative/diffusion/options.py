@@ -8,6 +8,9 @@ from typing import Literal
 from generative.core.options import GuidanceInterval, GuidanceSchedule, SamplingOptions
 
 GuideCondition = Literal["class", "null"]
+FreeUVersion = Literal["v1", "v2"]
+FreeUFactors = tuple[float, float, float, float]
+"""``(b1, b2, s1, s2)``; see ``generative.diffusion.free_u.FreeU``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,9 @@ class DiffusionOptions(SamplingOptions):
         guide_condition: What the guide is told: the class, or null for its null condition.
         classifier_scale: Factor on the gradient of the pipeline's noised classifier; 0 is none and does not run it.
         classifier_interval: Noise levels at which the classifier acts, as guidance_interval.
+        free_u: FreeU's factors b1,b2,s1,s2 on the two deepest widths of a U-Net's decoder, for example 1.2,1.4,0.9,0.2: b scales
+            half of the decoder's features, s the low frequencies of the skips; none leaves the network alone. Not on a guide.
+        free_u_version: v1 scales features by b, v2 as far as their mean stands out.
     """
 
     num_inference_steps: int = 50
@@ -45,3 +51,5 @@ class DiffusionOptions(SamplingOptions):
     guide_condition: GuideCondition = "class"
     classifier_scale: float = 0.0
     classifier_interval: GuidanceInterval | None = None
+    free_u: FreeUFactors | None = None
+    free_u_version: FreeUVersion = "v2"

@@ -13,7 +13,7 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.formulations.base import Formulation, mean_over_image
-from generative.diffusion.formulations.gaussian_process import GaussianProcess
+from generative.diffusion.formulations.gaussian_process import GaussianProcess, Variance
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 # Squared noise-to-signal ratio that stands for pure noise: a table of zero terminal signal has no logarithm there.
@@ -36,6 +36,10 @@ class GaussianDiffusion(Formulation):
         time_offset: See ``time_scale``.
         rescale_betas_zero_snr: Scale the betas so that nothing of the data is left at the end (arXiv 2305.08891, algorithm 1).
         trained_betas: A table of (T,) betas instead of a schedule.
+        loss: ``mse`` of what is predicted, along with the bound that trains a learned variance alone; or ``variational_bound``,
+            the whole bound (ADM's ``use_kl``), T times the term of the step.
+        variance_weight: Factor on the bound beside ``mse``; T / 1000 in ADM's ``rescale_learned_sigmas``.
+        fixed_variance: Variance in the whole bound where none is learned: ``small`` (the posterior's) or ``large`` (beta).
 
     Raises:
         UserError: If a number is out of range.
@@ -55,11 +59,22 @@ class GaussianDiffusion(Formulation):
         time_offset: float = 0.0,
         rescale_betas_zero_snr: bool = False,
         trained_betas: Sequence[float] | None = None,
+        loss: Literal["mse", "variational_bound"] = "mse",
+        variance_weight: float = 1.0,
+        fixed_variance: Literal["small", "large"] = "small",
     ) -> None:
         if not 0 < beta_start <= beta_end < 1:
             raise UserError(f"betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
         if min_snr_gamma is not None and not min_snr_gamma > 0:
             raise UserError(f"min_snr_gamma must be positive, got {min_snr_gamma}")
+        if loss not in ("mse", "variational_bound"):
+            raise UserError(f"loss must be mse or variational_bound, got {loss!r}")
+        if loss != "mse" and min_snr_gamma is not None:
+            raise UserError("min_snr_gamma weights the mse, and loss is variational_bound; leave it out")
+        if not variance_weight >= 0:
+            raise UserError(f"variance_weight must be 0 or more, got {variance_weight}")
+        if fixed_variance not in ("small", "large"):
+            raise UserError(f"fixed_variance must be small or large, got {fixed_variance!r}")
         # The same table as the schedulers that sample, to the bit.
         try:
             with torch.device("cpu"):  # a table is one wherever networks are built
@@ -84,7 +99,7 @@ class GaussianDiffusion(Formulation):
 
     def identity(self) -> dict[str, Any]:
         """All options but those of how times are drawn and errors weighted, which may change in mid-run."""
-        free = ("min_snr_gamma",)
+        free = ("min_snr_gamma", "loss", "variance_weight", "fixed_variance")
         return {key: value for key, value in super().identity().items() if key not in free}
 
     def draw_times(self, batch_size: int, generator: torch.Generator) -> Tensor:
@@ -164,6 +179,8 @@ class GaussianDiffusion(Formulation):
     def losses(self, output: DenoiserOutput, x_start: Tensor, noise: Tensor, sample: Tensor, times: Tensor) -> dict[str, Tensor]:
         """``mse``, and ``variational_bound`` in bits per dimension where the variance is learned; see ``Formulation.losses``.
 
+        With ``loss`` ``variational_bound`` that alone: T times the step's term, which estimates the bound of the whole chain.
+
         Raises:
             UserError: If the network predicts a variance and the formulation learns none, or the other way round.
         """
@@ -173,10 +190,21 @@ class GaussianDiffusion(Formulation):
                 f"the denoiser predicts {has} variance but the formulation has learned_variance={self.config.learned_variance}; "
                 "make them agree (learn_sigma of the denoiser)"
             )
+        if self.config.loss == "variational_bound":
+            return {"variational_bound": self.whole_bound(output, x_start, sample, times)}
         losses = {"mse": mean_over_image((output.prediction - self.target(x_start, noise, times)).square())}
         if self.config.min_snr_gamma is not None:
             losses["mse"] = losses["mse"] * self.process.min_snr_weight(times, self.config.min_snr_gamma)
         if output.variance is not None:
             both = torch.cat([output.prediction, output.variance], dim=1)
-            losses["variational_bound"] = self.process.variance_loss(both, x_start, sample, times)
+            bound = self.process.variance_loss(both, x_start, sample, times)
+            losses["variational_bound"] = bound if self.config.variance_weight == 1 else bound * self.config.variance_weight
         return losses
+
+    def whole_bound(self, output: DenoiserOutput, x_start: Tensor, sample: Tensor, times: Tensor) -> Tensor:
+        """Variational bound of the chain estimated from one of its steps, (B,) bits per dimension; see ``losses``."""
+        process = self.process
+        mean = process.posterior_mean(process.predict_start(output.prediction, sample, times), sample, times)
+        kind: Variance = "learned" if output.variance is not None else self.config.fixed_variance
+        log_variance = process.log_variance(kind, output.variance, times, sample)
+        return process.num_train_timesteps * process.variational_bound(mean, log_variance, x_start, sample, times)

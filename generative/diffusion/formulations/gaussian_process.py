@@ -7,13 +7,15 @@ variance (arXiv 2102.09672) and the discretised likelihood of the last step.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from generative.core.errors import UserError
 
+Variance = Literal["learned", "small", "large"]
+"""Of a step back: by the network, the posterior's, or beta."""
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 # Half the distance of two neighbouring 8-bit levels in [-1, 1].
 HALF_LEVEL = 1 / 255
@@ -148,6 +150,20 @@ class GaussianProcess:
         upper = self.at(self.betas.log(), timesteps, values)
         fraction = (values + 1) / 2
         return fraction * upper + (1 - fraction) * lower
+
+    def log_variance(self, variance: Variance, values: Tensor | None, timesteps: Tensor, like: Tensor) -> Tensor:
+        """Log variance of p(x_{t-1} | x_t), broadcasting against ``like`` (B, ...).
+
+        Args:
+            variance: Which.
+            values: What the network predicts of it, see ``learned_log_variance``; only of a learned one.
+            timesteps: (B,) or (1,) int64.
+            like: Of the result's shape.
+        """
+        if variance == "learned":
+            assert values is not None
+            return self.learned_log_variance(values, timesteps)
+        return self.at(self.posterior_log_variance if variance == "small" else self.large_log_variance, timesteps, like)
 
     def variational_bound(self, mean: Tensor, log_variance: Tensor, x_start: Tensor, sample: Tensor, timesteps: Tensor) -> Tensor:
         """One term of the variational bound, L_{t-1} or, at t = 0, L_0 (arXiv 2006.11239, eq. 5).

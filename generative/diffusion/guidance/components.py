@@ -14,7 +14,7 @@ def check_guide(guide: Any, denoiser: Any) -> None:
     """Refuse a guide that is no denoiser of the same data and classes.
 
     Args:
-        guide: The weaker network; one without classes (``num_classes`` 0) may guide any.
+        guide: The weaker network; one without classes may guide any.
         denoiser: The pipeline's own.
 
     Raises:
@@ -24,7 +24,8 @@ def check_guide(guide: Any, denoiser: Any) -> None:
     if not hasattr(guide, "null_label"):
         raise UserError(f"the guide is a {type(guide).__name__}, which is no denoiser; give one of the same data and classes")
     check_data(config, denoiser.config, "guide")
-    check_classes(config, denoiser.config, "guide", may_have_none=True)
+    if has_classes(config):
+        check_classes(config, denoiser.config, "guide")
 
 
 def check_classifier(classifier: Any, denoiser: Any) -> None:
@@ -66,9 +67,14 @@ def check_data(config: Mapping[str, Any], denoiser: Mapping[str, Any], role: str
         )
 
 
-def check_classes(config: Mapping[str, Any], denoiser: Mapping[str, Any], role: str, may_have_none: bool = False) -> None:
+def has_classes(config: Mapping[str, Any]) -> bool:
+    """Whether a denoiser looks at class labels."""
+    return bool(config["num_classes"]) and config.get("class_conditional") is not False
+
+
+def check_classes(config: Mapping[str, Any], denoiser: Mapping[str, Any], role: str) -> None:
     """Refuse a network of other classes."""
-    if config["num_classes"] != denoiser["num_classes"] and (config["num_classes"] or not may_have_none):
+    if config["num_classes"] != denoiser["num_classes"]:
         raise UserError(
             f"the {role} knows {config['num_classes']} classes and the denoiser {denoiser['num_classes']}; give a {role} of the "
             "same classes"

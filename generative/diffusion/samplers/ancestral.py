@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
@@ -11,10 +10,8 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.formulations.base import Formulation
-from generative.diffusion.formulations.gaussian_process import GaussianProcess
+from generative.diffusion.formulations.gaussian_process import GaussianProcess, Variance
 from generative.diffusion.samplers.chain import ChainSampler
-
-Variance = Literal["learned", "small", "large"]
 
 
 def reverse_mean(
@@ -32,15 +29,11 @@ def reverse_mean(
     """
     start = process.predict_start(output.prediction, sample, index)
     mean = process.posterior_mean(start.clamp(-1, 1) if clip else start, sample, index)
-    if variance == "learned":
-        assert output.variance is not None
-        log_variance = process.learned_log_variance(output.variance, index)
-    else:
-        log_variance = process.at(
-            process.posterior_log_variance if variance == "small" else process.large_log_variance, index, sample
-        )
+    log_variance = process.log_variance(variance, output.variance, index, sample)
     if output.gradient is not None:
-        mean = mean + log_variance.exp() * output.gradient
+        # The posterior's variance is 0 at the last step, though its logarithm is that of the step before.
+        moved = process.at(process.posterior_variance, index, sample) if variance == "small" else log_variance.exp()
+        mean = mean + moved * output.gradient
     return mean, log_variance
 
 

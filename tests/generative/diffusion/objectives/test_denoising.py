@@ -122,6 +122,26 @@ def test_min_snr_weight_lowers_the_loss() -> None:
     assert loss_of(weighted, make_batch())["loss"] < loss_of(plain, make_batch())["loss"]
 
 
+def test_weight_of_the_variance_scales_its_bound_alone() -> None:
+    parts = {}
+    for weight in (1.0, 0.5):
+        formulation = GaussianDiffusion(learned_variance=True, variance_weight=weight)
+        parts[weight] = loss_of(make_objective(formulation, make_denoiser(learn_sigma=True)), make_batch())
+    assert parts[0.5]["mse"].item() == parts[1.0]["mse"].item()
+    assert parts[0.5]["variational_bound"].item() == pytest.approx(0.5 * parts[1.0]["variational_bound"].item())
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_whole_bound_trains_mean_and_variance(learn_sigma: bool) -> None:
+    formulation = GaussianDiffusion(learned_variance=learn_sigma, loss="variational_bound")
+    objective = make_objective(formulation, make_denoiser(learn_sigma=learn_sigma))
+    losses = loss_of(objective, make_batch())
+    assert set(losses) == {"loss"}
+    losses["loss"].backward()
+    gradient = objective.networks["denoiser"].final_layer.linear.bias.grad.unflatten(0, (-1, 6 if learn_sigma else 3))
+    assert gradient[:, :3].any() and (not learn_sigma or gradient[:, 3:].any())
+
+
 @pytest.mark.parametrize(
     "formulation", [GaussianDiffusion(), Interpolant(), EDM(), ContinuousDiffusion()], ids=lambda value: type(value).__name__
 )
@@ -207,6 +227,10 @@ def test_sizes_phases_average_and_defaults() -> None:
             lambda: loss_of(make_objective(denoiser=make_denoiser(learn_sigma=True)), make_batch()),
             "predicts a variance but the formulation has learned_variance=False",
         ),
+        (lambda: GaussianDiffusion(loss="kl"), "loss must be mse or variational_bound, got 'kl'"),
+        (lambda: GaussianDiffusion(loss="variational_bound", min_snr_gamma=5.0), "min_snr_gamma weights the mse"),
+        (lambda: GaussianDiffusion(variance_weight=-1.0), "variance_weight must be 0 or more, got -1.0"),
+        (lambda: GaussianDiffusion(fixed_variance="learned"), "fixed_variance must be small or large, got 'learned'"),
     ],
 )
 def test_options_that_contradict_are_refused(make: Any, message: str) -> None:
@@ -219,6 +243,8 @@ def test_identity_is_what_training_depends_on() -> None:
     plain = make_objective().identity()
     assert make_objective(sampler=DDIMScheduler(clip_sample=False)).identity() == plain
     assert make_objective(GaussianDiffusion(min_snr_gamma=5.0)).identity() == plain
+    weighted = GaussianDiffusion(loss="variational_bound", variance_weight=2.0, fixed_variance="large")
+    assert make_objective(weighted).identity() == plain
     assert make_objective(guidance_scale=1.0, num_inference_steps=7).identity() == plain
     for formulation in (
         GaussianDiffusion(prediction_type="v_prediction"),

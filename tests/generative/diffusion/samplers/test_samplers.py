@@ -139,6 +139,18 @@ def test_dpm_solver_converges_in_even_times_too(name: str) -> None:
     assert fine < 0.006 and coarse / fine > 3.5
 
 
+@pytest.mark.parametrize("name", list(GAUSSIAN))
+def test_ddim_brings_data_back_to_the_noise_that_makes_them(name: str) -> None:
+    formulation, sampler = GAUSSIAN[name], DDIMSampler()
+    data = MEAN + STD * noise_state().sample
+    noise = sampler.invert(exact_predict(formulation), SampleState(data), 500, formulation)
+    torch.testing.assert_close(noise.sample, (data - MEAN) / STD, rtol=0, atol=0.05, check_dtype=False)
+    back = sampler.sample(exact_predict(formulation), noise, 500, streams(4), formulation)
+    torch.testing.assert_close(back.sample, data, rtol=0, atol=0.02, check_dtype=False)
+    with pytest.raises(UserError, match="only the deterministic DDIM can be turned round; set eta to 0, got 0.5"):
+        DDIMSampler(eta=0.5).invert(exact_predict(formulation), noise_state(), 10, formulation)
+
+
 def test_dpm_solver_of_order_one_is_ddim() -> None:
     formulation = GAUSSIAN["noise"]
     found = run(DPMSolverSampler(1, "time_uniform"), formulation, 999)  # every step of the chain
