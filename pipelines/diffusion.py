@@ -14,11 +14,12 @@ from generative.core.seeding import ImageNoise
 from generative.diffusion.denoiser import Condition, Predict, evaluator
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.free_u import free_u_of, transformed_skips
-from generative.diffusion.guidance.classifier import ClassifierGradient
 from generative.diffusion.guidance.combined import Guidance
-from generative.diffusion.guidance.components import check_classifier, check_guide, has_classes
+from generative.diffusion.guidance.components import check_classifier, check_guide
 from generative.diffusion.guidance.extrapolation import Extrapolation
+from generative.diffusion.guidance.plan import plan_guidance
 from generative.diffusion.options import DiffusionOptions
+from generative.diffusion.samplers.adaptive import AdaptiveODESampler
 from generative.diffusion.samplers.base import Sampler
 from generative.diffusion.samplers.choose import as_sampler, check_sampler
 from generative.diffusion.samplers.diffusers_scheduler import DiffusersSampler
@@ -134,65 +135,17 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         guidance = self.guidance(options)
         free_u_of(self.denoiser, options.free_u, options.free_u_version)
         sampler = as_sampler(self.scheduler)
+        if options.apg_momentum and isinstance(sampler, AdaptiveODESampler):
+            raise UserError(
+                "apg_momentum remembers what was predicted before, and the adaptive solver tries steps again; set it to 0 or "
+                "take another sampler"
+            )
         sampler.check(self.formulation, options.num_inference_steps)
         return sampler, guidance
 
     def guidance(self, options: DiffusionOptions) -> Guidance:
-        """What guides: classifier-free guidance, the guide and the classifier, as far as they are asked for.
-
-        Raises:
-            UserError: If an option is out of range, or it needs a null condition or a component that is not there.
-        """
-        channels, null_label = self.denoiser.config.in_channels, self.denoiser.null_label
-        if options.guidance_channels is not None and not 1 <= options.guidance_channels <= channels:
-            raise UserError(
-                f"guidance_channels must be in 1..{channels}, the channels of this denoiser, got {options.guidance_channels}"
-            )
-        if options.guidance_scale != 1 and null_label is None:
-            raise UserError(
-                f"guidance_scale {options.guidance_scale} needs a denoiser with a null condition, and this one has none; use 1"
-            )
-        shared: dict[str, Any] = {
-            "schedule": options.guidance_schedule,
-            "exponent": options.guidance_exponent,
-            "channels": options.guidance_channels,
-        }
-        free = Extrapolation(scale=options.guidance_scale, null_label=null_label, interval=options.guidance_interval, **shared)
-        guide = Extrapolation(
-            scale=options.guide_scale,
-            null_label=self._guide_null_label(options),
-            weak=self.guide,
-            interval=options.guide_interval,
-            prefix="guide",
-            **shared,
-        )
-        return Guidance(extrapolations=(free, guide), classifier=self._classifier_gradient(options))
-
-    def _guide_null_label(self, options: DiffusionOptions) -> int | None:
-        """Label that the guide is told instead of the class; None where it is told the class."""
-        if options.guide_scale != 1 and self.guide is None:
-            raise UserError(
-                f"guide_scale {options.guide_scale} needs a guide, and the pipeline has none; give --guide RUN_OR_FOLDER, or "
-                "build the pipeline with guide=..."
-            )
-        if options.guide_condition == "class" or self.guide is None or not has_classes(self.guide.config):
-            return None
-        null_label: int | None = self.guide.null_label
-        if null_label is None:
-            raise UserError("guide_condition 'null' needs a guide with a null condition, and this one has none; use class")
-        return null_label
-
-    def _classifier_gradient(self, options: DiffusionOptions) -> ClassifierGradient | None:
-        """The gradient of the pipeline's classifier, None where none is asked for; its options are checked either way."""
-        if options.classifier_scale != 0 and self.classifier is None:
-            raise UserError(
-                f"classifier_scale {options.classifier_scale} needs a noised classifier, and the pipeline has none; give "
-                "--classifier RUN_OR_FOLDER, or build the pipeline with classifier=..."
-            )
-        gradient = ClassifierGradient(
-            classifier=self.classifier, scale=options.classifier_scale, interval=options.classifier_interval
-        )
-        return gradient if options.classifier_scale else None
+        """What guides, checked; see ``plan_guidance``."""
+        return plan_guidance(options, self.denoiser, self.formulation, self.guide, self.classifier)
 
     def bind(self, guidance: Guidance | Extrapolation, class_labels: Tensor) -> Predict:
         """The guided prediction for labels (B,): what samplers call."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from generative.core.options import GuidanceInterval, GuidanceSchedule, SamplingOptions
 
+GuidanceRuleName = Literal["plain", "apg", "zero-star"]
 GuideCondition = Literal["class", "null"]
 FreeUVersion = Literal["v1", "v2"]
 FreeUFactors = tuple[float, float, float, float]
@@ -29,6 +30,12 @@ class DiffusionOptions(SamplingOptions):
         guidance_exponent: Power of the schedule power_cosine; above 1 guidance comes later.
         guidance_channels: Guide only the first so many channels; 3 is DiT's published sampler on its 4 latent channels. None
             guides all (never the variance values).
+        guidance_rule: How predictions are combined, of classifier-free guidance and of the guide: plain, u + s (c - u); apg,
+            adaptive projected guidance for large scales; zero-star, CFG-Zero* for flows.
+        apg_parallel: Share that apg keeps of the part of guidance along the predicted data, which saturates colours; 1 keeps all.
+        apg_threshold: Norm over an image above which apg shortens guidance; none shortens nothing.
+        apg_momentum: Factor in (-1, 1) on the sum of earlier guidance that apg adds; negative in the paper, 0 is none.
+        zero_init: Share of the noise levels, from pure noise on, at which zero-star keeps the velocity at 0; K of N steps: K/N.
         guide_scale: Guidance s away from the pipeline's guide, a weaker network (autoguidance, self-improvement): adds
             (s - 1) (c - guide); 1 is none and does not run it.
         guide_interval: Noise levels at which the guide acts, as guidance_interval.
@@ -46,6 +53,11 @@ class DiffusionOptions(SamplingOptions):
     guidance_schedule: GuidanceSchedule = "constant"
     guidance_exponent: float = 1.0
     guidance_channels: int | None = None
+    guidance_rule: GuidanceRuleName = "plain"
+    apg_parallel: float = 0.0
+    apg_threshold: float | None = None
+    apg_momentum: float = 0.0
+    zero_init: float = 0.0
     guide_scale: float = 1.0
     guide_interval: GuidanceInterval | None = None
     guide_condition: GuideCondition = "class"

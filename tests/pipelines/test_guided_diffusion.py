@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from contract import GenerationContract
-from diffusers import ModelMixin
+from diffusers import DDPMScheduler, ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from test_diffusion import make_pipeline, run
 from torch import Tensor, nn
@@ -82,6 +82,8 @@ class TestGuidedDiffusion(GenerationContract):
         {"guide_scale": 2.0, "guide_condition": "null", "guide_interval": (0.3, 0.9)},
         {"classifier_scale": 4.0, "classifier_interval": (0.0, 0.6)},
         {"guidance_scale": 2.0, "guidance_schedule": "linear"},
+        {"guidance_scale": 3.0, "guidance_rule": "apg", "apg_momentum": -0.5, "apg_threshold": 2.0},
+        {"guidance_scale": 3.0, "guidance_rule": "zero-star", "zero_init": 0.25},
         {"guidance_scale": 1.5, "guide_scale": 2.0, "classifier_scale": 2.0},
     )
     tolerance = 1 / 255
@@ -90,6 +92,9 @@ class TestGuidedDiffusion(GenerationContract):
         ({"guide_scale": 2.0, "guide_interval": (0.0, 1.5)}, "guide_interval must be two numbers"),
         ({"classifier_scale": 1.0, "classifier_interval": (-0.5, 0.5)}, "classifier_interval must be two numbers"),
         ({"classifier_scale": -1.0}, "classifier_scale must be 0 or more, got -1.0"),
+        ({"apg_momentum": -0.5}, "apg_momentum is an option of guidance_rule apg, and guidance_rule is plain"),
+        ({"zero_init": 0.5, "guidance_rule": "apg"}, "zero_init is an option of guidance_rule zero-star"),
+        ({"guidance_rule": "apg", "apg_threshold": -1.0}, "apg_threshold must be a positive number or none"),
         ({"guide_condition": "all"}, "guide_condition must be one of class, null"),
     )
 
@@ -159,6 +164,15 @@ def test_a_network_that_does_not_fit_is_refused_wherever_it_is_given(components:
     with pytest.raises(UserError, match=message):
         DiffusionImagePipeline(pipeline.denoiser, pipeline.scheduler, formulation=pipeline.formulation, **{name: network})
     assert getattr(pipeline, name) is None
+
+
+def test_a_rule_is_refused_where_it_cannot_be() -> None:
+    with pytest.raises(UserError, match="guidance_rule zero-star is for flows that predict a velocity, and this denoiser"):
+        make_pipeline(DDPMScheduler()).check_options(guidance_rule="zero-star", guidance_scale=2.0)
+    pipeline = guided_pipeline(scheduler=AdaptiveODESampler())
+    pipeline.check_options(guidance_rule="apg", guidance_scale=2.0)
+    with pytest.raises(UserError, match="apg_momentum remembers what was predicted before, and the adaptive solver"):
+        pipeline.check_options(guidance_rule="apg", guidance_scale=2.0, apg_momentum=-0.5)
 
 
 def test_a_guide_without_a_null_condition_is_not_asked_for_it() -> None:

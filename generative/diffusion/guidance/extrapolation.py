@@ -13,6 +13,7 @@ from generative.core.guidance import GuidanceInterval, GuidanceSchedule, check_g
 from generative.core.sampling import SampleState
 from generative.diffusion.denoiser import Branch, Condition, DenoiserOutput, Evaluate, Predict
 from generative.diffusion.formulations.base import Formulation, over_image
+from generative.diffusion.guidance.rule import GuidanceRule, Moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Extrapolation:
         exponent: See ``generative.core.guidance.growth``.
         channels: Guide only the first so many channels, the others keep the conditional prediction; None guides all. DiT's and
             SiT's published sampler guides 3 of 4. A learned variance always stays the conditional one.
+        rule: What takes the place of u + s (c - u), such as ``ProjectedGuidance``; None for the formula itself.
         prefix: What the names of its options begin with, for messages.
 
     Raises:
@@ -45,6 +47,7 @@ class Extrapolation:
     schedule: GuidanceSchedule = "constant"
     exponent: float = 1.0
     channels: int | None = None
+    rule: GuidanceRule | None = None
     prefix: str = "guidance"
 
     def __post_init__(self) -> None:
@@ -62,9 +65,12 @@ class Extrapolation:
         """The weaker branch."""
         return Branch(condition if self.null_label is None else condition.null(self.null_label), self.weak)
 
-    def guided(self, conditional: Tensor, weaker: Tensor, scale: float | Tensor) -> Tensor:
+    def guided(self, conditional: Tensor, weaker: Tensor, scale: float | Tensor, moment: Moment) -> Tensor:
         """What is predicted with guidance, (B, C, h, w), at a scale from ``scale_at``."""
-        guided = weaker + scale * (conditional - weaker)
+        if self.rule is None:
+            guided = weaker + scale * (conditional - weaker)
+        else:
+            guided = self.rule.combine(conditional, weaker, scale, moment)
         if self.channels is not None and self.channels < guided.shape[1]:
             guided = torch.cat([guided[:, : self.channels], conditional[:, self.channels :]], dim=1)
         return guided
@@ -102,11 +108,12 @@ def extrapolated(parts: Sequence[Extrapolation], evaluate: Evaluate, condition: 
 
     def predict(state: SampleState, time: Tensor) -> DenoiserOutput:
         scales = [part.scale_at(time, formulation, state.sample) for part in parts]
-        acting = [(part, scale) for part, scale in zip(parts, scales, strict=True) if isinstance(scale, Tensor) or scale != 1.0]
-        conditional, *weaker = evaluate(state, time, [strong, *(part.weaker(condition) for part, _ in acting)])
+        acting = [place for place, scale in enumerate(scales) if isinstance(scale, Tensor) or scale != 1.0]
+        conditional, *weaker = evaluate(state, time, [strong, *(parts[place].weaker(condition) for place in acting)])
         c, total = conditional.prediction, None
-        for (part, scale), weak in zip(acting, weaker, strict=True):
-            guided = part.guided(c, weak.prediction, scale)
+        for place, weak in zip(acting, weaker, strict=True):
+            moment = Moment(state, time, formulation, place)
+            guided = parts[place].guided(c, weak.prediction, scales[place], moment)
             total = guided if total is None else total + (guided - c)
         return conditional if total is None else replace(conditional, prediction=total)
 
