@@ -1,0 +1,145 @@
+"""What trains and feeds the networks of NVlabs/edm2, by its options: averages, learning rate and latents, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffusers import ModelMixin
+from torch import Tensor
+
+from generative.convert.arguments import NUMBER, POSITIVE, UNUSED, Argument, Constructor, Kind, optional
+from generative.convert.base import OfficialSource, UnknownKeysError
+from generative.core.ema import HalfLifeEMA, PowerEMA
+from generative.core.errors import UserError
+from generative.core.schedules import Constant, InverseSqrt, LRSchedule
+
+if TYPE_CHECKING:
+    from pipelines.base import ImagePipeline
+
+IMAGES_PER_MIMG = 1_000_000
+NUMBERS = Kind(
+    "a list of numbers", lambda value: isinstance(value, (list, tuple)) and len(value) > 0 and all(map(NUMBER.fits, value)), tuple
+)
+CONSTRUCTOR = Constructor(
+    "training",
+    "NVlabs/edm2",
+    {
+        "batch": Argument(None, 2048, POSITIVE),
+        # Of learning_rate_schedule: 0 batches are no decay, 0 Mimg no ramp-up.
+        "ref_lr": Argument(None, 0.01, NUMBER),
+        "ref_batches": Argument(None, 70_000, NUMBER),
+        "rampup_Mimg": Argument(None, 10, NUMBER),
+        # Of PowerFunctionEMA and TraditionalEMA.
+        "stds": Argument(None, (0.05, 0.10), NUMBERS),
+        "halflife_Mimg": Argument(None, float("inf"), NUMBER),
+        "rampup_ratio": Argument(None, 0.09, optional(NUMBER)),
+        # Of StabilityVAEEncoder; its batch size changes nothing.
+        "raw_mean": Argument(None, (5.81, 3.25, 0.12, -2.15), NUMBERS),
+        "raw_std": Argument(None, (4.17, 4.62, 3.71, 3.28), NUMBERS),
+        "final_mean": Argument(None, 0, NUMBER),
+        "final_std": Argument(None, 0.5, NUMBER),
+        "vae_name": UNUSED,
+        "batch_size": UNUSED,
+    },
+)
+
+
+@dataclass(frozen=True)
+class EDM2Training:
+    """The official options as what stands for them here.
+
+    Attributes:
+        batch_size: Images of a step.
+        learning_rate: Before the schedule.
+        schedule: Factor on it.
+        averages: Power-function averages.
+        traditional_average: The one that these replace.
+        latent_config: ``scaling_factor``, ``latents_mean`` and ``latents_std`` of the autoencoder's config.
+    """
+
+    batch_size: int
+    learning_rate: float
+    schedule: LRSchedule
+    averages: list[PowerEMA]
+    traditional_average: HalfLifeEMA
+    latent_config: dict[str, Any]
+
+
+def official_training(config: Mapping[str, Any]) -> EDM2Training:
+    """Read the official options.
+
+    Args:
+        config: By name, see ``CONSTRUCTOR``.
+
+    Raises:
+        UserError: If one is unknown, of a wrong kind or out of range.
+    """
+    values = CONSTRUCTOR.values(config)
+    warmup, reference = round(values["rampup_Mimg"] * IMAGES_PER_MIMG), round(values["ref_batches"] * values["batch"])
+    return EDM2Training(
+        batch_size=values["batch"],
+        learning_rate=values["ref_lr"],
+        schedule=InverseSqrt(reference, warmup) if reference > 0 else Constant(max(warmup, 0)),
+        averages=[PowerEMA(std=std) for std in values["stds"]],
+        traditional_average=HalfLifeEMA(values["halflife_Mimg"] * IMAGES_PER_MIMG, values["rampup_ratio"]),
+        latent_config=latent_config(values["raw_mean"], values["raw_std"], values["final_mean"], values["final_std"]),
+    )
+
+
+def latent_config(
+    raw_mean: tuple[float, ...], raw_std: tuple[float, ...], final_mean: float = 0.0, final_std: float = 0.5
+) -> dict[str, Any]:
+    """Entries of an autoencoder's config that bring its latents from one mean and deviation to another.
+
+    Args:
+        raw_mean: Of the autoencoder's latents, by channel.
+        raw_std: Their deviations.
+        final_mean: Of the latents that the network works on.
+        final_std: Their deviation.
+
+    Raises:
+        UserError: If a deviation is not positive, or their number is not that of the means.
+    """
+    if len(raw_mean) != len(raw_std) or min(raw_std) <= 0 or final_std <= 0:
+        raise UserError(
+            f"raw_mean and raw_std must be as many numbers, and deviations positive; got {raw_mean}, {raw_std} and final_std "
+            f"{final_std}"
+        )
+    mean = [mean - final_mean * std / final_std for mean, std in zip(raw_mean, raw_std, strict=True)]
+    return {"scaling_factor": final_std, "latents_mean": mean, "latents_std": list(raw_std)}
+
+
+class EDM2EMASource(OfficialSource):
+    """How EDM2 trains, by its options: no file holds it, and it has no network."""
+
+    name = "edm2_ema"
+    repository = "NVlabs/edm2"
+
+    def build(self, config: dict[str, Any]) -> dict[str, ModelMixin]:
+        """Check the options; there is nothing to build.
+
+        Raises:
+            UserError: If an option is unknown or not of its kind.
+        """
+        official_training(config)
+        return {}
+
+    def convert_state(self, module: str, state: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:
+        """Refuse every tensor."""
+        if state:
+            raise UnknownKeysError("a way to train", state)
+        return {}
+
+    def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """No checkpoint is one."""
+        return None
+
+    def pipeline(self, networks: Mapping[str, ModelMixin], config: Mapping[str, Any]) -> ImagePipeline:
+        """Refuse: a way to train makes no images.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError("edm2_ema is how EDM2 trains and makes no images itself; convert the checkpoint of a network")
