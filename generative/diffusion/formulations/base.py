@@ -94,6 +94,10 @@ class Formulation(SchedulerMixin, ConfigMixin, abc.ABC):
     def sampling_times(self, num_steps: int) -> Tensor:
         """Ends of ``num_steps`` even steps from pure noise to data, (num_steps + 1,) float64."""
 
+    def whole_way(self) -> Tensor:
+        """Times of pure noise and of clean data, (2,) float64, whether or not a network may be asked there."""
+        return self.sampling_times(1)
+
     def network_time(self, times: Tensor) -> Tensor:
         """What the network is told of times: by default the times themselves."""
         return times

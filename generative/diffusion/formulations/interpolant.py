@@ -128,6 +128,10 @@ class Interpolant(Formulation):
         levels = torch.linspace(self.config.max_level, self.config.min_level, num_steps + 1, dtype=torch.float64)
         return self.time_of_level(self.shifted(levels))
 
+    def whole_way(self) -> Tensor:
+        """Times of the shares 1 and 0, which ``min_level`` and ``max_level`` may keep out of ``sampling_times``."""
+        return self.time_of_level(torch.tensor([1.0, 0.0], dtype=torch.float64))
+
     def time_of_ratio(self, ratio: Tensor) -> Tensor:
         """Times at which sigma / alpha has these values."""
         if self.config.path == "linear":

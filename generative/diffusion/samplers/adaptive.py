@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -58,7 +59,7 @@ class AdaptiveODESampler(Sampler):
         """A continuous one."""
         formulation.sampling_times(1)
 
-    def sample(
+    def states(
         self,
         predict: Predict,
         state: SampleState,
@@ -66,13 +67,12 @@ class AdaptiveODESampler(Sampler):
         noise: ImageNoise,
         formulation: Formulation,
         progress: Progress = iter,
-    ) -> SampleState:
-        """Integrate to the tolerance; ``num_inference_steps`` has no use here. See ``Sampler.sample``.
+    ) -> Iterator[SampleState]:
+        """Integrate to the tolerance; ``num_inference_steps`` has no use here. See ``Sampler.states``.
 
         Raises:
             UserError: If the tolerance is not reached within ``max_steps``.
         """
-        self.check_formulation(formulation)
         first, last = torch.cat([formulation.sampling_times(1)[:1], formulation.nearest_time()]).to(state.sample.device)
         state = start_state(state, formulation, first[None])
         count = len(state.sample)
@@ -103,6 +103,7 @@ class AdaptiveODESampler(Sampler):
             factor = (SAFETY * norm.clamp(min=1e-10) ** -0.2).clamp(SMALLEST_FACTOR, LARGEST_FACTOR)
             size = torch.where(is_going, step * factor, size)
             evaluations += (len(NODES) - 1) * is_going
+            yield SampleState(x, state.memory)
         if bool((done < 1).any()):
             raise UserError(
                 f"the adaptive solver did not reach atol {self.config.atol}, rtol {self.config.rtol} in {self.config.max_steps} "
@@ -112,7 +113,7 @@ class AdaptiveODESampler(Sampler):
             output = formulation.shift_score(predict(SampleState(x, state.memory), last[None]), x, last[None])
             x = formulation.predict_start(output, x, last[None])
             evaluations += 1
-        return SampleState(x.float(), {**state.memory, "num_evaluations": evaluations + 1})
+        yield SampleState(x, {**state.memory, "num_evaluations": evaluations + 1})
 
     @staticmethod
     def _try(slope_at: object, x: Tensor, slope: Tensor, done: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:

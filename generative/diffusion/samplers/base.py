@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from diffusers import ConfigMixin
@@ -26,6 +26,21 @@ class Sampler(SchedulerMixin, ConfigMixin, abc.ABC):
     """
 
     @abc.abstractmethod
+    def states(
+        self,
+        predict: Predict,
+        state: SampleState,
+        num_inference_steps: int,
+        noise: ImageNoise,
+        formulation: Formulation,
+        progress: Progress = iter,
+    ) -> Iterator[SampleState]:
+        """Bring noise to the data, step by step; arguments as ``sample``'s.
+
+        Yields:
+            The state after each step, in the precision that the sampler adds steps up in; the last one is the data.
+        """
+
     def sample(
         self,
         predict: Predict,
@@ -47,7 +62,14 @@ class Sampler(SchedulerMixin, ConfigMixin, abc.ABC):
 
         Returns:
             The state at the end, float32.
+
+        Raises:
+            UserError: As ``check``.
         """
+        self.check(formulation, num_inference_steps)
+        for reached in self.states(predict, state, num_inference_steps, noise, formulation, progress):
+            state = reached
+        return SampleState(state.sample.float(), state.memory)
 
     def check_formulation(self, formulation: Formulation) -> None:  # noqa: B027 - most samplers take all
         """Refuse a formulation that the sampler is not for, with a ``UserError``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class ChainSampler(Sampler):
         super().check(formulation, num_inference_steps)
         self.chain(formulation, num_inference_steps)
 
-    def sample(
+    def states(
         self,
         predict: Predict,
         state: SampleState,
@@ -74,9 +74,8 @@ class ChainSampler(Sampler):
         noise: ImageNoise,
         formulation: Formulation,
         progress: Progress = iter,
-    ) -> SampleState:
-        """Go back step by step, the last one without noise; see ``Sampler.sample``."""
-        self.check(formulation, num_inference_steps)
+    ) -> Iterator[SampleState]:
+        """Go back step by step, the last one without noise; see ``Sampler.states``."""
         chain = self.chain(formulation, num_inference_steps)
         shape = state.sample.shape[1:]
         for index in progress(range(len(chain) - 1, -1, -1)):
@@ -84,4 +83,4 @@ class ChainSampler(Sampler):
             draw = (lambda: noise.randn(*shape)) if index else None
             sample = self.step(chain.process, output, state.sample, torch.tensor([index]), draw)
             state = SampleState(sample, state.memory)
-        return state
+            yield state

@@ -8,6 +8,7 @@ All is in lambda = log(alpha / sigma), the half log-SNR, which grows from noise 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -210,7 +211,7 @@ class DPMSolverSampler(Sampler):
         if grid not in ("log_snr", "time_uniform"):
             raise UserError(f"grid must be log_snr or time_uniform, got {grid!r}")
 
-    def sample(
+    def states(
         self,
         predict: Predict,
         state: SampleState,
@@ -218,9 +219,8 @@ class DPMSolverSampler(Sampler):
         noise: ImageNoise,
         formulation: Formulation,
         progress: Progress = iter,
-    ) -> SampleState:
-        """Solve; see ``Sampler.sample``."""
-        self.check(formulation, num_inference_steps)
+    ) -> Iterator[SampleState]:
+        """Solve; see ``Sampler.states``."""
         schedule = FormulationSchedule(formulation)
         start, end = schedule.ends()
         orders = solver_orders(num_inference_steps, self.config.order)
@@ -235,4 +235,4 @@ class DPMSolverSampler(Sampler):
             if stage.starts:
                 first_sample, first_data = state.sample, data
             state = SampleState(stage.advance(data, first_sample, first_data), state.memory)
-        return SampleState(state.sample.float(), state.memory)
+            yield state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
@@ -51,7 +52,7 @@ class HeunSampler(Sampler):
             raise UserError(f"order must be 1 or 2, got {order}")
         self.grid = EDM(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
 
-    def sample(
+    def states(
         self,
         predict: Predict,
         state: SampleState,
@@ -59,9 +60,8 @@ class HeunSampler(Sampler):
         noise: ImageNoise,
         formulation: Formulation,
         progress: Progress = iter,
-    ) -> SampleState:
-        """Integrate; see ``Sampler.sample``."""
-        self.check(formulation, num_inference_steps)
+    ) -> Iterator[SampleState]:
+        """Integrate; the states are of y, which is x at the data's end. See ``Sampler.states``."""
         sigmas = self.grid.sampling_times(num_inference_steps)
         most = min(self.config.churn / num_inference_steps, math.sqrt(2) - 1)
 
@@ -85,4 +85,4 @@ class HeunSampler(Sampler):
             if self.config.order == 2 and index + 1 < num_inference_steps:
                 y_end = y + (end - sigma) * (slope + slope_at(y_end, end)) / 2
             y = y_end
-        return SampleState(y.float(), state.memory)
+            yield SampleState(y, state.memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from diffusers.configuration_utils import register_to_config
@@ -36,7 +37,7 @@ class ODESampler(Sampler):
         """A continuous one."""
         formulation.sampling_times(1)
 
-    def sample(
+    def states(
         self,
         predict: Predict,
         state: SampleState,
@@ -44,9 +45,8 @@ class ODESampler(Sampler):
         noise: ImageNoise,
         formulation: Formulation,
         progress: Progress = iter,
-    ) -> SampleState:
-        """Integrate; see ``Sampler.sample``."""
-        self.check(formulation, num_inference_steps)
+    ) -> Iterator[SampleState]:
+        """Integrate; see ``Sampler.states``."""
         times = formulation.sampling_times(num_inference_steps)
         state = start_state(state, formulation, times[0])
         for index in progress(range(num_inference_steps)):
@@ -61,7 +61,7 @@ class ODESampler(Sampler):
                 state = SampleState(x + step * slope, state.memory)
                 slope = (slope + velocity(predict, state, end, formulation)) / 2
             state = SampleState(x + step * slope, state.memory)
-        return SampleState(state.sample.float(), state.memory)
+            yield state
 
 
 def start_state(state: SampleState, formulation: Formulation, time: Tensor) -> SampleState:

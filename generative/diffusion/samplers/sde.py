@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -76,6 +77,12 @@ class SDESampler(Sampler):
         if num_inference_steps < 2:
             raise UserError(f"num_inference_steps of the SDE must be at least 2, with the last one, got {num_inference_steps}")
 
+    @property
+    def last_step(self) -> LastStep:
+        """What is done last: nothing, where it would be a step of no length."""
+        kind: LastStep = self.config.last_step
+        return kind if kind == "tweedie" or self.config.last_step_size > 0 else "none"
+
     def diffusion(self, time: Tensor, formulation: Formulation) -> Tensor:
         """w at times, shaped as they are."""
         level, scale = formulation.noise_level(time), self.config.diffusion_scale
@@ -92,7 +99,7 @@ class SDESampler(Sampler):
             return 0.25 * (scale * (math.pi * (1 - level)).cos() + 1).square()
         return scale * (math.pi * level).sin().square()
 
-    def sample(
+    def states(
         self,
         predict: Predict,
         state: SampleState,
@@ -100,19 +107,24 @@ class SDESampler(Sampler):
         noise: ImageNoise,
         formulation: Formulation,
         progress: Progress = iter,
-    ) -> SampleState:
-        """Integrate: ``num_inference_steps`` - 1 stochastic steps, then the last one; see ``Sampler.sample``."""
-        self.check(formulation, num_inference_steps)
-        first, data = formulation.sampling_times(1)
-        last_size = self.config.last_step_size if self.config.last_step != "none" else 0.0
-        end = data + (first - data) * last_size
-        grid = first + (end - first) * torch.linspace(0, 1, num_inference_steps, dtype=torch.float64)
+    ) -> Iterator[SampleState]:
+        """Integrate: ``num_inference_steps`` - 1 stochastic steps, then the last one; see ``Sampler.states``."""
+        grid, data = self.grid(formulation, num_inference_steps)
         state = start_state(state, formulation, grid[0])
         stride = (grid[1] - grid[0]) / formulation.time_unit
         for index in progress(range(num_inference_steps - 1)):
             state = self._step(predict, state, grid[index], stride, noise, formulation)
-        x = self._last(predict, state, grid[-1], (data - end) / formulation.time_unit, formulation)
-        return SampleState(x.float(), state.memory)
+            yield state
+        x = self._last(predict, state, grid[-1], (data - grid[-1]) / formulation.time_unit, formulation)
+        yield SampleState(x, state.memory)
+
+    def grid(self, formulation: Formulation, num_inference_steps: int) -> tuple[Tensor, Tensor]:
+        """Times that the steps start at, (num_inference_steps,) float64, the last step's at the end; and the data's, ()."""
+        first, nearest = formulation.sampling_times(1)
+        noise, data = formulation.whole_way()
+        size = self.config.last_step_size if self.config.last_step != "none" else 0.0
+        end = data + (noise - data) * size if size > 0 else nearest
+        return first + (end - first) * torch.linspace(0, 1, num_inference_steps, dtype=torch.float64), data
 
     def _drift(self, predict: Predict, state: SampleState, time: Tensor, sign: Tensor, formulation: Formulation) -> Tensor:
         """v dt's factor, with the score's share: positive towards the data whatever time's direction."""
@@ -136,7 +148,7 @@ class SDESampler(Sampler):
         return SampleState(noised.sample + (first + second) / 2 * stride, state.memory)
 
     def _last(self, predict: Predict, state: SampleState, time: Tensor, size: Tensor, formulation: Formulation) -> Tensor:
-        kind = self.config.last_step
+        kind = self.last_step
         if kind == "none":
             return state.sample
         if kind == "mean":
