@@ -33,6 +33,7 @@ SOURCES = MappingProxyType(
         "rvq": ("generative.convert.tokenizers.rvq", "RVQSource"),
         "sagan": ("generative.convert.gan.biggan_pytorch", "SAGANSource"),
         "sid": ("generative.convert.diffusion.sid", "SiDSource"),
+        "sit": ("generative.convert.diffusion.sit", "SiTSource"),
         "var": ("generative.convert.autoregressive.var", "VARSource"),
         "var-vqvae": ("generative.convert.tokenizers.var_vqvae", "VARVQVAESource"),
         "wgan-gp": ("generative.convert.gan.studiogan", "StudioGANSource"),

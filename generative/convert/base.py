@@ -52,6 +52,7 @@ class OfficialSource(abc.ABC):
         repository: Where the layout comes from, for example ``facebookresearch/DiT``.
         modules: Names of the networks that its authors keep in files of their own, as ``build`` calls them.
         is_autoencoder: Whether its network decodes what other sources' networks make, and its file may be given beside theirs.
+        script_arguments: Arguments of its training script that are options of ``build`` and no tensor tells.
         autoencoder_file: Official file of such an autoencoder, where its networks need one and one is known here.
     """
 
@@ -60,6 +61,7 @@ class OfficialSource(abc.ABC):
     modules: tuple[str, ...] = ("generator", "discriminator")
     is_autoencoder: bool = False
     autoencoder_file: str = ""
+    script_arguments: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def build(self, config: dict[str, Any]) -> dict[str, ModelMixin]:

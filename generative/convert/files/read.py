@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,11 +22,12 @@ from metrics.files.arrays import READ_ERRORS, brief, npz_keys, read_npz
 
 # How BigGAN-PyTorch (G_ema_best0.pth) and PyTorch-StudioGAN (model=G_ema-best-weights-step=80000.pth) name their files.
 FILE_NAME = re.compile(r"^(?:model=)?(G_ema|G|D)(?:[-_.].*)?$")
-# What official checkpoints hold beside their tensors: arguments of DiT, LlamaGen and MAR, which may name paths, BigGAN-PyTorch's
-# activations, StudioGAN's best score, the callbacks by class of older versions of Lightning.
+# Under which the training scripts of DiT, SiT, LlamaGen and MAR keep their arguments, which may name paths.
+ARGUMENTS, ARGUMENTS_NAME = "args", "argparse.Namespace"
+# What official checkpoints hold besides: BigGAN-PyTorch's activations, StudioGAN's best score, the callbacks by class of older
+# versions of Lightning.
 # All are read as ``Ignored``: the classes themselves are not asked.
 IGNORED_NAMES = (
-    "argparse.Namespace",
     "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
     "pathlib.PosixPath",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -62,6 +63,24 @@ class Ignored:
         """Keep nothing."""
 
 
+class ScriptArguments(Ignored):
+    """Stands for the arguments of a training script; texts and numbers are kept."""
+
+    plain: dict[str, Any]
+
+    def __new__(cls, *arguments: Any) -> ScriptArguments:
+        """Hold no argument yet."""
+        made = super().__new__(cls)
+        assert isinstance(made, ScriptArguments)
+        made.plain = {}
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep what is plain."""
+        known = state if isinstance(state, Mapping) else {}
+        self.plain = {str(key): value for key, value in known.items() if isinstance(value, (bool, int, float, str, type(None)))}
+
+
 @dataclass(frozen=True, eq=False)
 class NetworkPart:
     """The official tensors of one network.
@@ -72,6 +91,7 @@ class NetworkPart:
         state: Tensors by official name.
         options: Official options that lie beside the tensors.
         class_name: Official class, where the file says.
+        arguments: Of the training script that saved it; a source says which of them it has a use for.
     """
 
     path: Path
@@ -79,6 +99,7 @@ class NetworkPart:
     state: dict[str, Tensor]
     options: dict[str, Any] = field(default_factory=dict)
     class_name: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """For messages."""
@@ -116,7 +137,9 @@ def read_checkpoints(paths: Sequence[Path]) -> Checkpoint:
     for path in paths:
         found = read_file(path)
         if isinstance(found, dict):
-            networks = list(find_networks(path, name_from_file(path), found))
+            arguments = found.get(ARGUMENTS)
+            plain = arguments.plain if isinstance(arguments, ScriptArguments) else {}
+            networks = [replace(part, arguments=plain) for part in find_networks(path, name_from_file(path), found)]
             if not networks and isinstance(found.get("config"), Mapping):
                 options |= {key: value for key, value in found["config"].items() if isinstance(value, int | float | str)}
                 notes.append(f"'{path.name}' holds training state and no network; its options are used")
@@ -191,7 +214,8 @@ def read_torch(path: Path) -> dict[str, Any]:
         UserError: If it asks for anything but tensors and plain data, or is not a dictionary.
     """
     try:
-        with torch.serialization.safe_globals([(Ignored, name) for name in IGNORED_NAMES]):
+        known: list[Any] = [(ScriptArguments, ARGUMENTS_NAME), *((Ignored, name) for name in IGNORED_NAMES)]
+        with torch.serialization.safe_globals(known):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         match = FORBIDDEN_NAME.search(str(error))

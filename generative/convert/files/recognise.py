@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -145,6 +146,7 @@ def recognise(
         found = [Recognised(get_source(source), likeliest(get_source(source), mine), {}, tuple(mine))]
     if not found:
         raise UserError(unknown_layout(parts, source))
+    found = named_by_file(found) if len(found) > 1 else found
     if len(found) > 1:
         names = ", ".join(hit.source.name for hit in found)
         raise UserError(f"the checkpoint may be of any of {names}; say which with --source")
@@ -154,6 +156,20 @@ def recognise(
         autoencoder = Recognised(autoencoder.source, autoencoder.state, config, autoencoder.parts)
     config = state_options(hit.config, checkpoint, hit.parts)
     return Recognised(hit.source, hit.state, merge(config, place(config, given)), hit.parts, autoencoder)
+
+
+def named_by_file(found: Sequence[Recognised]) -> list[Recognised]:
+    """Of several sources of one layout, the one that the official file is named after, or the model by its training script.
+
+    Such names are ``SiT-XL-2-256x256.pt`` and ``SiT-XL/2``; where none tells, all are returned.
+    """
+
+    def is_named(hit: Recognised) -> bool:
+        names = (hit.parts[0].path.name, str(hit.parts[0].arguments.get("model", "")))
+        return any(re.match(rf"{hit.source.name}[^a-z]", name.lower()) for name in names)
+
+    named = [hit for hit in found if is_named(hit)]
+    return named if len(named) == 1 else list(found)
 
 
 def divisions(parts: Sequence[NetworkPart]) -> Iterator[tuple[list[NetworkPart], Recognised | None]]:
@@ -204,6 +220,8 @@ def ask(source: OfficialSource, parts: Sequence[NetworkPart]) -> Recognised | No
     for state in arrangements(source, parts):
         config = read_config(source, state)
         if config is not None:
+            for part in parts:
+                config |= {name: part.arguments[name] for name in source.script_arguments if name in part.arguments}
             return Recognised(source, state, config, tuple(parts))
     return None
 

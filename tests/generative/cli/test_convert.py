@@ -132,7 +132,10 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: Any) -> list[str]:
 
 
 def test_every_source_is_tried() -> None:
-    assert {*PARITY, "pretrained-biggan", "dit", *TOKENS} == set(SOURCES)
+    diffusion = {
+        name for name, (module, _) in SOURCES.items() if ".diffusion." in module
+    }  # in tests/generative/convert/diffusion
+    assert {*PARITY, "pretrained-biggan", *diffusion, *TOKENS} == set(SOURCES)
 
 
 @pytest.mark.parametrize("source", [*PARITY, "pretrained-biggan"])
@@ -307,9 +310,11 @@ def test_dit_and_its_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixture[s
     weights = official("dit-a")["model"]
     torch.save({"model": weights, "ema": weights, "opt": {"state": {}, "param_groups": []}}, tmp_path / "0400000.pt")
     line = failure(capsys, tmp_path / "0400000.pt", "--output", "out")[0]
+    assert "may be of any of dit, sit; say which with --source" in line
+    line = failure(capsys, tmp_path / "0400000.pt", "--source", "dit", "--output", "out")[0]
     assert 'give {"num_heads": N} in --config' in line
     (tmp_path / "options.json").write_text('{"num_heads": 4}')
-    common = [tmp_path / "0400000.pt", "--config", tmp_path / "options.json", "--output"]
+    common = [tmp_path / "0400000.pt", "--source", "dit", "--config", tmp_path / "options.json", "--output"]
     assert convert(*common, "without") == 0
     assert "makes latents of 4 channels and lacks the autoencoder" in capsys.readouterr().out
 

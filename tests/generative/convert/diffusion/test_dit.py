@@ -133,7 +133,7 @@ def test_options_are_read_off_a_checkpoint(config: dict[str, Any]) -> None:
 
 def official_names(depth: int) -> list[str]:
     """Official keys in the order of our state dict."""
-    from generative.convert.diffusion.dit import KEY_PATTERNS
+    from generative.convert.diffusion.dit_layout import KEY_PATTERNS
     from generative.diffusion.networks.dit import DiT
 
     with torch.device("meta"):
