@@ -114,8 +114,8 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; labels are in [0, num_classes)."""
-        return self.denoiser.config.num_classes
+        """Number of classes; labels are in [0, num_classes). A denoiser without classes makes one."""
+        return max(self.denoiser.config.num_classes, 1)
 
     @property
     def image_size(self) -> int:

@@ -25,10 +25,11 @@ AUTOENCODER = "autoencoder"
 IMAGE_CHANNELS = 3
 MAX_PROBLEMS = 200
 """Keys listed one by one before the rest is only counted."""
-EPILOG = """Reads .pth, .pt, .bin, .safetensors, .npz (arrays by variable name) and StyleGAN-line .pkl files, and runs nothing.
+EPILOG = """Reads .pth, .pt, .bin, .safetensors, .npz (arrays by variable name) and StyleGAN and EDM .pkl files, and runs nothing.
   generative convert weights/G_ema.pth weights/D.pth --output pipelines/biggan
   generative convert network-snapshot.pkl --output pipelines/projected-gan
   generative convert 256x256_diffusion.pt --output pipelines/adm-256
+  generative convert edm2-img512-s-2147483-0.130.pkl --autoencoder sd-vae-ft-mse/ --output pipelines/edm2-s
   generative convert DiT-XL-2-256x256.pt --autoencoder sd-vae-ft-ema/ --output pipelines/dit-xl
   generative convert var_d16.pth vae_ch160v4096z32.pth --output pipelines/var-d16
   generative convert c2i_B_256.pt vq_ds16_c2i.pt --config block_size.json --output pipelines/llamagen-b
@@ -211,6 +212,7 @@ def add_autoencoder(pipeline: ImagePipeline, folder: Path | None, recognised: Re
     (autoencoder,) = recognised.autoencoder.build().values() if recognised.autoencoder else (load_autoencoder(folder),)
     if autoencoder.config.latent_channels != channels:
         raise UserError(f"{name} has {autoencoder.config.latent_channels} channels, the {owner} {channels}")
+    recognised.source.fit_autoencoder(autoencoder, recognised.config)
     pipeline.register_modules(autoencoder=autoencoder.eval())
     return ""
 

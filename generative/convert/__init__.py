@@ -19,6 +19,7 @@ SOURCES = MappingProxyType(
         "biggan-deep": ("generative.convert.gan.biggan_deep", "BigGANDeepSource"),
         "dit": ("generative.convert.diffusion.dit", "DiTSource"),
         "edm": ("generative.convert.diffusion.edm", "EDMSource"),
+        "edm2": ("generative.convert.diffusion.edm2", "EDM2Source"),
         "edm2_ema": ("generative.convert.diffusion.edm2_ema", "EDM2EMASource"),
         "emigm": ("generative.convert.autoregressive.emigm", "EMIGMSource"),
         "freeu": ("generative.convert.diffusion.free_u", "FreeUSource"),

@@ -113,6 +113,22 @@ class OfficialSource(abc.ABC):
             Official options in the form that ``build`` takes, for the modules that are there; None for another layout.
         """
 
+    def options_beside(self, beside: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Official options that are told by what lies beside a network in its snapshot; by default none.
+
+        Args:
+            beside: Plain attributes of the snapshot's other objects, with their ``class_name``, by their names there.
+        """
+        return {}
+
+    def fit_autoencoder(self, autoencoder: ModelMixin, config: Mapping[str, Any]) -> None:  # noqa: B027 - optional hook
+        """Write into an autoencoder's config how the converted network's latents are scaled, where its own differs.
+
+        Args:
+            autoencoder: From the user's folder; changed in place.
+            config: Official options of the network.
+        """
+
     @abc.abstractmethod
     def pipeline(self, networks: Mapping[str, ModelMixin], config: Mapping[str, Any]) -> ImageGenerationPipeline:
         """Make a pipeline of converted networks.

@@ -189,10 +189,13 @@ def fingerprint_network(network: nn.Module) -> str:
 
     Caches of ids or latents carry that of their tokenizer or autoencoder, and checkpoints those of their run's frozen parts.
     """
-    config = {key: value for key, value in getattr(network, "config", {}).items() if not key.startswith("_")}
+    everything = getattr(network, "config", {})
+    config = {key: value for key, value in everything.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps([type(network).__name__, config], sort_keys=True).encode())
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
         digest.update(b"latents scaled by channel")  # caches written while these were ignored hold other latents
+    if everything.get("_image_range"):
+        digest.update(f"images in {list(everything['_image_range'])}".encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

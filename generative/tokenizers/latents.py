@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin
@@ -12,6 +13,9 @@ from generative.core.errors import UserError
 
 AUTOENCODERS = (AutoencoderKL, AutoencoderDC)
 """Classes whose latents are taken, subclasses included."""
+IMAGE_RANGE_KEY = "_image_range"
+"""Key of an autoencoder's config: least and largest value of the images that it takes and makes, where that is not [-1, 1].
+diffusers takes keys without "_" for constructor arguments."""
 
 
 def check_autoencoder(autoencoder: ModelMixin) -> None:
@@ -64,7 +68,7 @@ def check_latents(in_channels: int, autoencoder: ModelMixin | None) -> None:
             f"the network has in_channels={in_channels} but the autoencoder's latents have {latent_channels(autoencoder)} "
             "channels; make them equal"
         )
-    latent_scaling(autoencoder)
+    _check_scaling(autoencoder)
 
 
 @torch.no_grad()
@@ -96,6 +100,9 @@ def latent_moments(autoencoder: ModelMixin, images: Tensor) -> tuple[Tensor, Ten
     Returns:
         Both (B, C, h, w) float32; None for the deviation of a deterministic autoencoder.
     """
+    low, high = image_range(autoencoder)
+    if (low, high) != (-1.0, 1.0):
+        images = images * ((high - low) / 2) + (high + low) / 2
     encoded = autoencoder.encode(images.to(autoencoder.dtype))
     if isinstance(autoencoder, AutoencoderDC):
         return encoded.latent.float(), None
@@ -107,7 +114,61 @@ def decode_latents(autoencoder: ModelMixin, latents: Tensor) -> Tensor:
     """Images (B, 3, H, W) float32, about in [-1, 1], of scaled latents (B, C, h, w)."""
     offset, factor = latent_scaling(autoencoder, latents.device)
     unscaled = latents / factor + offset
-    return autoencoder.decode(unscaled.to(autoencoder.dtype)).sample.float()
+    images = autoencoder.decode(unscaled.to(autoencoder.dtype)).sample.float()
+    low, high = image_range(autoencoder)
+    return images if (low, high) == (-1.0, 1.0) else (images - (high + low) / 2) * (2 / (high - low))
+
+
+def image_range(autoencoder: ModelMixin) -> tuple[float, float]:
+    """Least and largest value of the images that an autoencoder takes and makes: EDM2's are in [0, 1].
+
+    Raises:
+        UserError: If the config's are not two numbers, the least first.
+    """
+    values = autoencoder.config.get(IMAGE_RANGE_KEY) or (-1.0, 1.0)
+    try:
+        low, high = map(float, values)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the autoencoder's {IMAGE_RANGE_KEY} must be two numbers, got {values!r}; mend its config.json"
+        ) from error
+    if not low < high < math.inf:
+        raise UserError(f"the autoencoder's {IMAGE_RANGE_KEY} must be two numbers, the least first, got {values!r}")
+    return low, high
+
+
+def set_latent_scaling(
+    autoencoder: ModelMixin,
+    scaling_factor: float,
+    latents_mean: Sequence[float] | None = None,
+    latents_std: Sequence[float] | None = None,
+    image_range: Sequence[float] | None = None,
+) -> None:
+    """Write into an autoencoder's config how its latents are scaled, in the place of what stands there.
+
+    Args:
+        autoencoder: Changed in place.
+        scaling_factor: Deviation that latents are brought to where ``latents_std`` says what it was, else a factor.
+        latents_mean: Mean of each channel; None for 0.
+        latents_std: Deviation of each channel; None for 1.
+        image_range: See ``image_range``; None for [-1, 1].
+
+    Raises:
+        UserError: If numbers are not one per channel, or out of range.
+    """
+    autoencoder.register_to_config(
+        scaling_factor=scaling_factor,
+        shift_factor=None,
+        latents_mean=None if latents_mean is None else list(latents_mean),
+        latents_std=None if latents_std is None else list(latents_std),
+        **({} if image_range is None else {IMAGE_RANGE_KEY: list(image_range)}),
+    )
+    _check_scaling(autoencoder)
+
+
+def _check_scaling(autoencoder: ModelMixin) -> None:
+    latent_scaling(autoencoder)
+    image_range(autoencoder)
 
 
 def scale_latents(autoencoder: ModelMixin, latents: Tensor) -> Tensor:

@@ -92,6 +92,7 @@ class NetworkPart:
         options: Official options that lie beside the tensors.
         class_name: Official class, where the file says.
         arguments: Of the training script that saved it; a source says which of them it has a use for.
+        beside: What else lies in its snapshot, see ``SnapshotNetwork``.
     """
 
     path: Path
@@ -100,6 +101,7 @@ class NetworkPart:
     options: dict[str, Any] = field(default_factory=dict)
     class_name: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """For messages."""
@@ -185,7 +187,7 @@ def read_file(path: Path) -> dict[str, Any] | list[NetworkPart]:
             f"checkpoint '{path}' can't be read, it is truncated, damaged or no checkpoint: {brief(error)}"
         ) from error
     return [
-        NetworkPart(path, name, network.state, network.options, network.class_name)
+        NetworkPart(path, name, network.state, network.options, network.class_name, beside=network.beside)
         for name, network in read_snapshot(path).items()
     ]
 

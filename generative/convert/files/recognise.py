@@ -154,7 +154,7 @@ def recognise(
     if autoencoder is not None:
         config = merge(autoencoder.config, check_options(given.pop(AUTOENCODER, {})))
         autoencoder = Recognised(autoencoder.source, autoencoder.state, config, autoencoder.parts)
-    config = state_options(hit.config, checkpoint, hit.parts)
+    config = state_options(hit.source, hit.config, checkpoint, hit.parts)
     return Recognised(hit.source, hit.state, merge(config, place(config, given)), hit.parts, autoencoder)
 
 
@@ -191,7 +191,9 @@ def divisions(parts: Sequence[NetworkPart]) -> Iterator[tuple[list[NetworkPart],
                     yield [other for other in taken if other is not part], hit
 
 
-def state_options(config: dict[str, Any], checkpoint: Checkpoint, parts: Sequence[NetworkPart]) -> dict[str, Any]:
+def state_options(
+    source: OfficialSource, config: dict[str, Any], checkpoint: Checkpoint, parts: Sequence[NetworkPart]
+) -> dict[str, Any]:
     """Inferred options with those that the checkpoint states itself in their place, each network's own."""
     modules = {name: value for name, value in config.items() if isinstance(value, dict)}
     stated = dict(config)
@@ -202,6 +204,7 @@ def state_options(config: dict[str, Any], checkpoint: Checkpoint, parts: Sequenc
             stated[name] = modules[name] | {key: value for key, value in said.items() if is_like(value, modules[name].get(key))}
         if not modules:
             stated |= {key: value for key, value in said.items() if is_like(value, config.get(key))}
+        stated |= source.options_beside(part.beside)
     return stated
 
 
@@ -260,8 +263,16 @@ def likeliest(source: OfficialSource, parts: Sequence[NetworkPart]) -> dict[str,
 
 
 def is_like(stated: Any, inferred: Any) -> bool:
-    """Whether a stated option can take the place of an inferred one: it is plain and of the same type."""
-    return isinstance(stated, (bool, int, float, str)) and type(stated) is type(inferred)
+    """Whether a stated option can take the place of an inferred one: it is plain and of the same type.
+
+    In the place of a float there may be a whole number, or None.
+    """
+    if stated is None:
+        return type(inferred) is float
+    if isinstance(stated, list) and isinstance(inferred, list):
+        return all(isinstance(value, (int, float)) for value in stated)
+    is_number = isinstance(stated, (int, float)) and not isinstance(stated, bool) and type(inferred) is float
+    return is_number or (isinstance(stated, (bool, int, float, str)) and type(stated) is type(inferred))
 
 
 def check_options(options: Any) -> Mapping[str, Any]:

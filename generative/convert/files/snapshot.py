@@ -1,6 +1,7 @@
-"""Read the snapshots of the StyleGAN line (StyleGAN2-ADA, Projected GAN) without running them: tensors and plain options only.
+"""Read the snapshots of the StyleGAN line (StyleGAN2-ADA, Projected GAN, EDM, EDM2) without running them: tensors and plain data.
 
-Such a snapshot is a pickle of whole networks: ``{"G": ..., "D": ..., "G_ema": ..., "training_set_kwargs": {...}}``. They come as
+Such a snapshot is a pickle of whole networks, ``{"G": ..., "D": ..., "G_ema": ..., "training_set_kwargs": {...}}`` or
+``{"ema": ..., "encoder": ..., "loss_fn": ..., "dataset_kwargs": {...}}``. They come as
 objects of classes by name, or, where ``torch_utils.persistence`` made them, with the source code of their module, which the
 official code executes. Tensors lie in it as the bytes of a ``torch.save`` of their own, pickles within the pickle.
 
@@ -54,11 +55,14 @@ class SnapshotNetwork:
         class_name: Its class in the official code.
         state: What its ``state_dict()`` would be.
         options: Constructor arguments, where the snapshot keeps them, else its attributes that are plain numbers and text.
+        beside: What lies beside the networks, by name: plain entries of dictionaries, and plain public attributes of objects
+            (EDM2's encoder, its loss) with the name of their class as ``class_name``.
     """
 
     class_name: str
     state: dict[str, Tensor]
     options: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class _Record:
@@ -241,14 +245,30 @@ def collect_state(module: Any) -> dict[str, Tensor]:
 def plain_options(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments that a persistent object keeps, else public attributes; only those that are plain data."""
     kept = attributes.get("_init_kwargs")
-    options = {}
-    for name, value in (kept if isinstance(kept, dict) else attributes).items():
+    return plain_entries(kept if isinstance(kept, dict) else attributes)
+
+
+def plain_entries(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Public attributes that are plain data."""
+    entries = {}
+    for name, value in attributes.items():
         try:
             if isinstance(name, str) and not name.startswith("_") and name != "training":
-                options[name] = plain(value)
+                entries[name] = plain(value)
         except pickle.UnpicklingError:
             continue  # a class, a tensor, a function: no option that could be written down
-    return options
+    return entries
+
+
+def read_beside(entries: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
+    """What lies beside the networks of a snapshot, see ``SnapshotNetwork``."""
+    found = {}
+    for name, value in entries.items():
+        if isinstance(name, str) and isinstance(value, _Record) and not is_module(value):
+            found[name] = plain_entries(value.attributes) | {"class_name": type(value).class_name}
+        elif isinstance(name, str) and isinstance(value, dict):
+            found[name] = plain_entries(value)
+    return found
 
 
 def read_networks(data: bytes, name: str) -> dict[str, SnapshotNetwork]:
@@ -259,7 +279,7 @@ def read_networks(data: bytes, name: str) -> dict[str, SnapshotNetwork]:
         name: What to call it in messages.
 
     Returns:
-        Networks by their names in the snapshot (``G``, ``D``, ``G_ema``); what else lies beside them is left.
+        Networks by their names in the snapshot (``G``, ``D``, ``G_ema``, ``ema``).
 
     Raises:
         ValueError: If it is damaged, holds no network, or asks for a name that networks do not need.
@@ -268,8 +288,9 @@ def read_networks(data: bytes, name: str) -> dict[str, SnapshotNetwork]:
         check_program(io.BytesIO(data), OBJECT_OPCODES)
         content = _SnapshotUnpickler(io.BytesIO(data), len(data)).load()
         entries = content if isinstance(content, dict) else {"network": content}
+        beside = read_beside(entries)
         networks = {
-            key: SnapshotNetwork(type(value).class_name, collect_state(value), plain_options(value.attributes))
+            key: SnapshotNetwork(type(value).class_name, collect_state(value), plain_options(value.attributes), beside)
             for key, value in entries.items()
             if isinstance(key, str) and is_module(value)
         }

@@ -42,8 +42,9 @@ class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork):
     Args:
         sample_size: Height and width of the samples (pixels or latents), a multiple of 2^(levels - 1).
         in_channels: Channels C of the samples.
-        num_classes: Number of classes; the label ``num_classes`` is the null condition, which adds nothing. 0 makes an
-            unconditional network, which looks at no label.
+        num_classes: Number of classes; the label ``num_classes`` is the null condition, which adds nothing. 0, as in official
+            networks without classes, looks at no label.
+        class_conditional: Whether the class has an effect; else labels are ignored.
         class_dropout_prob: Share of the labels that training replaces by the null condition, for classifier-free guidance. At 0,
             as published, the network is not trained to do without. The network itself drops nothing: the training objective does.
         model_channels: Width that the multipliers multiply.
@@ -75,6 +76,7 @@ class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork):
         sample_size: int = 64,
         in_channels: int = 4,
         num_classes: int = 1000,
+        class_conditional: bool = True,
         class_dropout_prob: float = 0.0,
         model_channels: int = 192,
         channel_mult: tuple[int, ...] = (1, 2, 3, 4),
@@ -111,7 +113,8 @@ class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork):
         attended = [sample_size >> level in attention_resolutions for level in range(len(widths))]
         self.emb_fourier = MPFourier(noise_channels)
         self.emb_noise = MPLinear(noise_channels, embedding_channels)
-        self.emb_label = MPLinear(num_classes, embedding_channels) if num_classes else None
+        has_classes = class_conditional and num_classes
+        self.emb_label = MPLinear(num_classes, embedding_channels) if has_classes else None
         # A channel of ones takes the place of biases.
         self.conv_in = MPConv2d(in_channels + 1, widths[0])
         self.encoder = nn.ModuleList(
@@ -200,10 +203,12 @@ def check_options(config: Mapping[str, Any]) -> None:
     stride = 2 ** (len(config["channel_mult"]) - 1)
     if config["sample_size"] % stride:
         raise UserError(f"EDM2UNet: sample_size must be a multiple of {stride}, for channel_mult, got {config['sample_size']}")
-    if config["num_classes"] < 0 or (config["class_dropout_prob"] and not config["num_classes"]):
+    if config["num_classes"] < 0:
+        raise UserError(f"EDM2UNet: num_classes must be 0 or more, got {config['num_classes']}")
+    if config["class_dropout_prob"] and not (config["num_classes"] and config["class_conditional"]):
         raise UserError(
-            f"EDM2UNet: num_classes must be 0 or more, and above 0 for class_dropout_prob {config['class_dropout_prob']}, "
-            f"got {config['num_classes']}"
+            f"EDM2UNet: class_dropout_prob {config['class_dropout_prob']} needs classes; set class_conditional to true and "
+            "num_classes above 0, or class_dropout_prob to 0"
         )
     for name in ("class_dropout_prob", "dropout"):
         if not 0 <= config[name] < 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin
@@ -9,7 +11,15 @@ from seeded import generator
 
 from generative.core.errors import UserError
 from generative.tokenizers.base import fingerprint
-from generative.tokenizers.latents import check_latents, decode_latents, encode_images, latent_channels, latent_stride
+from generative.tokenizers.latents import (
+    check_latents,
+    decode_latents,
+    encode_images,
+    image_range,
+    latent_channels,
+    latent_stride,
+    set_latent_scaling,
+)
 from generative.tokenizers.pixel import PixelTokenizer
 
 
@@ -117,3 +127,28 @@ def test_scaling_changes_the_fingerprint() -> None:
 def test_scaling_that_makes_no_sense_is_refused_at_the_start(config: dict[str, object], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         check_latents(3, kl_with(**config))
+
+
+def test_images_in_another_range(tmp_path: Path) -> None:
+    network, plain = kl(), kl()
+    before = fingerprint(network)
+    set_latent_scaling(network, 0.5, [1.0, 2.0, 3.0], [0.5, 1.0, 2.0], (0.0, 1.0))
+    assert fingerprint(network) != before
+    mean = torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+    std = torch.tensor([0.5, 1.0, 2.0])[:, None, None]
+    distribution = plain.encode((images() + 1) / 2).latent_dist
+    noise = torch.randn(distribution.mean.shape, generator=generator())
+    latents = encode_images(network, images(), generator())
+    torch.testing.assert_close(latents, (distribution.mean + distribution.std * noise - mean) * 0.5 / std)
+    decoded = plain.decode(latents / 0.5 * std + mean).sample * 2 - 1
+    torch.testing.assert_close(decode_latents(network, latents), decoded)
+    network.save_pretrained(tmp_path)
+    again = AutoencoderKL.from_pretrained(tmp_path).eval()
+    assert image_range(again) == (0.0, 1.0) and fingerprint(again) == fingerprint(network)
+    torch.testing.assert_close(decode_latents(again, latents), decoded)
+
+
+@pytest.mark.parametrize("values", [(1.0,), (1.0, 0.0), "ab", (0.0, float("inf"))])
+def test_a_range_that_is_none_is_refused(values: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match="_image_range must be two numbers"):
+        set_latent_scaling(kl(), 1.0, image_range=values)

@@ -366,3 +366,37 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": os.sep}))
     with pytest.raises(UserError, match="it holds no network"):
         read_snapshot(tmp_path / "x.pkl")
+
+
+class Companion:
+    """An object beside the networks, pickled as ``torch_utils.persistence`` pickles."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        meta = {"type": "class", "version": 6, "module_src": "raise", "class_name": "Encoder", "state": dict(self.__dict__)}
+        return reconstruct, (meta,), None
+
+
+def test_what_lies_beside_a_network_is_plain_data(official: Any, tmp_path: Path) -> None:
+    official("torch_utils.persistence", "_reconstruct_persistent_obj", reconstruct)
+    options = official("dnnlib.util", "EasyDict", type("EasyDict", (dict,), {}))
+    companion = Companion()
+    companion.scale, companion._init_kwargs, companion._vae = np.float32([0.5, 0.25]), {}, None
+    companion.batch_size, companion.network = 8, nn.Linear(1, 1)
+    network = official("training.networks", "Generator", Persistent)(label_dim=3).half()
+    content = options(ema=network, encoder=companion, dataset_kwargs=options(path="x.zip", use_labels=True), step=7)
+    found = read_networks(pickle.dumps(content), "x")["ema"]
+    assert same(found.state, network) and found.state["fc.weight"].dtype == torch.float16
+    assert found.beside.keys() == {"encoder", "dataset_kwargs"}
+    assert found.beside["dataset_kwargs"] == {"path": "x.zip", "use_labels": True}
+    encoder = found.beside["encoder"]
+    assert encoder.pop("scale").tolist() == [0.5, 0.25] and encoder == {"class_name": "Encoder", "batch_size": 8}
+
+
+def test_no_function_runs_beside_a_network(tmp_path: Path) -> None:
+    canary = tmp_path / "ran"
+    record = Calls(
+        "torch_utils.persistence._reconstruct_persistent_obj", {"class_name": "E", "state": {"a": Calls("os.mkdir", str(canary))}}
+    )
+    with pytest.raises(ValueError, match="it asks for os.mkdir, "):
+        read_networks(hostile({"ema": module_record(), "encoder": record}), "x")
+    assert not canary.exists()

@@ -63,6 +63,7 @@ def inputs(batch_size: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
         {"attention_resolutions": (8,), "channels_per_head": 64},
         {"channel_mult_noise": 2, "channel_mult_emb": 3, "resample_filter": (1, 3, 3, 1), "clip_act": None},
         {"num_classes": 0},
+        {"class_conditional": False},
     ],
 )
 def test_output_shape_and_gradients(options: dict[str, Any]) -> None:
@@ -163,7 +164,9 @@ def test_resampling_halves_and_doubles() -> None:
         ({"sample_size": 9}, "sample_size must be a multiple of 2"),
         ({"channel_mult": ()}, r"channel_mult must be 1 or more, got \(\)"),
         ({"channel_mult_emb": 0}, "channel_mult_emb must be 1 or more, got 0"),
-        ({"num_classes": 0, "class_dropout_prob": 0.1}, "num_classes must be 0 or more, and above 0 for class_dropout_prob 0.1"),
+        ({"num_classes": -1}, "num_classes must be 0 or more, got -1"),
+        ({"num_classes": 0, "class_dropout_prob": 0.1}, "class_dropout_prob 0.1 needs classes"),
+        ({"class_conditional": False, "class_dropout_prob": 0.1}, "class_dropout_prob 0.1 needs classes"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"residual_balance": 1.5}, r"residual_balance must be in \[0, 1\], got 1.5"),
         ({"clip_act": 0.0}, "clip_act must be above 0"),
