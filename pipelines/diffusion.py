@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
-from generative.diffusion.denoiser import Condition, Predict, evaluator
+from generative.diffusion.denoiser import CallCount, Condition, Predict, evaluator
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.free_u import free_u_of, transformed_skips
 from generative.diffusion.guidance.combined import Guidance
@@ -24,6 +25,7 @@ from generative.diffusion.samplers.base import Sampler
 from generative.diffusion.samplers.choose import as_sampler, check_sampler
 from generative.diffusion.samplers.diffusers_scheduler import DiffusersSampler
 from generative.diffusion.samplers.fit import formulation_of
+from generative.diffusion.samplers.names import named_sampler
 from generative.tokenizers.latents import check_latents, decode_latents, latent_stride
 from pipelines.base import ImageGenerationPipeline
 
@@ -36,6 +38,10 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
     Another sampler can take the place of the saved one: one of ``generative.diffusion.samplers``, or a scheduler of diffusers,
     ``pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)``. It is adapted to the formulation (betas,
     prediction type, flow), and refused if it cannot be: ``generative.diffusion.samplers.fit`` lists which can.
+
+    Attributes:
+        num_evaluations: (B,) int64 evaluations of the denoiser that each image of the last call took; those of several branches
+            of guidance count once.
 
     Args:
         denoiser: Trained network, see ``generative.diffusion.objectives.denoising``.
@@ -56,6 +62,7 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
     _optional_components = ["autoencoder", "training_scheduler", "formulation", "guide", "classifier"]
     model_cpu_offload_seq = "denoiser->guide->classifier->autoencoder"
     options_class = DiffusionOptions
+    num_evaluations: Tensor | None = None
 
     def __init__(
         self,
@@ -126,15 +133,21 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         """Denoise from noise to data; see the base class."""
         sampler, guidance = self.plan(options)
         predict, state = self.bind(guidance, class_labels), self.prepare_state(class_labels, noise)
+        count = CallCount()
         with transformed_skips(self.denoiser, free_u_of(self.denoiser, options.free_u, options.free_u_version)):
-            return sampler.sample(predict, state, options.num_inference_steps, noise, self.formulation, self.progress_bar)
+            state = sampler.sample(
+                count.watch(predict), state, options.num_inference_steps, noise, self.formulation, self.progress_bar
+            )
+        self.num_evaluations = state.memory.get("num_evaluations", torch.full((len(class_labels),), count.calls))
+        return state
 
     def plan(self, options: DiffusionOptions) -> tuple[Sampler | DiffusersSampler, Guidance]:
         """The sampler and the guidance, once all options are checked; see ``ImagePipeline.plan``."""
         self.check_decodable()
         guidance = self.guidance(options)
         free_u_of(self.denoiser, options.free_u, options.free_u_version)
-        sampler = as_sampler(self.scheduler)
+        named = self.scheduler if options.sampler is None else named_sampler(options.sampler, self.formulation, self.scheduler)
+        sampler = as_sampler(named)
         if options.apg_momentum and isinstance(sampler, AdaptiveODESampler):
             raise UserError(
                 "apg_momentum remembers what was predicted before, and the adaptive solver tries steps again; set it to 0 or "

@@ -121,11 +121,10 @@ def list_formulations() -> list[tuple[str, str]]:
 
 
 def list_samplers() -> list[tuple[str, str]]:
-    """Samplers of diffusion that are written here."""
-    import generative.diffusion.samplers as package
-    from generative.diffusion.samplers.base import Sampler
+    """Samplers of diffusion that are written here, as --sampler takes them."""
+    from generative.diffusion.samplers.names import SAMPLERS, describe_options
 
-    return classes_of(package, Sampler)
+    return [(f"{name}:{describe_options(kind)}", f"{kind.__name__}: {first_line(kind)}") for name, kind in SAMPLERS.items()]
 
 
 def list_schedulers() -> list[tuple[str, str]]:

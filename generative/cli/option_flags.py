@@ -74,7 +74,7 @@ def text_converter(hints: tuple[Any, ...]) -> Callable[[str], Any]:
     """What turns the text of a flag into a value of one of some types; numbers with commas between them are a sequence."""
 
     def convert(text: str) -> Any:
-        for hint in hints:
+        for hint in sorted(hints, key=lambda hint: hint is not type(None)):  # none is no text
             value: Any = text
             if hint is type(None):
                 value = None if text == NONE else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,14 @@ from generative.core.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
 
     from generative.core.generation import SampleRequest
     from generative.core.rejection import ClassifierJudge
     from generative.core.runtime import Precision
     from pipelines.base import ImageGenerationPipeline
+
+    Batch = tuple[list[int], Tensor]
 
 EPILOG = """Which sampling options a pipeline takes depends on its family; one it has no use for is refused.
   generative sample runs/digits-dit --class-labels 0,1,2 --num-images-per-class 10 --guidance-scale 2 --output samples/
@@ -28,7 +32,10 @@ EPILOG = """Which sampling options a pipeline takes depends on its family; one i
   generative sample runs/digits-dit/checkpoint-00001000 --output samples-1000/
   generative sample runs/cifar10-dit --guide runs/cifar10-dit --guide-step 1000 --guide-scale 2 --guide-interval 0.2,0.8
   generative sample runs/cifar10-adm --classifier runs/cifar10-classifier --classifier-scale 1 --guidance-scale 1.5
+  generative sample runs/cifar10-dit --sampler heun:churn=40 --num-inference-steps 18 --output samples-heun/
   generative sample runs/cifar10-dit --rejection-extractor resnet9 --rejection-weights judge.safetensors --rejection-keep 0.25
+A diffusion model is sampled by any sampler that fits what it was trained as: `generative list samplers` and `schedulers` name
+them with their options.
 The same seed gives the same image of a class whatever else is sampled, the batch size and the number of processes.
 An interrupted run into a folder goes on where it stopped when the command is repeated.
 
@@ -148,6 +155,7 @@ def sample(
     accelerator = build_accelerator(mixed_precision)
     move_pipeline(pipeline, device, accelerator)
     judge = load_judge(rejection_options, pipeline, accelerator)
+    evaluations: list[int] = []
 
     def generate(wanted: list[SampleRequest]) -> Any:
         common = {
@@ -160,7 +168,7 @@ def sample(
             "autocast": accelerator.autocast,
         }
         if judge is None:
-            return generate_images(pipeline, wanted, **common)
+            return counting(generate_images(pipeline, wanted, **common), pipeline, evaluations)
         gather = gather_object if accelerator.num_processes > 1 else list
         return generate_best_images(
             pipeline,
@@ -207,7 +215,19 @@ def sample(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         print(f"{len(requests)} images of {len(labels)} classes in '{output}'")
+        if evaluations:
+            least, most, mean = min(evaluations), max(evaluations), sum(evaluations) / len(evaluations)
+            spread = "" if least == most else f" ({least} to {most})"
+            print(f"evaluations of the denoiser per image: {mean:.4g}{spread}")
     return 0
+
+
+def counting(batches: Iterator[Batch], pipeline: ImageGenerationPipeline, evaluations: list[int]) -> Iterator[Batch]:
+    """The same batches, while the evaluations that each image took are noted, of pipelines that count them."""
+    for batch in batches:
+        count = getattr(pipeline, "num_evaluations", None)
+        evaluations += [] if count is None else count.tolist()
+        yield batch
 
 
 def load_judge(

@@ -118,6 +118,26 @@ Predict = Callable[[SampleState, Tensor], DenoiserOutput]
 """``(state, time) -> output``: conditions bound, guidance included. What a sampler calls."""
 
 
+class CallCount:
+    """Counts the calls of a ``Predict``.
+
+    Attributes:
+        calls: So far.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def watch(self, predict: Predict) -> Predict:
+        """The same, counted."""
+
+        def counted(state: SampleState, time: Tensor) -> DenoiserOutput:
+            self.calls += 1
+            return predict(state, time)
+
+        return counted
+
+
 def evaluator(network: nn.Module, formulation: Formulation) -> Evaluate:
     """The evaluation of branches: those of one network in one forward pass, each input as the formulation scales it.
 

@@ -45,6 +45,9 @@ class DiffusionOptions(SamplingOptions):
         free_u: FreeU's factors b1,b2,s1,s2 on the two deepest widths of a U-Net's decoder, for example 1.2,1.4,0.9,0.2: b scales
             half of the decoder's features, s the low frequencies of the skips; none leaves the network alone. Not on a guide.
         free_u_version: v1 scales features by b, v2 as far as their mean stands out.
+        sampler: Another sampler than the pipeline's, by name, with options after a colon: ancestral, ddim:eta=0.5, heun:churn=40,
+            ode:method=midpoint, dopri5:rtol=1e-4, sde:form=sigma, dpm-solver:order=2, or a scheduler of diffusers,
+            UniPCMultistepScheduler:solver_order=3. `generative list samplers` tells all options; none takes the pipeline's.
     """
 
     num_inference_steps: int = 50
@@ -65,3 +68,4 @@ class DiffusionOptions(SamplingOptions):
     classifier_interval: GuidanceInterval | None = None
     free_u: FreeUFactors | None = None
     free_u_version: FreeUVersion = "v2"
+    sampler: str | None = None

@@ -237,9 +237,8 @@ def test_what_no_source_knows_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     line = failure(capsys, tmp_path / "net.pth", "--output", "out", "--source", "sagan")[0]
     assert f"the checkpoint is not of the layout of sagan ({found})" in line
-    assert (
-        "named 'stylegan'; known: biggan" in failure(capsys, tmp_path / "net.pth", "--output", "out", "--source", "stylegan")[0]
-    )
+    line = failure(capsys, tmp_path / "net.pth", "--output", "out", "--source", "stylegan")[0]
+    assert "named 'stylegan'; known: " in line and "biggan" in line
     assert not Path("out").exists()
 
 

@@ -156,6 +156,20 @@ def test_flags_of_diffusion(diffusion: Path, capsys: pytest.CaptureFixture[str])
     assert "--guidance-interval" in failure(capsys, str(diffusion), "--guidance-interval", "0.1")
 
 
+def test_another_sampler_and_its_evaluations(diffusion: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["sample", str(diffusion), "--class-labels", "1", "--num-images-per-class", "2", "--num-inference-steps", "3"]
+    told = {}
+    for sampler in ("none", "heun", "dpm-solver:order=2", "UniPCMultistepScheduler"):
+        assert main([*arguments, "--sampler", sampler, "--output", sampler.replace(":", "-")]) == 0
+        told[sampler] = capsys.readouterr().out.splitlines()[-1].removeprefix("evaluations of the denoiser per image: ")
+    assert told == {"none": "3", "heun": "5", "dpm-solver:order=2": "3", "UniPCMultistepScheduler": "3"}
+    plain, heun = (np.stack(list(pixels(Path(name)).values())) for name in ("none", "heun"))
+    assert not np.array_equal(plain, heun)
+    assert "there is no sampler named 'eular'" in failure(capsys, str(diffusion), "--sampler", "eular")
+    assert "has no option eta (eta is noise within the steps" in failure(capsys, str(diffusion), "--sampler", "heun:eta=1")
+    assert "holds samples of other settings" in failure(capsys, *arguments[1:], "--sampler", "heun", "--output", "none")
+
+
 def test_folders_that_hold_no_pipeline(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "'nowhere' does not exist; give a run folder" in failure(capsys, "nowhere")
     Path("empty").mkdir()

@@ -89,6 +89,19 @@ def test_adaptive_steps_of_an_image_do_not_depend_on_its_neighbours() -> None:
     assert len(set(together.memory["num_evaluations"].tolist())) > 1
 
 
+def test_states_end_in_the_sample() -> None:
+    for sampler, formulation, count in (
+        (ODESampler("heun"), CONTINUOUS["linear"], 5),
+        (SDESampler(), CONTINUOUS["linear"], 5),
+        (DPMSolverSampler(2), CONTINUOUS["linear"], 5),
+        (HeunSampler(), CONTINUOUS["edm"], 5),
+        (AncestralSampler(), GAUSSIAN["noise"], 5),
+    ):
+        states = list(sampler.states(exact_predict(formulation), noise_state(), 5, streams(4), formulation))
+        assert len(states) == count
+        assert torch.equal(states[-1].sample.float(), run(sampler, formulation, 5))
+
+
 def test_unreachable_tolerance_ends_in_a_sentence() -> None:
     with pytest.raises(UserError, match="did not reach atol .* in 3 steps"):
         run(AdaptiveODESampler(rtol=1e-9, max_steps=3), CONTINUOUS["linear"], 1)
@@ -101,6 +114,13 @@ def test_heun_converges_on_every_formulation(name: str) -> None:
     wanted = MEAN + STD / math.sqrt(STD**2 + 80**2) * (start - MEAN)
     coarse, fine = (float((run(HeunSampler(), formulation, steps) - wanted).abs().max()) for steps in (32, 64))
     assert fine < 0.006 and math.log2(coarse / fine) > 1.9
+
+
+@pytest.mark.parametrize("name", ["linear", "gvp", "edm", "cosine", "noise", "v"])
+def test_churn_keeps_the_data(name: str) -> None:
+    found = run(HeunSampler(churn=40.0), (CONTINUOUS | GAUSSIAN)[name], 64, noise_state(64, 8))
+    assert float(found.mean()) == pytest.approx(MEAN, abs=0.02)
+    assert float(found.std()) == pytest.approx(STD, rel=0.05)
 
 
 def test_heun_of_order_one_is_euler_and_costs_half() -> None:
@@ -178,6 +198,15 @@ def test_every_sde_ends_in_the_data(name: str, form: str) -> None:
     found = run(SDESampler(form), CONTINUOUS[name], 100, noise_state(64, 8))  # type: ignore[arg-type]
     assert float(found.mean()) == pytest.approx(MEAN, abs=0.02)
     assert float(found.std()) == pytest.approx(STD, rel=0.13)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+@pytest.mark.parametrize("form", ["sbdm", "constant", "increasing-decreasing"])
+def test_every_form_and_method_of_the_sde_keeps_the_data(form: str, method: str) -> None:
+    formulation = Interpolant(prediction_type="epsilon", min_level=1e-3, max_level=0.98)
+    found = run(SDESampler(form, method=method), formulation, 300, noise_state(64, 8))  # type: ignore[arg-type]
+    assert float(found.mean()) == pytest.approx(MEAN, abs=0.03)
+    assert float(found.std()) == pytest.approx(STD, rel=0.1)
 
 
 @pytest.mark.parametrize("last_step", ["mean", "tweedie", "euler", "none"])
