@@ -21,7 +21,6 @@ from generative.core.logging import whole_file
 FOLDER = "ema-snapshots"
 SnapshotType = Literal["float16", "float32"]
 TYPES = {"float16": torch.float16, "float32": torch.float32}
-MAX_HALF = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class EMASnapshotWriter:
         run: Folder of the run.
         averages: Averages of the objective by name; those with another profile than ``PowerEMA`` are left out.
         interval_images: Images between snapshots; one is also taken at the end.
-        dtype: Precision of the files.
+        dtype: Precision of the weights in the files; buffers keep their own.
         images_per_step: Images of a training step.
         total_images: Images of the whole run.
 
@@ -138,14 +137,13 @@ class EMASnapshotWriter:
             flush_to_disk(path.parent)
 
     def _tensors(self, average: nn.Module, device: str) -> dict[str, Tensor]:
-        """Weights and buffers in the precision of the files; what half precision cannot hold stays as it is."""
+        """Weights in the precision of the files; buffers, and weights that half precision cannot hold, stay as they are."""
+        weights = {name for name, _ in average.named_parameters()}
         found = {}
         for name, value in average.state_dict().items():
-            fits = (
-                self.dtype == torch.float32 or device == "meta" or bool(value.abs().max() <= MAX_HALF if value.numel() else True)
-            )
-            dtype = self.dtype if value.is_floating_point() and fits else value.dtype
-            found[name] = value.detach().to(device, dtype).contiguous()
+            kept = value.detach().to(device).contiguous()
+            halved = kept.to(self.dtype) if name in weights else kept
+            found[name] = halved if device == "meta" or bool(halved.isfinite().all()) else kept
         return found
 
 

@@ -42,7 +42,7 @@ class TrainerConfig:
             ``checkpoint-best``, however old it becomes. Null for none.
         ema_snapshot_interval_images: Images between snapshots of the power-function averages (``PowerEMA``), kept for good in
             ``ema-snapshots/``, of which `generative posthoc-ema` makes averages of any length; null for none.
-        ema_snapshot_dtype: Precision of the snapshots, ``float16`` or ``float32``.
+        ema_snapshot_dtype: Precision of the weights in the snapshots, ``float16`` or ``float32``.
         grid_images_per_class: Columns of the sample grid.
         progress: Show a progress bar.
     """
