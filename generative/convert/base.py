@@ -113,6 +113,16 @@ class OfficialSource(abc.ABC):
             Official options in the form that ``build`` takes, for the modules that are there; None for another layout.
         """
 
+    def check_class(self, class_name: str) -> None:  # noqa: B027 - most layouts are told by their tensors alone
+        """Refuse a network whose tensors look like this layout's and mean another thing.
+
+        Args:
+            class_name: Official class, where the file says; else empty.
+
+        Raises:
+            UserError: If it is such a class.
+        """
+
     def options_beside(self, beside: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Official options that are told by what lies beside a network in its snapshot; by default none.
 

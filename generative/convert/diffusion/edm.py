@@ -87,6 +87,8 @@ DHARIWAL = Constructor(
         "channels_per_head": Argument("channels_per_head", 64, POSITIVE),  # a constant of the official code
     },
 )
+# Classes of the same U-Nets under other preconditionings (table 1 of the paper), whose tensors have the same names.
+OTHER_PRECONDITIONINGS = ("VPPrecond", "VEPrecond", "iDDPMPrecond")
 # How the published FIDs were sampled (README of NVlabs/edm): steps by resolution; ImageNet at 64 with churn.
 STEPS, MANY_STEPS, CHURNED_STEPS = 18, 40, 256
 IMAGENET_CLASSES = 1000
@@ -161,6 +163,19 @@ class EDMSource(OfficialSource):
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         """Read the official options off names and shapes; see ``edm_keys.recognise``."""
         return recognise(state)
+
+    def check_class(self, class_name: str) -> None:
+        """Refuse the paper's baselines.
+
+        Raises:
+            UserError: If the network is one.
+        """
+        name = class_name.rpartition(".")[2]
+        if name in OTHER_PRECONDITIONINGS:
+            raise UserError(
+                f"the network is a {name} of NVlabs/edm, a baseline under another preconditioning than EDM's, which has no equal "
+                "here; give an EDMPrecond (edm-*.pkl)"
+            )
 
     def pipeline(self, networks: Mapping[str, ModelMixin], config: Mapping[str, Any]) -> DiffusionImagePipeline:
         """Pipeline with the sampler of the published FID.

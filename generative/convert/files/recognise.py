@@ -151,6 +151,8 @@ def recognise(
         names = ", ".join(hit.source.name for hit in found)
         raise UserError(f"the checkpoint may be of any of {names}; say which with --source")
     (hit,) = found
+    for part in hit.parts:
+        hit.source.check_class(part.class_name)
     if autoencoder is not None:
         config = merge(autoencoder.config, check_options(given.pop(AUTOENCODER, {})))
         autoencoder = Recognised(autoencoder.source, autoencoder.state, config, autoencoder.parts)

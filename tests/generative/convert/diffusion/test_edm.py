@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch import Tensor
 from generative.convert import get_source, load_official
 from generative.convert.diffusion.edm import formulation
 from generative.convert.diffusion.sid import NETWORK
+from generative.convert.files.read import Checkpoint, NetworkPart
+from generative.convert.files.recognise import recognise
 from generative.core.errors import UserError
 from generative.diffusion.networks.song_unet import SongUNet
 from generative.diffusion.samplers.heun import HeunSampler
@@ -144,6 +147,20 @@ def test_pipelines_sample_as_published() -> None:
     assert (sampler.config.churn, sampler.config.churn_min, sampler.config.noise_scale) == (40, 0.05, 1.003)
     levels = formulation(SMALL | {"sigma_min": 0.01, "sigma_max": 50}).config
     assert (levels.sigma_min, levels.sigma_max) == (0.01, 50)
+
+
+def test_baselines_under_other_preconditionings_are_refused() -> None:
+    state = official_state(SMALL)
+    for class_name in ("VPPrecond", "training.networks.VEPrecond", "iDDPMPrecond", "EDMPrecond"):
+        options = {"dropout": 0.13, "channel_mult": [1, 2], "label_dropout": 0}
+        part = NetworkPart(Path("network.pkl"), "ema", state, options, class_name)
+        checkpoint = Checkpoint([part], {}, [])
+        if class_name == "EDMPrecond":
+            found = recognise(checkpoint, [part], None, None)
+            assert found.source.name == "edm" and found.config["dropout"] == 0.13
+        else:
+            with pytest.raises(UserError, match=r"is a (VP|VE|iDDPM)Precond of NVlabs/edm, a baseline"):
+                recognise(checkpoint, [part], None, None)
 
 
 def test_a_distilled_generator_samples_in_one_step() -> None:
