@@ -17,7 +17,7 @@ from pipelines.diffusion import DiffusionImagePipeline
 
 
 def add_guide(pipeline: DiffusionImagePipeline, folder: Path, average: str | None = None, step: int | None = None) -> str:
-    """Give a pipeline a guide: the denoiser of a run, at any of its checkpoints and averages, or of another pipeline.
+    """Give a pipeline a guide: the denoiser of a run, at any of its checkpoints and averages, or another pipeline's (its guide).
 
     Args:
         pipeline: Changed in place; the guide is on its device, in its precision.
@@ -31,7 +31,7 @@ def add_guide(pipeline: DiffusionImagePipeline, folder: Path, average: str | Non
     Raises:
         UserError: If there is no such network, or it is of other data, classes or another formulation.
     """
-    network, fingerprint = load_part(folder, "denoiser", average, step)
+    network, fingerprint = load_part(folder, guide_name(folder, step), average, step)
     place = pipeline_of(folder, step)
     if place is not None:
         check_formulation(place, pipeline, "guide")
@@ -65,6 +65,12 @@ def load_part(folder: Path, name: str, average: str | None = None, step: int | N
     """A network of a folder by its usual name, or by that of an average; see ``load_network``."""
     is_network = (folder / CONFIG).is_file()
     return load_network(folder, None if is_network else average or name, step=step)
+
+
+def guide_name(folder: Path, step: int | None = None) -> str:
+    """Which network of a folder guides: the guide of a pipeline that has one, as self-improvement writes it, or its denoiser."""
+    place = pipeline_of(folder, step)
+    return "guide" if place is not None and (place / "guide" / CONFIG).is_file() else "denoiser"
 
 
 def pipeline_of(folder: Path, step: int | None = None) -> Path | None:

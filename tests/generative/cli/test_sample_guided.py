@@ -10,30 +10,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from torch import nn
+from tiny_pipelines import save_tiny_dit
 
 from generative.cli.main import main
-from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.formulations.interpolant import Interpolant
-from generative.diffusion.networks.dit import DiT
-from generative.diffusion.samplers.ode import ODESampler
 from pipelines.diffusion import DiffusionImagePipeline
 
 COMMON = ["--num-images-per-class", "2", "--num-inference-steps", "3"]
-
-
-def save(folder: Path, seed: int = 0, formulation: Formulation | None = None, **options: Any) -> Path:
-    """A pipeline folder of a tiny DiT."""
-    torch.manual_seed(seed)
-    arguments = {"sample_size": 4, "patch_size": 2, "in_channels": 3, "hidden_size": 8, "depth": 1, "num_heads": 2}
-    autoencoder = options.pop("autoencoder", None)
-    network = DiT(**(arguments | {"num_classes": 3} | options)).eval()
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    DiffusionImagePipeline(
-        network, ODESampler(), autoencoder, formulation=formulation or Interpolant(time_scale=1000.0)
-    ).save_pretrained(folder)
-    return folder
 
 
 def tiny_autoencoder(seed: int) -> AutoencoderKL:
@@ -44,12 +27,12 @@ def tiny_autoencoder(seed: int) -> AutoencoderKL:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("base"))
+    return save_tiny_dit(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
 def weaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("weaker"), seed=1)
+    return save_tiny_dit(tmp_path_factory.mktemp("weaker"), seed=1)
 
 
 def sample(folder: Path, *arguments: str) -> np.ndarray:
@@ -105,12 +88,12 @@ def test_a_guide_that_does_not_fit_is_refused(
 ) -> None:
     if options.get("autoencoder") is not None:
         options = options | {"autoencoder": tiny_autoencoder(options["autoencoder"])}
-    other = save(tmp_path / "other", 1, formulation, **options)
+    other = save_tiny_dit(tmp_path / "other", 1, formulation, **options)
     assert message in failure(capsys, base, "--guide", str(other), "--guide-scale", "2")
 
 
 def test_a_guide_of_another_autoencoders_latents_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ours, same, other = (save(tmp_path / str(i), i, autoencoder=tiny_autoencoder(i // 2)) for i in range(3))
+    ours, same, other = (save_tiny_dit(tmp_path / str(i), i, autoencoder=tiny_autoencoder(i // 2)) for i in range(3))
     assert "of another autoencoder's latents" in failure(capsys, ours, "--guide", str(other), "--guide-scale", "2")
     assert len(sample(ours, "--guide", str(same), "--guide-scale", "2")) == 6
 
