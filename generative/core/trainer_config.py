@@ -23,7 +23,7 @@ class TrainerConfig:
         total_images: Length of the run, in training images seen (schedules count in images too).
         batch_size: Images per optimizer step, over all processes and micro-batches.
         gradient_accumulation_steps: Micro-batches per process. Exact where losses are means over images and no layer mixes them:
-            batch norm and games that compare with a batch's mean logit see one micro-batch.
+            batch norm and losses that compare with a batch's mean logit see one micro-batch.
         mixed_precision: ``no`` float32, ``bf16``, or ``fp16`` (CUDA only).
         max_grad_norm: Clip each phase's gradient to this L2 norm; null for no clipping.
         lr_schedule: Factor on the learning rates; null for constant.

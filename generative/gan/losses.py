@@ -1,7 +1,7 @@
-"""Adversarial losses: for each game what the discriminator and what the generator minimises. Higher logits mean more real.
+"""Adversarial losses: for each what the discriminator and what the generator minimises. Higher logits mean more real.
 
 Every function takes logits of any shape: a discriminator of several heads gives (B, N), and means are over all of them. Those
-of the relativistic games compare real and generated logits, so both must have one shape.
+of the relativistic losses compare real and generated logits, so both must have one shape.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def d_hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def g_hinge(fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
-    """Generator's side of the hinge game (arXiv 1802.05957, eq. 17): -mean D(fake).
+    """Generator's side of the hinge loss (arXiv 1802.05957, eq. 17): -mean D(fake).
 
     Args:
         fake_logits: Logits of generated images, any shape.
-        real_logits: Logits of real images; only the relativistic games look at them.
+        real_logits: Logits of real images; only the relativistic losses look at them.
 
     Returns:
         A scalar.
@@ -65,7 +65,7 @@ def d_wasserstein(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def g_wasserstein(fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
-    """Generator's side of the Wasserstein game (arXiv 1701.07875): -mean D(fake)."""
+    """Generator's side of the Wasserstein loss (arXiv 1701.07875): -mean D(fake)."""
     return -fake_logits.mean()
 
 
@@ -96,13 +96,13 @@ def check_pairs(real_logits: Tensor, fake_logits: Tensor | None) -> Tensor:
 def d_relativistic(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Relativistic pairing discriminator (RpGAN, arXiv 1807.00734, section 4.1): mean softplus(-(D(real) - D(fake))).
 
-    R3GAN (arXiv 2501.05441, eq. 2) plays this game with R1 and R2. Logit i of one is paired with logit i of the other.
+    R3GAN (arXiv 2501.05441, eq. 2) trains with this loss, R1 and R2. Logit i of one is paired with logit i of the other.
     """
     return F.softplus(check_pairs(real_logits, fake_logits) - real_logits).mean()
 
 
 def g_relativistic(fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
-    """Generator's side of the pairing game (arXiv 1807.00734, section 4.1): mean softplus(-(D(fake) - D(real)))."""
+    """Generator's side of the pairing loss (arXiv 1807.00734, section 4.1): mean softplus(-(D(fake) - D(real)))."""
     return F.softplus(check_pairs(fake_logits, real_logits) - fake_logits).mean()
 
 
@@ -133,12 +133,12 @@ def g_relativistic_average_least_squares(fake_logits: Tensor, real_logits: Tenso
 
 
 class LossPair(NamedTuple):
-    """The two sides of an adversarial game.
+    """The two sides of an adversarial loss.
 
     Attributes:
         discriminator: ``(real_logits, fake_logits) -> scalar``.
         generator: ``(fake_logits, real_logits) -> scalar``; ``real_logits`` is None unless ``needs_real``.
-        needs_real: Whether the generator's side compares with real images (the relativistic games).
+        needs_real: Whether the generator's side compares with real images (the relativistic losses).
         is_shift_invariant: Whether adding a constant to every logit changes nothing. A conditional discriminator then has a free
             offset for each class, whose gradient is noise unless real image i and generated image i are of one class.
     """

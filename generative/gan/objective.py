@@ -42,7 +42,7 @@ class GANObjective(Objective):
         generator_optimizer: Makes the generator's optimizer.
         discriminator_optimizer: Makes the discriminator's optimizer. Lazy penalties share it: see ``generative.gan.penalties`` on
             Adam's learning rate and betas.
-        loss: The adversarial game. In games of differences (Wasserstein, relativistic), generated images take the
+        loss: The adversarial loss. In losses of differences (Wasserstein, relativistic), generated images take the
             classes of the real ones beside them, or a class's free offset in the logits would be noise.
         discriminator_steps: Discriminator steps for each generator step.
         generator_first: Run the generator's phase before the discriminator's (Projected GAN, StyleGAN).
@@ -183,7 +183,7 @@ class GANObjective(Objective):
         return z, labels
 
     def draw_fake_inputs(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise and classes of as many generated images as the batch holds; the batch's own classes in games of differences."""
+        """Noise and classes of as many generated images as the batch holds; the batch's own classes in losses of differences."""
         z, labels = self.draw_inputs(len(batch["class_labels"]), generator)
         return z, (batch["class_labels"] if self.loss.is_shift_invariant else labels)
 

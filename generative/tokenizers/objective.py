@@ -53,7 +53,7 @@ class TokenizerObjective(Objective):
         reconstruction_weight: Its weight.
         perceptual: Perceptual loss; None for none.
         perceptual_weight: Its weight.
-        adversarial: The tokenizer's side of the adversarial game.
+        adversarial: The tokenizer's side of the adversarial loss.
         adversarial_discriminator: The discriminator's side: Open-MAGVIT2 plays hinge against non-saturating.
         adversarial_weight: Weight of the tokenizer's adversarial loss.
         adversarial_start_steps: Steps before the adversary enters; until then it is not trained either.

@@ -75,7 +75,7 @@ def network_outputs(networks: Mapping[str, Module], inputs: Tensors) -> dict[str
 
 
 def hinge_outputs(inputs: Tensors) -> dict[str, Tensor]:
-    """Both sides of the hinge game; logits of 1 (real) and -1 (fake) cost nothing, which tells its two terms apart."""
+    """Both sides of the hinge loss; logits of 1 (real) and -1 (fake) cost nothing, which tells its two terms apart."""
     real, fake = inputs["hinge/real_logits"], inputs["hinge/fake_logits"]
     hinge = ADVERSARIAL_LOSSES["hinge"]
     losses = {

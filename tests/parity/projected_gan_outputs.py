@@ -64,7 +64,7 @@ def augmentation_outputs(policy: str, inputs: Tensors) -> dict[str, Tensor]:
 
 @torch.enable_grad()
 def hinge_outputs(inputs: Tensors) -> dict[str, Tensor]:
-    """Both sides of the hinge game, and the discriminator's gradients."""
+    """Both sides of the hinge loss, and the discriminator's gradients."""
     real = inputs["hinge/real_logits"].clone().requires_grad_(True)
     fake = inputs["hinge/fake_logits"].clone().requires_grad_(True)
     loss = ADVERSARIAL_LOSSES["hinge"].discriminator(real, fake)

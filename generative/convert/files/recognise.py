@@ -97,7 +97,7 @@ def named_module(part: NetworkPart) -> str | None:
 
 
 def arrangements(source: OfficialSource, parts: Sequence[NetworkPart]) -> Iterator[dict[str, Tensor]]:
-    """Ways to key the tensors as ``load_official`` takes them, the likeliest first.
+    """Ways to key the tensors as ``load_official`` takes them, the most probable first.
 
     Args:
         source: Whose modules they may be.
@@ -143,7 +143,7 @@ def recognise(
             break
     if not found and source is not None and given:
         mine, autoencoder = list(divisions(parts))[-1]
-        found = [Recognised(get_source(source), likeliest(get_source(source), mine), {}, tuple(mine))]
+        found = [Recognised(get_source(source), best_arrangement(get_source(source), mine), {}, tuple(mine))]
     if not found:
         raise UserError(unknown_layout(parts, source))
     found = named_by_file(found) if len(found) > 1 else found
@@ -244,7 +244,7 @@ def read_config(source: OfficialSource, state: Mapping[str, Tensor]) -> dict[str
         return None
 
 
-def likeliest(source: OfficialSource, parts: Sequence[NetworkPart]) -> dict[str, Tensor]:
+def best_arrangement(source: OfficialSource, parts: Sequence[NetworkPart]) -> dict[str, Tensor]:
     """The arrangement with most modules that a source recognises on their own; for tensors that it does not recognise together.
 
     Raises:

@@ -1,4 +1,4 @@
-"""DCGAN checkpoints of PyTorch-StudioGAN (POSTECH-CVLab), whose ``deep_conv`` networks play WGAN-GP and other games."""
+"""DCGAN checkpoints of PyTorch-StudioGAN (POSTECH-CVLab), whose ``deep_conv`` networks train with WGAN-GP and other losses."""
 
 from __future__ import annotations
 

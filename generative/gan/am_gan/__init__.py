@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from generative.gan.am_gan.losses import (
-    CLASS_GAMES,
+    CLASS_LOSSES,
     d_ac_gan_star,
     d_ac_gan_star_plus,
     d_am_gan,
@@ -15,7 +15,7 @@ from generative.gan.am_gan.losses import (
 from generative.gan.am_gan.objective import AMGANObjective
 
 __all__ = [
-    "CLASS_GAMES",
+    "CLASS_LOSSES",
     "AMGANObjective",
     "d_ac_gan_star",
     "d_ac_gan_star_plus",

@@ -1,7 +1,7 @@
 """AM-GAN (activation maximisation, arXiv 1703.02000): a discriminator that classifies into the K real classes and "generated".
 
 The losses are as in the authors' released code (ZhimingZhou/AM-GANs-for-reproduce and AM-GANs-refactored), which has the paper's
-other games too: LabelGAN (arXiv 1606.03498) and AC-GAN*, AC-GAN without the classification loss of generated images in the
+other losses too: LabelGAN (arXiv 1606.03498) and AC-GAN*, AC-GAN without the classification loss of generated images in the
 discriminator. All of them read the same K + 1 logits.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ClassGame = Literal["am_gan", "label_gan", "ac_gan_star", "ac_gan_star_plus"]
+ClassLoss = Literal["am_gan", "label_gan", "ac_gan_star", "ac_gan_star_plus"]
 
 
 def d_am_gan(real_logits: Tensor, real_labels: Tensor, fake_logits: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def g_ac_gan_star(fake_logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def dynamic_targets(fake_logits: Tensor) -> Tensor:
-    """Dynamic labelling: each generated image's target is the real class that the discriminator finds likeliest.
+    """Dynamic labelling: each generated image's target is the real class that the discriminator finds most probable.
 
     Args:
         fake_logits: (B, K + 1).
@@ -91,7 +91,7 @@ def realness(logits: Tensor) -> Tensor:
 
 
 class ClassLossPair(NamedTuple):
-    """The two sides of a game with classes.
+    """The two sides of an adversarial loss with classes.
 
     Attributes:
         discriminator: ``(real_logits (B, K + 1), real_labels (B,), fake_logits (B, K + 1)) -> scalar``.
@@ -108,7 +108,7 @@ class ClassLossPair(NamedTuple):
         return realness(logits) - logits[:, -1] if self.is_softmax else -logits[:, -1]
 
 
-CLASS_GAMES: dict[ClassGame, ClassLossPair] = {
+CLASS_LOSSES: dict[ClassLoss, ClassLossPair] = {
     "am_gan": ClassLossPair(d_am_gan, g_am_gan, is_softmax=True),
     "label_gan": ClassLossPair(d_am_gan, g_label_gan, is_softmax=True),
     "ac_gan_star": ClassLossPair(d_ac_gan_star, g_ac_gan_star, is_softmax=False),

@@ -12,7 +12,7 @@ from generative.core.ema import EMAProfiles
 from generative.core.errors import UserError
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
-from generative.gan.am_gan.losses import CLASS_GAMES, ClassGame, dynamic_targets
+from generative.gan.am_gan.losses import CLASS_LOSSES, ClassLoss, dynamic_targets
 from generative.gan.augment import Augmentation
 from generative.gan.objective import GANObjective
 from generative.gan.options import GANOptions
@@ -39,7 +39,7 @@ class AMGANObjective(GANObjective):
         generator_optimizer: See ``GANObjective``.
         discriminator_optimizer: See ``GANObjective``.
         game: ``am_gan``, or one of those that the paper compares it with: ``label_gan``, ``ac_gan_star``, ``ac_gan_star_plus``.
-        labelling: Target class of a generated image: ``dynamic``, the discriminator's likeliest real class (the paper's own
+        labelling: Target class of a generated image: ``dynamic``, the discriminator's most probable real class (the paper's own
             choice), or ``predefined``, the class that the generator was given.
         discriminator_steps: See ``GANObjective``, as all that follow.
         generator_first: Generator's phase first.
@@ -55,7 +55,7 @@ class AMGANObjective(GANObjective):
         sampling: Options of samples.
 
     Raises:
-        UserError: If the networks do not fit each other or the game, or an argument is out of its range.
+        UserError: If the networks do not fit each other or the loss, or an argument is out of its range.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class AMGANObjective(GANObjective):
         discriminator: nn.Module,
         generator_optimizer: OptimizerFactory,
         discriminator_optimizer: OptimizerFactory,
-        game: ClassGame = "am_gan",
+        game: ClassLoss = "am_gan",
         labelling: Labelling = "dynamic",
         discriminator_steps: int = 1,
         generator_first: bool = False,
@@ -97,12 +97,12 @@ class AMGANObjective(GANObjective):
             standing_statistics_batch_size=standing_statistics_batch_size,
             sampling=sampling,
         )
-        if game not in CLASS_GAMES:
-            raise UserError(f"game must be one of {', '.join(CLASS_GAMES)}, got {game!r}")
+        if game not in CLASS_LOSSES:
+            raise UserError(f"game must be one of {', '.join(CLASS_LOSSES)}, got {game!r}")
         if labelling not in ("dynamic", "predefined"):
             raise UserError(f"labelling must be dynamic or predefined, got {labelling!r}")
         check_outputs(discriminator)
-        self.game = CLASS_GAMES[game]
+        self.class_loss = CLASS_LOSSES[game]
         self.labelling = labelling
 
     def discriminator_loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
@@ -112,9 +112,9 @@ class AMGANObjective(GANObjective):
             fake = networks["generator"](z, labels).to(batch["images"].dtype)  # (B, 3, H, W)
         real_logits, fake_logits = self.discriminate_both(networks, batch, fake, labels, context.generator)  # (B, K + 1) each
         losses = {
-            "loss": self.game.discriminator(real_logits, batch["class_labels"], fake_logits),
-            "real_logits": self.game.real_logit(real_logits.detach()).mean(),
-            "fake_logits": self.game.real_logit(fake_logits.detach()).mean(),
+            "loss": self.class_loss.discriminator(real_logits, batch["class_labels"], fake_logits),
+            "real_logits": self.class_loss.real_logit(real_logits.detach()).mean(),
+            "fake_logits": self.class_loss.real_logit(fake_logits.detach()).mean(),
             "real_accuracy": (dynamic_targets(real_logits) == batch["class_labels"]).float().mean(),
         }
         inputs = self.penalty_inputs(networks, batch, z, labels, fake, context.generator)
@@ -131,7 +131,7 @@ class AMGANObjective(GANObjective):
         found = dynamic_targets(logits)  # (B,)
         targets = found if self.labelling == "dynamic" else labels
         losses = {
-            "loss": self.game.generator(logits, targets),
+            "loss": self.class_loss.generator(logits, targets),
             # Of the classes given to the generator, how many the discriminator sees: chance where the classes are not learnt.
             "given_class": (found == labels).float().mean(),
         }
@@ -148,8 +148,8 @@ class AMGANObjective(GANObjective):
         plain, augmented = inputs.discriminate, inputs.discriminate_augmented
         return replace(
             inputs,
-            discriminate=lambda images, labels: self.game.real_logit(plain(images, labels)),
-            discriminate_augmented=lambda images, labels: self.game.real_logit(augmented(images, labels)),
+            discriminate=lambda images, labels: self.class_loss.real_logit(plain(images, labels)),
+            discriminate_augmented=lambda images, labels: self.class_loss.real_logit(augmented(images, labels)),
         )
 
 

@@ -12,7 +12,7 @@ from generative.core.errors import UserError
 from generative.core.seeding import keyed_generator
 from generative.core.types import Batch, StepContext
 from generative.gan.am_gan import (
-    CLASS_GAMES,
+    CLASS_LOSSES,
     AMGANObjective,
     d_ac_gan_star,
     d_ac_gan_star_plus,
@@ -79,17 +79,17 @@ def test_dynamic_targets_are_real_classes() -> None:
     assert dynamic_targets(torch.tensor([[0.0, 1.0, -1.0, 9.0]])).tolist() == [1]
 
 
-@pytest.mark.parametrize("game", CLASS_GAMES)
+@pytest.mark.parametrize("game", CLASS_LOSSES)
 def test_the_logit_that_penalties_see_grows_with_realness(game: Any) -> None:
     logits = torch.zeros(2, K + 1)
     logits[1, -1] = 1.0  # more "generated"
-    real_logit = CLASS_GAMES[game].real_logit(logits)
+    real_logit = CLASS_LOSSES[game].real_logit(logits)
     assert real_logit.shape == (2,) and real_logit[1] < real_logit[0]
 
 
 def test_softmax_games_penalise_the_log_odds() -> None:
     probability = 0.6
-    real_logit = CLASS_GAMES["am_gan"].real_logit(FAKE)[0].item()
+    real_logit = CLASS_LOSSES["am_gan"].real_logit(FAKE)[0].item()
     assert real_logit == pytest.approx(torch.logit(torch.tensor(probability)).item(), rel=1e-5)
 
 
@@ -117,7 +117,7 @@ def make_batch(batch_size: int = 6) -> Batch:
     }
 
 
-@pytest.mark.parametrize("game", CLASS_GAMES)
+@pytest.mark.parametrize("game", CLASS_LOSSES)
 @pytest.mark.parametrize("labelling", ["dynamic", "predefined"])
 def test_gradients_reach_only_the_networks_of_the_phase(game: Any, labelling: Any) -> None:
     objective = make_objective(game=game, labelling=labelling, penalties=(GradientPenalty(), R1(1.0)))
