@@ -69,6 +69,16 @@ PUBLISHED = [
     ("kl_16_256", "kl_8_256", 256, 69_610_963, 12_000_000, 24, 2),
     ("vq_16_256", "vq_16_256", 256, 71_883_403, 51_246_680, 128, 1),
     ("vq_8_256", "vq_16_256", 256, 70_109_835, 51_246_680, 128, 1),
+    ("dit_xl_256", "dit_256", 256, 674_834_720, 1_792_000_000, 256, 1),
+    ("dit_s_256", "dit_256", 256, 32_865_056, 102_400_000, 256, 1),
+    ("dit_b_256", "dit_256", 256, 130_315_808, 102_400_000, 256, 1),
+    ("dit_l_256", "dit_256", 256, 457_840_672, 102_400_000, 256, 1),
+    ("dit_xl_512", "dit_256", 512, 674_834_720, 768_000_000, 256, 4),
+    ("sit_xl_256", "sit_256", 256, 674_816_272, 1_792_000_000, 256, 1),
+    ("sit_s_256", "sit_256", 256, 32_858_896, 102_400_000, 256, 1),
+    ("sit_b_256", "sit_256", 256, 130_303_504, 102_400_000, 256, 1),
+    ("sit_l_256", "sit_256", 256, 457_824_272, 102_400_000, 256, 1),
+    ("sit_xl_512", "sit_256", 512, 674_816_272, 768_000_000, 256, 4),
 ]
 
 
@@ -228,7 +238,7 @@ def test_published_sizes(name: str, base: str, image_size: int, parameters: int,
     data = config.data.init_args
     assert (data.images.init_args if "images" in data else data).image_size == image_size
     arguments = config.objective.init_args
-    network = next(arguments[key] for key in ("network", "transformer", "generator", "tokenizer") if key in arguments)
+    network = next(arguments[key] for key in ("network", "transformer", "generator", "tokenizer", "denoiser") if key in arguments)
     options = {key: 1000 if key == "num_classes" else value for key, value in vars(network.init_args).items()}
     module, _, kind = network.class_path.rpartition(".")
     with torch.device("meta"):
