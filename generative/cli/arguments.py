@@ -12,6 +12,7 @@ LIMITS = {
     "num_images": 10_000_000,
     "num_images_per_class": 10_000_000,
     "num_samples": 10_000_000,
+    "samples": 10_000_000,
     "frames": 10_000,
     "batch_size": 1_000_000,
     "image_size": 65_536,

@@ -228,7 +228,7 @@ def write_shards(
                 parts.append(encoder(images))
                 yield len(batch)
             tensors = {name: np.concatenate([part[name] for part in parts]) for name in spec.tensors}
-            _write(partial_folder(output) / shard_name(shard), tensors)
+            write_tensors(partial_folder(output) / shard_name(shard), tensors)
 
 
 def _load_images(source: ImageDataset, images: range, pool: ThreadPoolExecutor) -> Tensor:
@@ -236,7 +236,8 @@ def _load_images(source: ImageDataset, images: range, pool: ThreadPoolExecutor) 
     return torch.stack(list(pool.map(source.image, images)))
 
 
-def _write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file whole or not at all, and flush it to disk."""
     with whole_file(path) as partial:
         partial.write_bytes(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
         flush_to_disk(partial)
@@ -255,9 +256,9 @@ def finish_cache(output: Path, spec: CacheSpec, images: ImageDataset) -> dict[st
     """
     folder = partial_folder(output)
     statistics = cache_statistics(ShardReader(folder, spec))
-    _write(folder / LABELS_FILE, {"labels": images.labels.numpy()})
+    write_tensors(folder / LABELS_FILE, {"labels": images.labels.numpy()})
     kept = preview_indices(images)
-    _write(folder / PREVIEWS_FILE, {"indices": kept.numpy(), "images": images.images(kept).numpy()})
+    write_tensors(folder / PREVIEWS_FILE, {"indices": kept.numpy(), "images": images.images(kept).numpy()})
     write_json(folder / CACHE_FILE, {**spec.to_json(), "statistics": statistics})
     (folder / PLAN_FILE).unlink()
     flush_to_disk(folder)

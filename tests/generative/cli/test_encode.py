@@ -95,14 +95,14 @@ def test_an_interrupted_run_goes_on(
 ) -> None:
     arguments = ["encode", "pixel", *DIGITS, "--views", "flip"]
     assert main([*arguments, "--output", "whole"]) == 0
-    write, names = cache_writer._write, []
+    write, names = cache_writer.write_tensors, []
 
     def interrupted(path: Path, tensors: Any) -> None:
         if path.name == shard_name(2):
             raise KeyboardInterrupt
         write(path, tensors)
 
-    monkeypatch.setattr(cache_writer, "_write", interrupted)
+    monkeypatch.setattr(cache_writer, "write_tensors", interrupted)
     assert main([*arguments, "--output", "cache"]) == 130
     assert not Path("cache").exists() and (Path(".cache.partial") / shard_name(1)).is_file()
     capsys.readouterr()
@@ -113,7 +113,7 @@ def test_an_interrupted_run_goes_on(
         names.append(path.name)
         write(path, tensors)
 
-    monkeypatch.setattr(cache_writer, "_write", recorded)
+    monkeypatch.setattr(cache_writer, "write_tensors", recorded)
     assert main([*arguments, "--output", "cache"]) == 0
     assert names[:3] == [shard_name(2), shard_name(3), shard_name(4)]  # what was written is kept
     assert tree(Path("cache")) == tree(Path("whole")) and not Path(".cache.partial").exists()
