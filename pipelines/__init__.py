@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from generative.core.options import SamplingOptions
     from pipelines.autoregressive import AutoregressiveImagePipeline
     from pipelines.base import ImageGenerationPipeline, ImagePipeline
+    from pipelines.cascade import CascadePipeline
     from pipelines.classifier import NoisedClassifierPipeline
     from pipelines.diffusion import DiffusionImagePipeline
     from pipelines.emigm import EMIGMPipeline
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from pipelines.maskgit import MaskGITPipeline
     from pipelines.reconstruction import ImageReconstructionPipeline
     from pipelines.resgen import ResGenPipeline
+    from pipelines.upsampler import UpsamplerPipeline
     from pipelines.var import VARPipeline
 
 __all__ = [
     "AutoregressiveImagePipeline",
+    "CascadePipeline",
     "DiffusionImagePipeline",
     "EMIGMPipeline",
     "GANImagePipeline",
@@ -32,6 +35,7 @@ __all__ = [
     "MaskGITPipeline",
     "NoisedClassifierPipeline",
     "ResGenPipeline",
+    "UpsamplerPipeline",
     "VARPipeline",
     "load_any_pipeline",
     "load_pipeline",
@@ -41,6 +45,7 @@ __all__ = [
 # A new pipeline is one file and one line here: model_index.json names the class, and this is where it lives.
 PIPELINES = {
     "AutoregressiveImagePipeline": "pipelines.autoregressive",
+    "CascadePipeline": "pipelines.cascade",
     "DiffusionImagePipeline": "pipelines.diffusion",
     "EMIGMPipeline": "pipelines.emigm",
     "GANImagePipeline": "pipelines.gan",
@@ -50,11 +55,13 @@ PIPELINES = {
     "MaskGITPipeline": "pipelines.maskgit",
     "NoisedClassifierPipeline": "pipelines.classifier",
     "ResGenPipeline": "pipelines.resgen",
+    "UpsamplerPipeline": "pipelines.upsampler",
     "VARPipeline": "pipelines.var",
 }
 # The options of those that sample, where no torch is needed to read them: the flags of ``generative sample``.
 OPTIONS = {
     "DiffusionImagePipeline": "generative.diffusion.options.DiffusionOptions",
+    "CascadePipeline": "generative.diffusion.options.CascadeOptions",
     "GANImagePipeline": "generative.gan.options.GANOptions",
     "AutoregressiveImagePipeline": "generative.autoregressive.options.NextTokenOptions",
     "MAGVIT2Pipeline": "generative.autoregressive.options.SubTokenOptions",

@@ -389,12 +389,14 @@ def load_component(folder: Path, library: str, class_name: str, torch_dtype: tor
         folder: Where it was saved.
         library: Module that the index names: of ours a hint only, else ``diffusers``.
         class_name: Its class.
-        torch_dtype: Precision of a network; None for its file's.
+        torch_dtype: Precision of a network or a pipeline; None for its file's.
 
     Raises:
         UserError: If there is no such class.
     """
     component = component_class(class_name, library, folder)
+    if issubclass(component, ImagePipeline):
+        return component.from_pretrained(folder, torch_dtype=torch_dtype)
     if issubclass(component, nn.Module):
         return component.from_pretrained(folder, use_safetensors=True, torch_dtype=torch_dtype)
     return component.from_pretrained(folder)

@@ -131,14 +131,18 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
 
     def sample(self, class_labels: Tensor, options: DiffusionOptions, noise: ImageNoise) -> SampleState:
         """Denoise from noise to data; see the base class."""
+        return self.denoise(Condition(class_labels), options, noise)
+
+    def denoise(self, condition: Condition, options: DiffusionOptions, noise: ImageNoise) -> SampleState:
+        """Denoise from noise to data under any condition that the denoiser takes; begins with ``plan``."""
         sampler, guidance = self.plan(options)
-        predict, state = self.bind(guidance, class_labels), self.prepare_state(class_labels, noise)
+        predict, state = self.bind(guidance, condition), self.prepare_state(condition.class_labels, noise)
         count = CallCount()
         with transformed_skips(self.denoiser, free_u_of(self.denoiser, options.free_u, options.free_u_version)):
             state = sampler.sample(
                 count.watch(predict), state, options.num_inference_steps, noise, self.formulation, self.progress_bar
             )
-        self.num_evaluations = state.memory.get("num_evaluations", torch.full((len(class_labels),), count.calls))
+        self.num_evaluations = state.memory.get("num_evaluations", torch.full((len(condition.class_labels),), count.calls))
         return state
 
     def plan(self, options: DiffusionOptions) -> tuple[Sampler | DiffusersSampler, Guidance]:
@@ -160,9 +164,9 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         """What guides, checked; see ``plan_guidance``."""
         return plan_guidance(options, self.denoiser, self.formulation, self.guide, self.classifier)
 
-    def bind(self, guidance: Guidance | Extrapolation, class_labels: Tensor) -> Predict:
-        """The guided prediction for labels (B,): what samplers call."""
-        return guidance.bind(evaluator(self.denoiser, self.formulation), Condition(class_labels), self.formulation)
+    def bind(self, guidance: Guidance | Extrapolation, condition: Condition) -> Predict:
+        """The guided prediction under a condition: what samplers call."""
+        return guidance.bind(evaluator(self.denoiser, self.formulation), condition, self.formulation)
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Standard normal noise (B, C, h, w)."""

@@ -215,6 +215,7 @@ def test_commands_start_without_torch(module: str) -> None:
         "list",
         "report",
         "quickstart",
+        "cascade",
         "encode",
         "reconstruct",
         "edit",

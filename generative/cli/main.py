@@ -16,6 +16,7 @@ COMMANDS = {
     "quickstart": "train a GAN, a DiT and a transformer on bundled digits, sample, score, and write a page (about 9 minutes)",
     "train": "train a generator from a configuration: generative train digits/dit",
     "sample": "sample images from a run or pipeline folder: generative sample runs/digits-dit --class-labels 0,1,2",
+    "cascade": "put a diffusion run and an upsampler of its images into one pipeline folder: generative cascade BASE UPSAMPLER",
     "encode": "turn images into a cache of token ids or latents that training reads: generative encode RUN --config cifar10/var",
     "reconstruct": "images through a tokenizer or an autoencoder and back, side by side and with PSNR and SSIM",
     "selfimprove": "guide a diffusion away from a copy trained on its own samples: generative selfimprove runs/cifar10-dit-s",

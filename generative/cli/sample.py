@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generative.cli.arguments import CommandParser
+from generative.cli.cascade import attach_upsampler, stage_of
 from generative.cli.guides import GuideFlags, add_guide_flags, attach_guides, take_guide_flags
 from generative.cli.option_flags import add_option_flags, check_flags, chosen_options
 from generative.cli.sampling import ALL_CLASSES, check_counts, move_pipeline, parse_class_labels
@@ -33,6 +34,8 @@ EPILOG = """Which sampling options a pipeline takes depends on its family; one i
   generative sample runs/cifar10-dit --guide runs/cifar10-dit --guide-step 1000 --guide-scale 2 --guide-interval 0.2,0.8
   generative sample runs/cifar10-adm --classifier runs/cifar10-classifier --classifier-scale 1 --guidance-scale 1.5
   generative sample runs/cifar10-dit --sampler heun:churn=40 --num-inference-steps 18 --output samples-heun/
+  generative sample runs/imagenet-adm_64 --upsampler runs/imagenet-adm_upsampler_64_256 --num-inference-steps 250
+    --upsampler-num-inference-steps 27 --output samples-256/   (`generative cascade` keeps both in one folder)
   generative sample runs/cifar10-dit --rejection-extractor resnet9 --rejection-weights judge.safetensors --rejection-keep 0.25
 A diffusion model is sampled by any sampler that fits what it was trained as: `generative list samplers` and `schedulers` name
 them with their options.
@@ -77,6 +80,12 @@ def run(arguments: list[str]) -> int:
     families = options_classes().values()
     add_option_flags(parser, families)
     add_guide_flags(parser)
+    parser.add_argument_group("cascade (diffusion)").add_argument(
+        "--upsampler",
+        type=Path,
+        metavar="RUN_OR_FOLDER",
+        help="bring the images to a higher resolution with this upsampler; its own options are --upsampler-...",
+    )
     rejection = parser.add_argument_group("rejection by classifier (every family)")
     rejection.add_argument(
         "--rejection-extractor",
@@ -108,6 +117,8 @@ def run(arguments: list[str]) -> int:
             raise UserError("--mixed-precision has no use for --interpolate, which runs in float32; leave one out")
         if not guides.is_empty:
             raise UserError("--guide and --classifier have no use for --interpolate, which walks between a GAN's images")
+        if given.pop("upsampler") is not None:
+            raise UserError("--upsampler has no use for --interpolate, which walks between a GAN's images; leave one out")
         from generative.cli.interpolate import interpolate
 
         return interpolate(chosen, kind, **walking, **given)
@@ -130,6 +141,7 @@ def sample(
     output: Path | None,
     device: str | None,
     mixed_precision: Precision = "no",
+    upsampler: Path | None = None,
 ) -> int:
     """Sample and write; returns the exit code."""
     output = output or Path("samples")
@@ -146,9 +158,9 @@ def sample(
     from generative.core.runtime import build_accelerator
     from pipelines import find_pipeline_folder, load_pipeline
 
-    pipeline = load_pipeline(folder, average)
+    pipeline, using = attach_upsampler(load_pipeline(folder, average), upsampler)
     check_flags(type(pipeline).__name__, options, pipeline.options_class)
-    guiding = attach_guides(pipeline, guides, options)
+    using |= attach_guides(*stage_of(pipeline, options, guides))
     pipeline.check_options(**options)
     labels = parse_class_labels(class_labels, pipeline)
     requests = [SampleRequest(label, index) for label in labels for index in range(num_images_per_class)]
@@ -192,7 +204,7 @@ def sample(
             "pipeline_class": type(pipeline).__name__,
             "seed": seed,
             "options": pipeline.merge_options(options).to_dict(),
-            **guiding,
+            **using,
         }
         if (folder / "state.json").is_file():
             settings["step"] = read_state(folder)["step"]

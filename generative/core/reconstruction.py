@@ -113,7 +113,7 @@ class ReconstructionEvaluator(Evaluator):
         Args:
             pipeline: One with ``reconstruct``, on the accelerator's device.
             accelerator: Its processes share the images; every process gets the result.
-            options: Not used: a reconstruction has none.
+            options: Of ``reconstruct``.
             progress: Show progress bars.
 
         Raises:
@@ -125,7 +125,7 @@ class ReconstructionEvaluator(Evaluator):
         pairwise: dict[str, list[Tensor]] = {}
         for indices in self._batches(accelerator):
             originals = self.data.images(indices)
-            reconstructions = pipeline.reconstruct(originals).cpu()
+            reconstructions = self.reconstruct(pipeline, originals, indices, options).cpu()
             suite.update(reconstructions, real=False, indices=indices)
             for name, values in self.compare(originals, reconstructions).items():
                 pairwise.setdefault(name, []).append(values)
@@ -137,6 +137,21 @@ class ReconstructionEvaluator(Evaluator):
         for name in dict.fromkeys(name for name, _ in sums):
             scores[name] = sum(value for other, value in sums if other == name) / self.num_samples
         return Evaluation(scores, self._protocol())
+
+    def reconstruct(self, pipeline: ImagePipeline, originals: Tensor, indices: Tensor, options: Mapping[str, Any]) -> Tensor:
+        """What is compared with the originals.
+
+        Args:
+            pipeline: One with ``reconstruct``.
+            originals: (B, 3, H, W) uint8.
+            indices: (B,) their places in ``data``.
+            options: Not used: a reconstruction of a tokenizer has none.
+
+        Returns:
+            (B, 3, H, W) uint8.
+        """
+        reconstructions: Tensor = pipeline.reconstruct(originals)
+        return reconstructions
 
     def compare(self, originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
         """Compare images one by one.

@@ -69,3 +69,20 @@ class DiffusionOptions(SamplingOptions):
     free_u: FreeUFactors | None = None
     free_u_version: FreeUVersion = "v2"
     sampler: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeOptions(DiffusionOptions):
+    """Options of ``CascadePipeline``: those of its base, and the upsampler's own; None is as that was saved.
+
+    Attributes:
+        upsampler_num_inference_steps: Steps asked of the upsampler's sampler.
+        upsampler_guidance_scale: Classifier-free guidance of the upsampler, as guidance_scale.
+        upsampler_guidance_interval: Noise levels at which the upsampler is guided, as guidance_interval.
+        upsampler_sampler: Sampler of the upsampler by name, as sampler.
+    """
+
+    upsampler_num_inference_steps: int | None = None
+    upsampler_guidance_scale: float | None = None
+    upsampler_guidance_interval: GuidanceInterval | None = None
+    upsampler_sampler: str | None = None

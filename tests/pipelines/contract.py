@@ -22,6 +22,7 @@ from generative.cli.main import main
 from generative.core.errors import UserError
 from generative.core.seeding import sample_generators
 from pipelines import load_any_pipeline
+from pipelines.base import ImagePipeline
 
 ALL = (0, 1, 2, 3)  # four images, of which the second and the third differ in their noise alone
 LABELS, COPIES = (0, 2, 2, 1), (0, 0, 1, 0)
@@ -39,6 +40,13 @@ def draw(pipeline: Any, order: Sequence[int] = ALL, **options: Any) -> Tensor:
     options = {"generator": [generators[index] for index in order], "output_type": "pt"} | options
     images: Tensor = pipeline([LABELS[index] for index in order], **options).images
     return images
+
+
+def networks_of(pipeline: Any) -> list[nn.Module]:
+    """Networks of a pipeline, and of the pipelines that it is made of."""
+    parts = pipeline.components.values()
+    nested = [network for part in parts if isinstance(part, ImagePipeline) for network in networks_of(part)]
+    return [part for part in parts if isinstance(part, nn.Module)] + nested
 
 
 class PipelineContract(abc.ABC):
@@ -109,7 +117,7 @@ class PipelineContract(abc.ABC):
         loaded = self.prepare(load_any_pipeline(tmp_path))
         assert type(loaded) is self.pipeline_class and loaded.sampling_defaults == pipeline.sampling_defaults
         assert loaded.image_size == pipeline.image_size
-        modules = [each for each in loaded.components.values() if isinstance(each, nn.Module)]
+        modules = networks_of(loaded)
         assert modules and not any(module.training for module in modules)
         for options in (self.options[0], self.options[-1]):
             assert torch.equal(self.draw(loaded, **options), self.draw(pipeline, **options))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.core.seeding import sample_generators
+from generative.diffusion.denoiser import Condition
 from generative.diffusion.formulations.interpolant import Interpolant
 from generative.diffusion.networks.dit import DiT
 from generative.diffusion.options import DiffusionOptions
@@ -124,7 +125,7 @@ def test_guidance_follows_its_formula_in_one_forward_pass() -> None:
 
     def predict(**options: Any) -> Tensor:
         chosen = DiffusionOptions(guidance_scale=3.0, **options)
-        return pipeline.bind(pipeline.guidance(chosen), labels)(state, timestep).prediction
+        return pipeline.bind(pipeline.guidance(chosen), Condition(labels))(state, timestep).prediction
 
     guided = predict()
     assert calls == [4]
@@ -143,7 +144,7 @@ def test_guidance_leaves_the_variance_alone() -> None:
     labels, timestep = torch.tensor([0]), torch.tensor(700)
     state = pipeline.prepare_state(labels, pipeline.image_noise(generators([0]), 1))
     options = [DiffusionOptions(guidance_scale=scale) for scale in (3.0, 1.0)]
-    guided, conditional = (pipeline.bind(pipeline.guidance(each), labels)(state, timestep) for each in options)
+    guided, conditional = (pipeline.bind(pipeline.guidance(each), Condition(labels))(state, timestep) for each in options)
     assert guided.variance is not None and conditional.variance is not None
     torch.testing.assert_close(guided.variance, conditional.variance)
     assert not torch.allclose(guided.prediction, conditional.prediction)

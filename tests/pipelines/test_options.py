@@ -23,7 +23,10 @@ from generative.autoregressive.sub_token.magvit2 import MAGVIT2Transformer
 from generative.cli.main import main
 from generative.core.errors import UserError
 from generative.core.seeding import sample_generators
+from generative.diffusion.formulations.gaussian import GaussianDiffusion
+from generative.diffusion.networks.adm import ADMUNet
 from generative.diffusion.networks.dit import DiT
+from generative.diffusion.samplers.ancestral import AncestralSampler
 from generative.gan.sagan import SAGANGenerator
 from generative.tokenizers.multi_scale_vq import MultiScaleVQTokenizer
 from generative.tokenizers.pixel import PixelTokenizer
@@ -31,6 +34,7 @@ from generative.tokenizers.rvq import RVQTokenizer
 from pipelines import (
     OPTIONS,
     AutoregressiveImagePipeline,
+    CascadePipeline,
     DiffusionImagePipeline,
     EMIGMPipeline,
     GANImagePipeline,
@@ -38,6 +42,7 @@ from pipelines import (
     MARPipeline,
     MaskGITPipeline,
     ResGenPipeline,
+    UpsamplerPipeline,
     VARPipeline,
     load_pipeline,
 )
@@ -54,6 +59,18 @@ LAYERS = {"hidden_size": 16, "depth": 1, "num_heads": 2}
 def diffusion(defaults: dict[str, Any]) -> Any:
     denoiser = DiT(sample_size=4, patch_size=2, in_channels=3, num_classes=3, **LAYERS)
     return DiffusionImagePipeline(shake(denoiser), FlowMatchEulerDiscreteScheduler(), sampling_defaults=defaults)
+
+
+def cascade(defaults: dict[str, Any]) -> Any:
+    options: dict[str, Any] = {"patch_size": 2, "in_channels": 3, "num_classes": 3, "learn_sigma": True, **LAYERS}
+    unet = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "attention_resolutions": (), "num_classes": 3}
+    upsampler = ADMUNet(sample_size=8, low_resolution_size=4, num_head_channels=32, class_dropout_prob=0.1, **unet)
+    formulation = GaussianDiffusion(learned_variance=True)
+    stages = (
+        kind(shake(network), AncestralSampler(clip_sample=True), formulation=formulation)
+        for kind, network in ((DiffusionImagePipeline, DiT(sample_size=4, **options)), (UpsamplerPipeline, upsampler))
+    )
+    return CascadePipeline(*stages, sampling_defaults=defaults)
 
 
 def gan(defaults: dict[str, Any]) -> Any:
@@ -148,6 +165,10 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any], dict[str
     "EMIGMPipeline": (
         emigm, {"guidance_scale": 4.0, "num_inference_steps": 4, "num_diffusion_steps": 5},
         {"solver": "ddpm"}, ["--solver", "ddpm"],
+    ),
+    "CascadePipeline": (
+        cascade, {"guidance_scale": 4.0, "num_inference_steps": 3, "upsampler_num_inference_steps": 2},
+        {"upsampler_guidance_scale": 3.0}, ["--upsampler-guidance-scale", "3"],
     ),
 }  # fmt: skip
 LABELS, INDICES = [0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1]
