@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -20,7 +21,7 @@ import generative.tokenizers
 from generative.core.errors import UserError
 from generative.core.weights import read_network
 from generative.tokenizers.base import ImageTokenizer
-from generative.tokenizers.latents import AUTOENCODERS
+from generative.tokenizers.latents import AUTOENCODERS, set_latent_scaling
 
 CONFIG = "config.json"
 PIPELINE_INDEX = "model_index.json"
@@ -52,17 +53,28 @@ def load_tokenizer(folder: Path) -> ImageTokenizer:
     return network
 
 
-def load_autoencoder(folder: Path) -> ModelMixin:
+def load_autoencoder(
+    folder: Path,
+    scaling_factor: float | None = None,
+    latents_mean: Sequence[float] | None = None,
+    latents_std: Sequence[float] | None = None,
+    image_range: Sequence[float] | None = None,
+) -> ModelMixin:
     """Load a continuous autoencoder: images to latents, see ``generative.tokenizers.latents``.
 
     Args:
         folder: As ``load_tokenizer``; a pipeline of diffusers that has a ``vae`` will do too.
+        scaling_factor: Where latents are to be scaled otherwise than the folder says: as in ``set_latent_scaling``, with the
+            three arguments behind it. None leaves all as it is.
+        latents_mean: Of each channel.
+        latents_std: Of each channel.
+        image_range: Least and largest value of its images.
 
     Returns:
         An ``AutoencoderKL`` (or a subclass) or ``AutoencoderDC``, on the CPU in float32, frozen and in eval mode.
 
     Raises:
-        UserError: If the folder holds none, or a tokenizer, or is damaged.
+        UserError: If the folder holds none, or a tokenizer, or is damaged, or numbers are not one per channel.
     """
     network = load_encoder(folder)
     if isinstance(network, ImageTokenizer):
@@ -70,6 +82,11 @@ def load_autoencoder(folder: Path) -> ModelMixin:
             f"'{folder}' holds a tokenizer ({type(network).__name__}), which has no continuous latents; give the folder of an "
             "autoencoder, or use load_tokenizer where tokens are wanted"
         )
+    others = {"latents_mean": latents_mean, "latents_std": latents_std, "image_range": image_range}
+    if scaling_factor is not None:
+        set_latent_scaling(network, scaling_factor, latents_mean, latents_std, image_range)
+    elif stray := [name for name, value in others.items() if value is not None]:
+        raise UserError(f"{stray[0]} needs a scaling_factor beside it; give one, 1 for none")
     return network
 
 

@@ -18,6 +18,7 @@ from generative.cli.config import build_config, dump_config, parse_train_config
 from generative.core.errors import UserError
 from generative.tokenizers.base import fingerprint
 from generative.tokenizers.kl import KLAutoencoder
+from generative.tokenizers.latents import image_range, latent_scaling
 from generative.tokenizers.pixel import PixelTokenizer
 from generative.tokenizers.pretrained import load_autoencoder, load_encoder, load_tokenizer
 from pipelines.autoregressive import AutoregressiveImagePipeline
@@ -61,6 +62,17 @@ def test_autoencoders(folders: Path, name: str, network_class: Any) -> None:
     for key, tensor in load_file(path).items():
         assert torch.equal(found.state_dict()[key], tensor)
     assert fingerprint(found) == fingerprint(load_encoder(folders / name))
+
+
+def test_autoencoders_scaled_otherwise(folders: Path) -> None:
+    found = load_autoencoder(folders / "theirs", 0.5, [1.0, 2.0], [3.0, 4.0], [0.0, 1.0])
+    offset, factor = latent_scaling(found)
+    assert torch.as_tensor(offset).flatten().tolist() == [1.0, 2.0] and image_range(found) == (0.0, 1.0)
+    assert torch.allclose(torch.as_tensor(factor).flatten(), 0.5 / torch.tensor([3.0, 4.0]))
+    with pytest.raises(UserError, match="latents_std must be 2 positive numbers"):
+        load_autoencoder(folders / "theirs", 0.5, latents_std=[1.0])
+    with pytest.raises(UserError, match="latents_mean needs a scaling_factor"):
+        load_autoencoder(folders / "theirs", latents_mean=[1.0, 2.0])
 
 
 def missing_weight(folder: Path) -> None:
