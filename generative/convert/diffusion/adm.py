@@ -201,12 +201,16 @@ class ADMSource(OfficialSource):
             networks: From ``build``, loaded.
             config: What they were built from.
         """
-        from pipelines.diffusion import DiffusionImagePipeline
-
         trained = self.formulation(config)
         sampler, num_steps = official_sampler(self.constructor.values(config), trained)
         defaults = {"num_inference_steps": num_steps}
-        return DiffusionImagePipeline(networks["model"], sampler, sampling_defaults=defaults, formulation=trained)
+        return self.pipeline_class()(networks["model"], sampler, sampling_defaults=defaults, formulation=trained)
+
+    def pipeline_class(self) -> type[DiffusionImagePipeline]:
+        """Whose pipeline it is."""
+        from pipelines.diffusion import DiffusionImagePipeline
+
+        return DiffusionImagePipeline
 
 
 class ADMUpsamplerSource(ADMSource):
@@ -229,3 +233,9 @@ class ADMUpsamplerSource(ADMSource):
         """Size of the images that are read: the scripts' ``small_size``, a quarter of the image's unless it is given."""
         values = self.constructor.values(config)
         return values["small_size"] or max(values["image_size"] // 4, 1)
+
+    def pipeline_class(self) -> type[DiffusionImagePipeline]:
+        """Whose pipeline it is: ``generative sample BASE --upsampler`` takes its folder."""
+        from pipelines.upsampler import UpsamplerPipeline
+
+        return UpsamplerPipeline

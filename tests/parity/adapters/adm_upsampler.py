@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from adm_outputs import as_official
 from outputs import Given, Table
+
+from generative.diffusion.objectives.upsampling import area_average
 
 SOURCE = "adm_upsampler"
 
@@ -17,5 +18,5 @@ def outputs(given: Given) -> Table:
     return {
         "forward": lambda: as_official(model(inputs["x"], inputs["t"], inputs.get("y"), low_resolution=small)),
         "upsampled_low_res": lambda: model.read(inputs["x"], small)[:, channels:],
-        "training_low_res": lambda: F.interpolate(inputs["high_res"], small.shape[2:], mode="area"),
+        "training_low_res": lambda: area_average(inputs["high_res"], small.shape[-1]),
     }

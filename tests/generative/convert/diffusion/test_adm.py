@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from generative.cli.main import main
 from generative.convert import get_source, load_official
@@ -224,6 +225,21 @@ def test_converted_classifier_guides_a_converted_network(tmp_path: Path, capsys:
     add_classifier(pipeline, tmp_path / "classifier")
     options = {"num_inference_steps": 2, "classifier_scale": 2.0, "output_type": "pt"}
     assert pipeline([2], generator=[torch.Generator().manual_seed(0)], **options).images.shape == (1, 3, 16, 16)
+
+
+def test_converted_upsampler_follows_a_converted_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, source, change in (("base", "adm", {}), ("upsampler", "adm_upsampler", {"image_size": 32, "small_size": 16})):
+        config = TINY | change
+        write_official(tmp_path / f"{name}.pt", source, config)
+        told = {key: config[key] for key in ("image_size", "num_head_channels", "small_size") if key in config}
+        (tmp_path / "options.json").write_text(json.dumps(told | {"ancestral_respacing": "2"}))
+        command = ["convert", str(tmp_path / f"{name}.pt"), "--config", str(tmp_path / "options.json")]
+        assert main([*command, "--output", str(tmp_path / name)]) == 0
+    assert "UpsamplerPipeline of 5 classes, 32 x 32 pixels" in capsys.readouterr().out
+    command = ["sample", str(tmp_path / "base"), "--upsampler", str(tmp_path / "upsampler"), "--class-labels", "3"]
+    assert main([*command, "--num-images-per-class", "1", "--output", str(tmp_path / "samples")]) == 0
+    (image,) = (tmp_path / "samples").rglob("*.png")
+    assert Image.open(image).size == (32, 32)
 
 
 def test_command_line_says_what_a_file_does_not_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
