@@ -31,9 +31,12 @@ EPILOG = """Reads .pth, .pt, .bin, .safetensors, .npz (arrays by variable name) 
   generative convert 256x256_diffusion.pt --output pipelines/adm-256
   generative convert edm2-img512-s-2147483-0.130.pkl --autoencoder sd-vae-ft-mse/ --output pipelines/edm2-s
   generative convert DiT-XL-2-256x256.pt --autoencoder sd-vae-ft-ema/ --output pipelines/dit-xl
+  generative convert SiT-XL-2-256x256.pt --autoencoder sd-vae-ft-ema/ --output pipelines/sit-xl
+  generative convert facebook/DiT-XL-2-256/ --output pipelines/dit-xl     (a DiTPipeline of diffusers, downloaded)
   generative convert var_d16.pth vae_ch160v4096z32.pth --output pipelines/var-d16
   generative convert c2i_B_256.pt vq_ds16_c2i.pt --config block_size.json --output pipelines/llamagen-b
   generative convert checkpoint-last.pth kl16.ckpt --output pipelines/mar-b
+DiT's and SiT's files are alike: where neither the file's name nor its training arguments tell, --source dit or --source sit does.
 Files may be in any order: which network each is of is found out. A tokenizer or an autoencoder alone gives a pipeline for
 `generative reconstruct` and `generative encode`; for all others, `generative sample DIR` samples.
 Where a discriminator is given, it is saved as DIR/discriminator (config.json and
@@ -92,14 +95,22 @@ def convert(chosen: argparse.Namespace) -> int:
     """Convert a checkpoint and write its pipeline; returns the exit code."""
     output = check_output(chosen.output, chosen.overwrite)
     options = read_options(chosen.config)
+    from generative.convert.files.folder import INDEX, read_pipeline_folder
     from generative.convert.files.read import read_checkpoints
     from generative.convert.files.recognise import choose_parts, recognise
 
+    folder = None
+    if len(chosen.checkpoints) == 1 and (chosen.checkpoints[0] / INDEX).is_file():
+        folder = read_pipeline_folder(chosen.checkpoints[0])
+        chosen.checkpoints, chosen.source = [folder.weights], folder.source
+        chosen.autoencoder, options = chosen.autoencoder or folder.autoencoder, folder.options | options
     checkpoint = read_checkpoints(chosen.checkpoints)
     parts, left_out = choose_parts(checkpoint.parts, chosen.network)
     recognised = recognise(checkpoint, parts, chosen.source, options)
     networks = recognised.build()
     pipeline = recognised.source.pipeline(networks, recognised.config)
+    if folder is not None:
+        pipeline.class_names = folder.class_names
     lacks = add_autoencoder(pipeline, chosen.autoencoder, recognised)
     used = [*recognised.parts, *(recognised.autoencoder.parts if recognised.autoencoder else ())]
     record = describe(recognised, used, chosen.checkpoints)

@@ -17,6 +17,7 @@ SOURCES = MappingProxyType(
         "adm_upsampler": ("generative.convert.diffusion.adm", "ADMUpsamplerSource"),
         "biggan": ("generative.convert.gan.biggan_pytorch", "BigGANSource"),
         "biggan-deep": ("generative.convert.gan.biggan_deep", "BigGANDeepSource"),
+        "dit-pipeline": ("generative.convert.diffusion.dit_pipeline", "DiTPipelineSource"),
         "dit": ("generative.convert.diffusion.dit", "DiTSource"),
         "edm": ("generative.convert.diffusion.edm", "EDMSource"),
         "edm2": ("generative.convert.diffusion.edm2", "EDM2Source"),

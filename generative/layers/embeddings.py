@@ -12,20 +12,22 @@ from torch import Tensor, nn
 MAX_PERIOD = 10_000.0
 
 
-def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = MAX_PERIOD) -> Tensor:
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = MAX_PERIOD, frequency_shift: int = 0) -> Tensor:
     """Embed timesteps as cosines, then sines, of geometrically spaced frequencies (ADM, DiT, SiT).
 
     Args:
         timesteps: (B,) any real values; not rescaled here.
         dim: Width of the embedding. An odd width ends with a zero.
         max_period: Longest wavelength over 2 pi, in timesteps.
+        frequency_shift: 1 spaces the frequencies so that the last one's is the longest wavelength (DDPM, diffusers' DiT).
 
     Returns:
         (B, dim) float32 in [-1, 1].
     """
     half = dim // 2
     # Multiplied before divided, as officially: at t = 999 a rounding of the exponent shows in the fourth digit of the sine.
-    exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    places = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    exponents = -math.log(max_period) * places / (half - frequency_shift)
     angles = timesteps.float()[:, None] * exponents.exp()  # (B, dim // 2)
     embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
     return F.pad(embedding, (0, dim % 2))
@@ -37,17 +39,18 @@ class TimestepEmbedder(nn.Module):
     Args:
         hidden_size: Width D of the result.
         frequency_embedding_size: Width of the sinusoid.
+        frequency_shift: See ``timestep_embedding``.
     """
 
-    def __init__(self, hidden_size: int, frequency_embedding_size: int) -> None:
+    def __init__(self, hidden_size: int, frequency_embedding_size: int, frequency_shift: int = 0) -> None:
         super().__init__()
-        self.frequency_embedding_size = frequency_embedding_size
+        self.frequency_embedding_size, self.frequency_shift = frequency_embedding_size, frequency_shift
         self.linear_1 = nn.Linear(frequency_embedding_size, hidden_size)
         self.linear_2 = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, timestep: Tensor) -> Tensor:
         """Embed timesteps (B,) as (B, D)."""
-        frequencies = timestep_embedding(timestep, self.frequency_embedding_size)  # (B, F)
+        frequencies = timestep_embedding(timestep, self.frequency_embedding_size, frequency_shift=self.frequency_shift)  # (B, F)
         return self.linear_2(F.silu(self.linear_1(frequencies.to(self.linear_1.weight.dtype))))
 
 

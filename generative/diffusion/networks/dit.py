@@ -99,6 +99,7 @@ class DiT(ModelMixin, ConfigMixin):
             the network has no null condition. The network itself drops nothing: the training objective does.
         learn_sigma: Predict 2C channels: the noise, then where the log variance lies between its bounds (arXiv 2102.09672).
         frequency_embedding_size: Width of the timestep sinusoid.
+        frequency_shift: Of its frequencies: 0 officially, 1 in diffusers, see ``timestep_embedding``.
 
     Raises:
         UserError: If a size is below 1, or sizes do not divide one another.
@@ -121,6 +122,7 @@ class DiT(ModelMixin, ConfigMixin):
         class_dropout_prob: float = 0.1,
         learn_sigma: bool = False,
         frequency_embedding_size: int = 256,
+        frequency_shift: int = 0,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -144,7 +146,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.grid_size = sample_size // patch_size
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
         self.patch_embedding = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
-        self.timestep_embedder = TimestepEmbedder(hidden_size, frequency_embedding_size)
+        self.timestep_embedder = TimestepEmbedder(hidden_size, frequency_embedding_size, frequency_shift)
         self.label_embedding = nn.Embedding(num_classes + (class_dropout_prob > 0), hidden_size)
         self.position_embedding: Tensor
         self.register_buffer("position_embedding", sincos_positions_2d(hidden_size, self.grid_size, self.grid_size)[None])

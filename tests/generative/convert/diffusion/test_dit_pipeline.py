@@ -1,0 +1,110 @@
+"""Folders of diffusers' ``DiTPipeline``, side by side with diffusers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+from generative.cli.main import main
+from generative.convert import get_source, load_official
+from generative.core.errors import UserError
+from pipelines import load_pipeline
+
+CONFIG: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 2,
+    "sample_size": 8,
+    "patch_size": 2,
+    "num_embeds_ada_norm": 1000,  # diffusers' pipeline takes 1000 for the null label whatever the table
+}
+
+
+def transformer() -> DiTTransformer2DModel:
+    """Random weights, those of the embedders the same in all blocks, as in the published folders."""
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(**CONFIG).eval()
+    embedder = network.transformer_blocks[0].norm1.emb
+    torch.nn.init.normal_(embedder.class_embedder.embedding_table.weight)
+    for block in network.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(embedder.state_dict())
+    return network
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(latent_channels=4, block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2, **kinds)
+    labels = {
+        0: "tench, Tinca tinca",
+        1: "goldfish, Carassius auratus",
+        **{number: f"class {number}" for number in range(2, 1000)},
+    }
+    path = tmp_path_factory.mktemp("dit") / "DiT-tiny"
+    DiTPipeline(transformer(), vae, DDIMScheduler(clip_sample=False), id2label=labels).save_pretrained(path)
+    index = json.loads((path / "model_index.json").read_text())
+    (path / "model_index.json").write_text(json.dumps(index | {"id2label": labels}))
+    return path
+
+
+@torch.no_grad()
+def test_the_network_is_diffusers_own() -> None:
+    theirs, source = transformer(), get_source("dit-pipeline")
+    networks = source.build(CONFIG)
+    load_official(source, networks, theirs.state_dict())
+    sample, time, labels = torch.randn(4, 4, 8, 8), torch.tensor([0, 1, 500, 999]), torch.tensor([0, 1, 999, 1000])
+    output = networks["model"].eval()(sample, time, labels)
+    ours = torch.cat([output.prediction, output.variance], dim=1)
+    torch.testing.assert_close(ours, theirs(sample, time, labels).sample, atol=1e-5, rtol=1e-5)
+
+
+def test_a_folder_becomes_a_pipeline(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(folder), "--output", str(tmp_path / "out")]) == 0
+    assert "lacks" not in capsys.readouterr().out
+    pipeline = load_pipeline(tmp_path / "out")
+    assert (
+        pipeline.class_names == ["tench", "goldfish", *(f"class {number}" for number in range(2, 1000))]
+        and pipeline.image_size == 16
+    )
+    assert type(pipeline.scheduler) is DDIMScheduler and pipeline.formulation.config.learned_variance
+    assert pipeline.sampling_defaults == {"num_inference_steps": 50, "guidance_scale": 4.0}
+    theirs = DiTPipeline.from_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for guidance in (1.0, 4.0):  # the same noise and steps, to the pixels
+        common = {"guidance_scale": guidance, "num_inference_steps": 5, "output_type": "np"}
+        images = pipeline(["goldfish"], generator=[torch.Generator().manual_seed(0)], **common)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda *args, **kwargs: noise)
+            wanted = theirs([1], **common)
+        assert abs(images.images - wanted.images).max() < 1e-4
+
+
+def test_what_does_not_fit_is_told_in_a_sentence(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, state = get_source("dit-pipeline"), transformer().state_dict()
+    other = state | {"transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias": torch.ones(16)}
+    with pytest.raises(UserError, match="differs from that of the first block; DiT has one embedder"):
+        load_official(source, source.build(CONFIG), other)
+    for change, message in (
+        ({"norm_type": "layer_norm"}, "norm_type='layer_norm' of huggingface/diffusers is not supported"),
+        ({"out_channels": 5}, "out_channels must be in_channels 4 or twice, got 5"),
+        ({"scheduler": {"_class_name": "IPNDMScheduler"}}, "the folder's scheduler is IPNDMScheduler; it must be one of"),
+        ({"rope": True}, "option 'rope' of huggingface/diffusers is unknown here"),
+    ):
+        with pytest.raises(UserError, match=message):
+            source.build(CONFIG | change)
+    found = source.recognise(state)
+    assert found is not None and found["num_layers"] == 2 and found["num_embeds_ada_norm"] == 1000
+    with pytest.raises(UserError, match='give {"num_attention_heads": N} in --config'):
+        source.build(found)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    capsys.readouterr()
+    assert main(["convert", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert "holds a StableDiffusionPipeline; pipelines of diffusers that are converted are DiTPipeline" in capsys.readouterr().err
