@@ -10,6 +10,7 @@ from types import ModuleType
 
 from generative.cli import config_files
 from generative.cli.arguments import CommandParser
+from generative.cli.option_flags import option_doc
 
 SECTIONS = (
     "models",
@@ -17,6 +18,7 @@ SECTIONS = (
     "formulations",
     "samplers",
     "schedulers",
+    "guidance",
     "pipelines",
     "configs",
     "overlays",
@@ -134,6 +136,25 @@ def list_schedulers() -> list[tuple[str, str]]:
     from generative.diffusion.samplers.fit import SCHEDULERS
 
     return [(name, first_line(getattr(diffusers, name)) or "diffusers") for name in SCHEDULERS]
+
+
+def list_guidance() -> list[tuple[str, str]]:
+    """What guides a diffusion while it samples, by the option that asks for it."""
+    from generative.diffusion.free_u import FreeU
+    from generative.diffusion.guidance.classifier import ClassifierGradient
+    from generative.diffusion.guidance.projected import ProjectedGuidance
+    from generative.diffusion.guidance.zero_star import ZeroInit, ZeroStar
+    from generative.diffusion.options import DiffusionOptions
+
+    options = {name: option_doc(DiffusionOptions, name).split(";")[0] for name in ("guidance_scale", "guide_scale")}
+    classes = {
+        "classifier_scale": ClassifierGradient,
+        "guidance_rule apg": ProjectedGuidance,
+        "guidance_rule zero-star": ZeroStar,
+        "zero_init": ZeroInit,
+        "free_u": FreeU,
+    }
+    return [*options.items(), *((name, first_line(item)) for name, item in classes.items())]
 
 
 def list_metrics() -> list[tuple[str, str]]:

@@ -8,45 +8,17 @@ from typing import Any
 import pytest
 import torch
 from contract import GenerationContract
-from diffusers import DDPMScheduler, ModelMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers import DDPMScheduler
 from test_diffusion import make_pipeline, run
-from torch import Tensor, nn
+from torch import nn
 
-from generative.core.classes import find_class
 from generative.core.errors import UserError
+from generative.diffusion.networks.adm_classifier import ADMClassifier
 from generative.diffusion.networks.dit import DiT
 from generative.diffusion.samplers.adaptive import AdaptiveODESampler
 from generative.diffusion.samplers.heun import HeunSampler
 from generative.diffusion.samplers.sde import SDESampler
 from pipelines.diffusion import DiffusionImagePipeline
-
-
-class TinyClassifier(ModelMixin, ConfigMixin):
-    """Logits of a noised sample; stands for any classifier of the project that is saved with a pipeline."""
-
-    __module__ = "generative.tiny_classifier"
-
-    @register_to_config
-    def __init__(self, sample_size: int = 4, in_channels: int = 3, num_classes: int = 3) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(8 * sample_size**2, num_classes)
-        )
-
-    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        logits: Tensor = self.layers(sample)
-        return logits
-
-
-@pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a pipeline folder name the classifier of this file, as it may name those of the project."""
-
-    def find(name: str, hint: str = "") -> Any:
-        return TinyClassifier if name == "TinyClassifier" else find_class(name, hint)
-
-    monkeypatch.setattr("generative.core.weights.find_class", find)
 
 
 def tiny_guide(**options: Any) -> DiT:
@@ -59,11 +31,12 @@ def tiny_guide(**options: Any) -> DiT:
     return guide
 
 
-def tiny_classifier(**options: Any) -> TinyClassifier:
+def tiny_classifier(**options: Any) -> ADMClassifier:
     torch.manual_seed(2)
-    classifier = TinyClassifier(**options).eval()
-    for parameter in classifier.parameters():
-        nn.init.normal_(parameter, std=0.5)
+    arguments = {"sample_size": 4, "num_classes": 3, "model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1}
+    blocks = {"attention_resolutions": (), "num_head_channels": 32, "pool": "adaptive"}
+    classifier = ADMClassifier(**(arguments | blocks | options)).eval()
+    nn.init.normal_(classifier.head.weight, std=1.0)
     return classifier
 
 
@@ -147,7 +120,7 @@ def test_a_component_that_is_not_there_is_asked_for() -> None:
         ({"guide": lambda: tiny_guide(in_channels=4)}, "the guide takes 4 channels of 4x4, the denoiser 3 of 4x4"),
         ({"guide": lambda: tiny_guide(sample_size=8)}, "the guide takes 3 channels of 8x8, the denoiser 3 of 4x4"),
         ({"guide": lambda: tiny_guide(num_classes=5)}, "the guide knows 5 classes and the denoiser 3"),
-        ({"guide": tiny_classifier}, "the guide is a TinyClassifier, which is no denoiser"),
+        ({"guide": tiny_classifier}, "the guide is a ADMClassifier, which is no denoiser"),
         ({"classifier": lambda: tiny_classifier(sample_size=8)}, "the classifier takes 3 channels of 8x8, the denoiser 3 of 4x4"),
         ({"classifier": lambda: tiny_classifier(num_classes=2)}, "the classifier knows 2 classes and the denoiser 3"),
         ({"classifier": tiny_guide}, "the classifier is a DiT, a denoiser"),

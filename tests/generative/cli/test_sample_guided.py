@@ -13,7 +13,10 @@ from diffusers import AutoencoderKL
 from tiny_pipelines import save_tiny_dit
 
 from generative.cli.main import main
+from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.formulations.interpolant import Interpolant
+from generative.diffusion.networks.adm_classifier import ADMClassifier
+from pipelines.classifier import NoisedClassifierPipeline
 from pipelines.diffusion import DiffusionImagePipeline
 
 COMMON = ["--num-images-per-class", "2", "--num-inference-steps", "3"]
@@ -118,6 +121,78 @@ def test_flags_that_cannot_be_are_refused(
     arguments: list[str], message: str, base: Path, weaker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in failure(capsys, base, *(argument.format(weaker=weaker) for argument in arguments))
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pipelines of noised classifiers of a flow, of a chain, and of larger images."""
+    place = tmp_path_factory.mktemp("classifiers")
+    flow = Interpolant(time_scale=1000.0)
+    for name, size, formulation in (("flow", 4, flow), ("chain", 4, GaussianDiffusion()), ("large", 8, flow)):
+        torch.manual_seed(0)
+        network = ADMClassifier(
+            sample_size=size,
+            num_classes=3,
+            model_channels=32,
+            channel_mult=(1,),
+            num_res_blocks=1,
+            attention_resolutions=(),
+            num_head_channels=32,
+            pool="adaptive",
+        ).eval()
+        torch.nn.init.normal_(network.head.weight, std=1.0)
+        NoisedClassifierPipeline(network, formulation).save_pretrained(place / name)
+    return place
+
+
+def test_a_classifier_leads_to_its_class_and_its_interval_holds(base: Path, classifiers: Path) -> None:
+    flags = ["--classifier", str(classifiers / "flow"), "--classifier-scale", "100"]
+    guided, plain = sample(base, *flags), sample(base)
+    network = ADMClassifier.from_pretrained(classifiers / "flow/classifier").eval()
+
+    def surety(images: np.ndarray) -> float:
+        """Mean log probability of the images' own classes, as if without noise."""
+        samples = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+        with torch.no_grad():
+            found = network(samples, torch.zeros(6)).log_softmax(1)
+        return float(found[torch.arange(6), torch.tensor([0, 0, 1, 1, 2, 2])].mean())
+
+    assert surety(guided) > surety(plain) + 0.05
+    assert np.array_equal(sample(base, *flags, "--classifier-interval", "0,0.001"), plain), "no step is that near the data"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("chain", "was trained as GaussianDiffusion and the denoiser as Interpolant; give a classifier of the same formulation"),
+        ("large", "the classifier takes 3 channels of 8x8, the denoiser 3 of 4x4"),
+    ],
+)
+def test_a_classifier_that_does_not_fit_is_refused(
+    name: str, message: str, base: Path, classifiers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in failure(capsys, base, "--classifier", str(classifiers / name), "--classifier-scale", "1")
+
+
+def test_a_guide_is_any_step_and_average_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = {"hidden_size": 8, "depth": 1, "num_heads": 1, "patch_size": 4}
+    short: dict[str, Any] = {"batch_size": 8, "total_images": 32, "checkpoint_interval_steps": 2, "output_dir": "run"}
+    short |= dict.fromkeys(("lr_schedule", "sample_interval_steps", "evaluate_interval_steps"), "null") | {"progress": "false"}
+    flags = [f"--objective.init_args.denoiser.init_args.{name}={value}" for name, value in tiny.items()]
+    flags += [f"--trainer.{name}={value}" for name, value in short.items()]
+    averages = [{"class_path": "generative.core.ema.PowerEMA", "init_args": {"std": std}} for std in (0.05, 0.1)]
+    flags += ["--objective.init_args.ema", json.dumps(averages), "--objective.init_args.optimizer.init_args.lr=0.1"]
+    assert main(["train", "digits/dit", "--evaluation=null", *flags]) == 0
+    run = Path("run")
+    guided = ["--guide", "run", "--guide-scale", "2", "--class-labels", "0,1,2"]
+    newest, earlier, longer = (
+        sample(run, *guided, *which) for which in ([], ["--guide-step", "2"], ["--guide-average", "denoiser-std-0.1"])
+    )
+    assert np.array_equal(newest, sample(run, "--class-labels", "0,1,2")), "away from itself is nowhere"
+    assert not np.array_equal(newest, earlier) and not np.array_equal(newest, longer)
+    checkpoint = next(Path("run").glob("checkpoint-*2"))
+    assert np.array_equal(earlier, sample(run, *["--guide", str(checkpoint), *guided[2:]]))
+    assert "holds no checkpoint of step 3; it has 2, 4" in failure(capsys, run, *guided, "--guide-step", "3")
 
 
 def test_another_family_takes_no_guide(saved: Path, weaker: Path, capsys: pytest.CaptureFixture[str]) -> None:
