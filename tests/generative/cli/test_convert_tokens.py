@@ -178,8 +178,8 @@ def test_a_training_checkpoint_holds_both(tmp_path: Path) -> None:
 def test_a_tokenizer_alone_reconstructs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     modules, config = official("var-vqvae-a")
     path = save(tmp_path / "vae_ch160v4096z32.pth", modules["model"])
-    assert "does not tell v_patch_nums" in failure(capsys, path)
-    assert "does not tell norm_groups" in failure(capsys, path, config={"v_patch_nums": [1, 2, 3, 4]})
+    assert "does not tell norm_groups" in failure(capsys, path)
+    assert "does not tell v_patch_nums" in failure(capsys, path, config={"norm_groups": 4})
     assert convert(path, "--output", "vqvae", config={"norm_groups": 3, "v_patch_nums": [1, 2, 3, 4]}) == 0
     said = capsys.readouterr().out
     assert "source: var-vqvae" in said and "ImageReconstructionPipeline of 64 codes, 64 x 64 pixels" in said
@@ -349,7 +349,7 @@ def test_llamagen_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixtur
     modules, _ = official("llamagen-a")
     gpt, vq = save(tmp_path / "c2i_B_256.pt", {"model": modules["gpt"]}), save(tmp_path / "vq.pt", {"model": modules["vq"]})
     assert "give its tokenizer too (vq_ds16_c2i.pt)" in failure(capsys, gpt, config={"n_head": 4, "block_size": 16})
-    assert "does not tell its resolution" in failure(capsys, gpt, vq, config={"n_head": 4, "norm_groups": 3})
+    assert "does not tell block_size of gpt" in failure(capsys, gpt, vq, config={"n_head": 4, "norm_groups": 3})
     other = save(tmp_path / "vq_ds8.pt", {"model": modules["vq"] | {"quantize.embedding.weight": torch.zeros(32, 8)}})
     line = failure(capsys, gpt, other, config=LLAMAGEN)
     assert "64" in line and "32" in line
