@@ -13,6 +13,7 @@ from test_diffusion import make_pipeline, run
 from torch import nn
 
 from generative.core.errors import UserError
+from generative.diffusion.networks.adm import ADMUNet
 from generative.diffusion.networks.adm_classifier import ADMClassifier
 from generative.diffusion.networks.dit import DiT
 from generative.diffusion.samplers.adaptive import AdaptiveODESampler
@@ -38,6 +39,11 @@ def tiny_classifier(**options: Any) -> ADMClassifier:
     classifier = ADMClassifier(**(arguments | blocks | options)).eval()
     nn.init.normal_(classifier.head.weight, std=1.0)
     return classifier
+
+
+def tiny_upsampler() -> ADMUNet:
+    blocks: dict[str, Any] = {"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "attention_resolutions": ()}
+    return ADMUNet(sample_size=4, num_classes=3, num_head_channels=32, low_resolution_size=2, **blocks)
 
 
 def guided_pipeline(**components: Any) -> DiffusionImagePipeline:
@@ -120,6 +126,7 @@ def test_a_component_that_is_not_there_is_asked_for() -> None:
         ({"guide": lambda: tiny_guide(in_channels=4)}, "the guide takes 4 channels of 4x4, the denoiser 3 of 4x4"),
         ({"guide": lambda: tiny_guide(sample_size=8)}, "the guide takes 3 channels of 8x8, the denoiser 3 of 4x4"),
         ({"guide": lambda: tiny_guide(num_classes=5)}, "the guide knows 5 classes and the denoiser 3"),
+        ({"guide": tiny_upsampler}, "the guide takes images of lower resolution of 2 pixels, the denoiser of no"),
         ({"guide": tiny_classifier}, "the guide is a ADMClassifier, which is no denoiser"),
         ({"classifier": lambda: tiny_classifier(sample_size=8)}, "the classifier takes 3 channels of 8x8, the denoiser 3 of 4x4"),
         ({"classifier": lambda: tiny_classifier(num_classes=2)}, "the classifier knows 2 classes and the denoiser 3"),

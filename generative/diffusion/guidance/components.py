@@ -24,6 +24,11 @@ def check_guide(guide: Any, denoiser: Any) -> None:
     if not hasattr(guide, "null_label"):
         raise UserError(f"the guide is a {type(guide).__name__}, which is no denoiser; give one of the same data and classes")
     check_data(config, denoiser.config, "guide")
+    if config.get("low_resolution_size") != denoiser.config.get("low_resolution_size"):
+        raise UserError(
+            f"the guide takes images of lower resolution of {config.get('low_resolution_size') or 'no'} pixels, the denoiser of "
+            f"{denoiser.config.get('low_resolution_size') or 'no'}; give a guide of the same conditions"
+        )
     if has_classes(config):
         check_classes(config, denoiser.config, "guide")
 
