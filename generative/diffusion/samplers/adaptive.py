@@ -14,8 +14,8 @@ from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 from generative.diffusion.denoiser import Predict
 from generative.diffusion.formulations.base import Formulation, over_image
-from generative.diffusion.samplers.base import Progress, Sampler
-from generative.diffusion.samplers.ode import start_state, velocity
+from generative.diffusion.samplers.base import Progress
+from generative.diffusion.samplers.ode import ContinuousSampler, start_state, velocity
 
 # Dormand and Prince 1980, table 2: nodes, stages, and the two sets of weights (order 5, and order 5 minus order 4).
 NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -34,7 +34,7 @@ SAFETY, SMALLEST_FACTOR, LARGEST_FACTOR = 0.9, 0.2, 10.0
 FIRST_STEP = 0.01  # of the way; wrong by any factor costs a few rejected steps
 
 
-class AdaptiveODESampler(Sampler):
+class AdaptiveODESampler(ContinuousSampler):
     """The ODE to a tolerance, each image with steps of its own: what is beside it in the batch changes nothing.
 
     A batch costs as many evaluations as its hardest image. Afterwards ``state.memory["num_evaluations"]`` (B,) tells them.

@@ -18,7 +18,15 @@ from generative.diffusion.samplers.base import Progress, Sampler
 Method = Literal["euler", "midpoint", "heun"]
 
 
-class ODESampler(Sampler):
+class ContinuousSampler(Sampler):
+    """A sampler along a formulation's own continuous times."""
+
+    def check_formulation(self, formulation: Formulation) -> None:
+        """One that has them."""
+        formulation.sampling_times(1)
+
+
+class ODESampler(ContinuousSampler):
     """dx = v dt along the formulation's own time, from pure noise to data (arXiv 2011.13456, eq. 13).
 
     Args:
@@ -32,10 +40,6 @@ class ODESampler(Sampler):
     def __init__(self, method: Method = "euler") -> None:
         if method not in ("euler", "midpoint", "heun"):
             raise UserError(f"method must be euler, midpoint or heun, got {method!r}")
-
-    def check_formulation(self, formulation: Formulation) -> None:
-        """A continuous one."""
-        formulation.sampling_times(1)
 
     def states(
         self,
