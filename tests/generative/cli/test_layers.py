@@ -74,6 +74,16 @@ PUBLISHED = [
     ("dit_b_256", "dit_256", 256, 130_315_808, 102_400_000, 256, 1),
     ("dit_l_256", "dit_256", 256, 457_840_672, 102_400_000, 256, 1),
     ("dit_xl_512", "dit_256", 512, 674_834_720, 768_000_000, 256, 4),
+    ("adm_256", "adm_256", 256, 553_838_086, 506_880_000, 256, 8),
+    ("adm_64", "adm_256", 64, 295_904_454, 1_105_920_000, 2048, 8),
+    ("adm_128", "adm_256", 128, 421_529_606, 1_116_160_000, 256, 8),
+    ("adm_512", "adm_256", 512, 558_997_638, 496_640_000, 256, 8),
+    ("adm_classifier_256", "adm_classifier_256", 256, 54_096_360, 76_800_000, 256, 1),
+    ("adm_classifier_64", "adm_classifier_256", 64, 65_438_568, 76_800_000, 256, 1),
+    ("adm_classifier_128", "adm_classifier_256", 128, 42_568_040, 76_800_000, 256, 1),
+    ("adm_classifier_512", "adm_classifier_256", 512, 54_448_360, 76_800_000, 256, 1),
+    ("adm_upsampler_64_256", "adm_upsampler_64_256", 256, 311_795_910, 128_000_000, 256, 8),
+    ("adm_upsampler_128_512", "adm_upsampler_64_256", 512, 308_835_270, 268_800_000, 256, 8),
     ("sit_xl_256", "sit_256", 256, 674_816_272, 1_792_000_000, 256, 1),
     ("sit_s_256", "sit_256", 256, 32_858_896, 102_400_000, 256, 1),
     ("sit_b_256", "sit_256", 256, 130_303_504, 102_400_000, 256, 1),
@@ -238,7 +248,8 @@ def test_published_sizes(name: str, base: str, image_size: int, parameters: int,
     data = config.data.init_args
     assert (data.images.init_args if "images" in data else data).image_size == image_size
     arguments = config.objective.init_args
-    network = next(arguments[key] for key in ("network", "transformer", "generator", "tokenizer", "denoiser") if key in arguments)
+    kinds = ("network", "transformer", "generator", "tokenizer", "denoiser", "classifier")
+    network = next(arguments[key] for key in kinds if key in arguments)
     options = {key: 1000 if key == "num_classes" else value for key, value in vars(network.init_args).items()}
     module, _, kind = network.class_path.rpartition(".")
     with torch.device("meta"):
