@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
+from generative.layers.dropout import Dropout
 from generative.layers.group_norm import GroupNorm
 from generative.layers.resample_conv import can_widen, widen_kernel
 from generative.layers.short_attention import attend
@@ -153,7 +154,7 @@ class UNetBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.affine = nn.Linear(embedding_channels, out_channels * (2 if adaptive_scale else 1))
         self.norm2 = group_norm(out_channels, eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         has_projection = in_channels != out_channels or (resampling is not None and projects_resampled)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if has_projection else None
