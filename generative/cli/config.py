@@ -55,6 +55,10 @@ MOVED_KEYS = dict.fromkeys(
 }
 
 
+# How entries of jsonargparse's reports begin that are not a constructor's own sentence.
+PARSER_ENTRIES = ("Does not validate", "Not a valid subclass", "Expected a", "a class path", "a dict with")
+
+
 class OneSentenceParser(ArgumentParser):
     """A parser whose errors are one sentence, without usage lines.
 
@@ -114,6 +118,16 @@ def condense(message: str) -> str:
     # What follows explains the ways to name a class, not what is wrong.
     text = text.split("Errors: ")[-1].split(" Subclass types expect one of")[0].lstrip("- ")
     return f"{'.'.join(path)}: {text}" if path else text
+
+
+def refusal(message: str) -> str:
+    """What a constructor said, out of jsonargparse's report on a value that may be one thing or a list of them.
+
+    The report keeps the exception of the first kind only, that a list is no class; the others stand in its text, an entry each.
+    """
+    entries = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
+    said = [entry for entry in entries if not entry.startswith(PARSER_ENTRIES)]
+    return said[0] if said else condense(message)
 
 
 def build_train_parser() -> OneSentenceParser:
@@ -240,7 +254,7 @@ def build_config(parser: OneSentenceParser, config: Namespace) -> Namespace:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
-        raise UserError(condense(str(error)) if cause is None else str(cause)) from error
+        raise UserError(refusal(str(error)) if cause is None else str(cause)) from error
 
 
 def build_evaluator(path: Path, trust_code: bool = False) -> tuple[Evaluator, ImageDataset]:

@@ -184,6 +184,9 @@ def test_runs_that_have_none(trained: Path, run: Path, capsys: pytest.CaptureFix
     assert "holds no config.yaml, whose evaluation would score; give --reference" in failure(capsys, str(run), "--sweep", "0.1")
     next((run / "ema-snapshots").rglob("*.safetensors")).write_bytes(b"x")
     assert "is damaged or no EMA snapshot" in failure(capsys, str(run), "--std", "0.1")
+    wrong = json.dumps([{**POWER[0], "init_args": {"std": 0.5}}])
+    assert main(["train", "digits/dit", *overrides("wrong"), "--objective.init_args.ema", wrong]) == 2
+    assert "error: the std of a power-function average must be above 0 and below 0.2887" in capsys.readouterr().err
     without = [flag for flag in overrides("plain") if "ema" not in flag and flag != json.dumps(POWER)]
     assert main(["train", "digits/dit", *without, "--trainer.ema_snapshot_interval_images=8"]) == 2
     assert "keeps power-function averages, and this run has none" in capsys.readouterr().err
