@@ -39,7 +39,7 @@ def make_denoiser(**options: Any) -> DiT:
 
 def make_objective(formulation: Formulation | None = None, denoiser: DiT | None = None, **options: Any) -> DiffusionObjective:
     """An objective, by default a Gaussian chain on pixels."""
-    given = {name: options.pop(name) for name in DiffusionOptions.names() if name in options}
+    given = {name: options.pop(name) for name in DiffusionOptions.names() if name in options and name != "sampler"}
     return DiffusionObjective(
         denoiser or make_denoiser(), formulation or GaussianDiffusion(), OPTIMIZER, sampling=DiffusionOptions(**given), **options
     )
