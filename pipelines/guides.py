@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import ModelMixin
 
 from generative.core.checkpoint import PIPELINE, fingerprint_network
@@ -138,10 +139,15 @@ def check_autoencoder(place: Path, pipeline: DiffusionImagePipeline) -> None:
             f"the guide in '{place}' has {kinds[has_one]} and the denoiser {kinds[has_ours]}; give a guide of the same latents"
         )
     theirs, _ = load_network(place / "autoencoder")
-    if fingerprint_network(theirs.to(pipeline.autoencoder.dtype)) != fingerprint_network(pipeline.autoencoder):
+    if fingerprint_network(in_precision(theirs, pipeline.autoencoder.dtype)) != fingerprint_network(pipeline.autoencoder):
         raise UserError(f"the guide in '{place}' is of another autoencoder's latents; give a guide of the same latents")
 
 
 def attach(pipeline: DiffusionImagePipeline, name: str, network: ModelMixin) -> None:
     """Put a component into a pipeline, on the device and in the precision of its denoiser."""
-    pipeline.register_modules(**{name: network.to(pipeline.denoiser.device, pipeline.denoiser.dtype)})
+    pipeline.register_modules(**{name: in_precision(network, pipeline.denoiser.dtype).to(pipeline.denoiser.device)})
+
+
+def in_precision(network: ModelMixin, dtype: torch.dtype) -> ModelMixin:
+    """A network in a precision; diffusers warns of a change even where there is none."""
+    return network if network.dtype == dtype else network.to(dtype)
