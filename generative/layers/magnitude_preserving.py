@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from generative.core.errors import UserError
 
@@ -24,7 +25,7 @@ ResampleMode = Literal["keep", "up", "down"]
 
 def magnitude(values: Tensor, dims: Sequence[int]) -> Tensor:
     """Root mean square over some dimensions, which are kept with size 1, and a little more: float32."""
-    count = math.prod(values.shape[dim] for dim in dims)
+    count = math.prod([values.shape[dim] for dim in dims])  # a list: compilers break at a generator
     return torch.linalg.vector_norm(values, dim=tuple(dims), keepdim=True, dtype=torch.float32) / math.sqrt(count) + EPSILON
 
 
@@ -115,6 +116,39 @@ class MPFourier(nn.Module):
         return angles.cos() * math.sqrt(2)
 
 
+def row_scale(rows: Tensor, gain: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors (O, 1, ...) that give float32 rows (O, ...) the norm ``gain``, what it is divided by for that, and their norms."""
+    norm = torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.dim())), keepdim=True)
+    divisor = norm + EPSILON * math.sqrt(rows[0].numel())
+    return gain / divisor, divisor, norm
+
+
+class ScaledRows(torch.autograd.Function):
+    """A weight times ``row_scale``, of whose gradient this makes half the passes over the weight that autograd does."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
+        """Scale (O, ...) by a gain of no dimensions, in float32; the result is of ``dtype``."""
+        rows = weight.float()
+        scale, divisor, norm = row_scale(rows, gain)
+        ctx.save_for_backward(weight, gain, norm, divisor)
+        return (rows * scale).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """With the part along each row taken off, which changes its norm alone."""
+        weight, gain, norm, divisor = ctx.saved_tensors
+        rows, gradient = weight.float(), gradient.float()
+        along = (gradient * rows).sum(dim=tuple(range(1, rows.dim())), keepdim=True) / divisor  # (O, 1, ...)
+        for_gain = along.sum().reshape(gain.shape) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, for_gain, None
+        scale = gain / divisor
+        for_weight = torch.addcmul(gradient * scale, rows, -scale * along / norm.clamp(min=torch.finfo(norm.dtype).tiny))
+        return for_weight.to(weight.dtype), for_gain, None
+
+
 class MPLayer(nn.Module):
     """A weight without bias whose rows, one per output, have the norm ``gain`` whenever it is used (eq. 47).
 
@@ -135,10 +169,11 @@ class MPLayer(nn.Module):
 
     def scaled_weight(self, gain: float | Tensor, dtype: torch.dtype) -> Tensor:
         """The weight with rows of norm ``gain``, normalised in float32; gradients pass through the norm."""
-        weight = self.weight.float()
-        dims = tuple(range(1, weight.dim()))
-        norm = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
-        return (weight * (gain / (norm + EPSILON * math.sqrt(weight[0].numel())))).to(dtype)
+        if torch.compiler.is_compiling():  # which fuses the passes itself, and cannot look into the function
+            rows = self.weight.float()
+            return (rows * row_scale(rows, gain)[0]).to(dtype)
+        scaled: Tensor = ScaledRows.apply(self.weight, torch.as_tensor(gain, dtype=torch.float32), dtype)
+        return scaled
 
 
 class MPLinear(MPLayer):
@@ -174,10 +209,12 @@ class MPConv2d(MPLayer):
         return F.conv2d(sample, self.scaled_weight(gain, sample.dtype), padding=self.weight.shape[-1] // 2)
 
 
+@torch.compiler.disable
 def force_norms(network: nn.Module) -> None:
     """Overwrite every magnitude-preserving weight of a network by its normalised self (eq. 66).
 
-    Called once at the start of a training pass and outside of what gradient checkpointing runs again.
+    Called once at the start of a training pass and outside of what gradient checkpointing runs again. It is never compiled: a
+    graph that writes into each of its weights breaks at every one.
     """
     for module in network.modules():
         if isinstance(module, MPLayer):

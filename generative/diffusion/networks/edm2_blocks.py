@@ -164,4 +164,5 @@ class EDM2Block(nn.Module):
         if self.attention is not None:
             main_weight, attention_weight = sum_weights(self.attention_balance)
             sample = torch.add(self.attention(sample, attention_weight), sample, alpha=main_weight)
-        return sample if self.clip_act is None else sample.clamp(-self.clip_act, self.clip_act)
+        # Like ``clamp``, whose gradient takes four passes where this takes one.
+        return sample if self.clip_act is None else F.hardtanh(sample, -self.clip_act, self.clip_act)

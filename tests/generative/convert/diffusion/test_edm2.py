@@ -173,22 +173,34 @@ def test_wrong_options_are_refused(options: dict[str, Any], sentence: str) -> No
         get_source("edm2").build(TINY | {"sigma_data": 0.5} | options)
 
 
+@pytest.mark.parametrize("num_classes", [0, 1000])
 @pytest.mark.parametrize(
-    ("size", "resolution", "channels", "millions"),
+    ("size", "channels", "count"),
     [
-        ("XXS", 64, 4, None),
-        ("XS", 64, 4, 125),
-        ("S", 64, 4, 280),
-        ("M", 64, 4, 498),
-        ("L", 64, 4, 777),
-        ("XL", 64, 4, 1119),
-        ("XXL", 64, 4, 1523),
-        ("S", 64, 3, 280),
+        ("XXS", 4, 31_309_029),
+        ("XS", 4, 124_713_253),
+        ("S", 4, 280_212_837),
+        ("M", 4, 497_807_781),
+        ("L", 4, 777_498_085),
+        ("XL", 4, 1_119_283_749),
+        ("XXL", 4, 1_523_164_773),
+        ("XS", 3, 124_710_949),
+        ("S", 3, 280_209_381),
+        ("M", 3, 497_803_173),
+        ("L", 3, 777_492_325),
+        ("XL", 3, 1_119_276_837),
     ],
 )
-def test_published_sizes(size: str, resolution: int, channels: int, millions: int | None) -> None:
-    """Parameters in millions as the paper's table 2 prints them."""
+def test_published_sizes(size: str, channels: int, count: int, num_classes: int) -> None:
+    """Parameters of the official networks, whose every tensor then has its place at this size."""
     with torch.device("meta"):
-        net = EDM2UNet(sample_size=resolution, in_channels=channels, model_channels=EDM2_SIZES[size])
-    count = sum(parameter.numel() for parameter in net.parameters())
-    assert millions is None or round(count / 1e6) == millions
+        net = EDM2UNet(sample_size=64, in_channels=channels, num_classes=num_classes, model_channels=EDM2_SIZES[size])
+        state = official_state(net)
+        found = get_source("edm2").recognise(state)
+        assert found is not None
+        again = get_source("edm2").build(found)["net"]
+        converted = get_source("edm2").convert_state("net", state, again)
+    embedding_width = 4 * EDM2_SIZES[size]
+    assert sum(parameter.numel() for parameter in net.parameters()) == count - (1000 - num_classes) * embedding_width
+    assert {key: value.shape for key, value in converted.items()} == {key: v.shape for key, v in again.state_dict().items()}
+    assert len(state) == 203 - (num_classes == 0) and found["attn_resolutions"] == [16, 8] and found["num_blocks"] == 3
