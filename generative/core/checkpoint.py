@@ -339,6 +339,11 @@ def load_buffers(buffers: Mapping[str, Tensor], folder: Path) -> None:
     if not path.is_file():
         networks = sorted((folder / "networks").glob(f"*/{WEIGHTS}"))
         path = next((other for other in networks if buffers.keys() <= read_tensors(other).keys()), path)
+        if not path.is_file():
+            raise UserError(
+                f"'{path}' is missing: the run began without '{next(iter(buffers))}', which this configuration remembers from "
+                "step to step, or the file is lost; go on with the configuration of before, or start anew with --init-from"
+            )
     tensors = {name: value for name, value in read_tensors(path).items() if name != "_extra_state"}
     wrong = sorted(set(tensors) ^ set(buffers)) or [name for name in buffers if tensors[name].shape != buffers[name].shape]
     if wrong:

@@ -157,3 +157,9 @@ def test_two_processes_keep_the_history_of_one_that_accumulates(toy: ModuleType,
     assert not [name for name in two[0] if not torch.equal(two[0][name], two[1][name])]
     for name in one:
         torch.testing.assert_close(two[0][name], one[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_began_without_a_history_is_told_so(toy: ModuleType, tmp_path: Path) -> None:
+    toy.build_trainer(make_objective(timestep_sampling=None), tmp_path).fit()
+    with pytest.raises(UserError, match="is missing: the run began without 'timestep_losses', which this"):
+        toy.build_trainer(make_objective(), tmp_path).load_checkpoint(ckpt.resolve_checkpoint(tmp_path, "latest"))
