@@ -22,8 +22,8 @@ from generative.gan.objective import GANObjective
 class OneImage(ImageDataset):
     """The trainer asks its data for their size and classes; the benchmark hands it batches itself."""
 
-    def __init__(self, image_size: int) -> None:
-        super().__init__(torch.zeros(1, dtype=torch.long), NUM_CLASSES, image_size, "benchmark")
+    def __init__(self, image_size: int, num_classes: int = NUM_CLASSES) -> None:
+        super().__init__(torch.arange(num_classes), num_classes, image_size, "benchmark")
 
     def load_image(self, index: int) -> Tensor:
         """(3, H, W) uint8, black."""
