@@ -173,7 +173,7 @@ class EDMSource(OfficialSource):
         name = class_name.rpartition(".")[2]
         if name in OTHER_PRECONDITIONINGS:
             raise UserError(
-                f"the network is a {name} of NVlabs/edm, a baseline under another preconditioning than EDM's, which has no equal "
+                f"the network is of {name} of NVlabs/edm, a baseline under another preconditioning than EDM's, which has no equal "
                 "here; give an EDMPrecond (edm-*.pkl)"
             )
 

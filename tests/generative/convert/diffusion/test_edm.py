@@ -159,7 +159,7 @@ def test_baselines_under_other_preconditionings_are_refused() -> None:
             found = recognise(checkpoint, [part], None, None)
             assert found.source.name == "edm" and found.config["dropout"] == 0.13
         else:
-            with pytest.raises(UserError, match=r"is a (VP|VE|iDDPM)Precond of NVlabs/edm, a baseline"):
+            with pytest.raises(UserError, match=r"is of (VP|VE|iDDPM)Precond of NVlabs/edm, a baseline"):
                 recognise(checkpoint, [part], None, None)
 
 
