@@ -108,6 +108,7 @@ def encode(given: argparse.Namespace, overrides: list[str]) -> int:
     from generative.data.cache_files import CACHE_FILE, read_spec
     from generative.data.cache_writer import CacheEncoder, check_output, finish_cache, start_cache
     from generative.data.summary import summarise_data
+    from generative.tokenizers.latents import scaled_deviation
     from generative.tokenizers.pretrained import load_encoder
 
     data = DataSection("generative encode", given.config or [], overrides, given.trust_code)
@@ -119,7 +120,9 @@ def encode(given: argparse.Namespace, overrides: list[str]) -> int:
     accelerator = build_accelerator(given.mixed_precision)
     if check_output(output, spec, given.overwrite):
         if accelerator.is_main_process:
-            print(f"'{output}' is complete already: {summary(spec, read_spec(output / CACHE_FILE)[1])}")
+            print(
+                f"'{output}' is complete already: {summary(spec, read_spec(output / CACHE_FILE)[1], scaled_deviation(encoder))}"
+            )
         return 0
     sources = [data.build(size) for size in spec.crop_sizes] or [images]
     encoder.to(find_device(given.device, accelerator.device))
@@ -133,7 +136,7 @@ def encode(given: argparse.Namespace, overrides: list[str]) -> int:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         statistics = finish_cache(output, spec, images)
-        print(f"'{output}': {summary(spec, statistics)}")
+        print(f"'{output}': {summary(spec, statistics, scaled_deviation(encoder))}")
     return 0
 
 
@@ -261,8 +264,8 @@ def find_device(name: str | None, default: Any) -> Any:
     return device
 
 
-def summary(spec: CacheSpec, statistics: dict[str, float]) -> str:
-    """One line on a cache: counts, codes used and bits per image."""
+def summary(spec: CacheSpec, statistics: dict[str, float], deviation: float) -> str:
+    """One line on a cache: counts, codes used and bits per image; ``deviation`` is what scaled latents should have."""
     views = spec.make_views().count
     counts = f"{spec.num_images} images of {spec.num_classes} classes x {views} view{'s' if views > 1 else ''}"
     shape = " x ".join(map(str, spec.shape))
@@ -277,5 +280,5 @@ def summary(spec: CacheSpec, statistics: dict[str, float]) -> str:
     drawn = "means and deviations" if spec.has_std else "latents"
     return (
         f"{counts} x {shape} {drawn}, {math.prod(spec.shape) * bits * len(spec.tensors)} bits per image and view as stored; "
-        f"scaled latents have mean {statistics['mean']:.3f} and deviation {statistics['std']:.3f} (0 and 1 expected)"
+        f"scaled latents have mean {statistics['mean']:.3f} and deviation {statistics['std']:.3f} (0 and {deviation:g} expected)"
     )

@@ -204,6 +204,11 @@ def latent_scaling(autoencoder: ModelMixin, device: torch.device | None = None) 
     return offset, factor if std is None else factor / std
 
 
+def scaled_deviation(encoder: ModelMixin) -> float:
+    """Standard deviation that scaled latents should have: 1, unless each channel's own is divided by, and another asked for."""
+    return float(encoder.config.scaling_factor) if encoder.config.get("latents_std") is not None else 1.0
+
+
 def _channel_values(autoencoder: ModelMixin, name: str, device: torch.device | None) -> Tensor | None:
     """Numbers of the config for each channel, (C, 1, 1) float32, or None where it has none."""
     values = autoencoder.config.get(name)

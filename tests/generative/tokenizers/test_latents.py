@@ -18,6 +18,7 @@ from generative.tokenizers.latents import (
     image_range,
     latent_channels,
     latent_stride,
+    scaled_deviation,
     set_latent_scaling,
 )
 from generative.tokenizers.pixel import PixelTokenizer
@@ -133,7 +134,7 @@ def test_images_in_another_range(tmp_path: Path) -> None:
     network, plain = kl(), kl()
     before = fingerprint(network)
     set_latent_scaling(network, 0.5, [1.0, 2.0, 3.0], [0.5, 1.0, 2.0], (0.0, 1.0))
-    assert fingerprint(network) != before
+    assert fingerprint(network) != before and (scaled_deviation(network), scaled_deviation(plain)) == (0.5, 1.0)
     mean = torch.tensor([1.0, 2.0, 3.0])[:, None, None]
     std = torch.tensor([0.5, 1.0, 2.0])[:, None, None]
     distribution = plain.encode((images() + 1) / 2).latent_dist
