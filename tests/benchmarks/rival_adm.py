@@ -20,10 +20,12 @@ class Rival(RivalTraining):
 
     def __init__(self, task: DiffusionTask) -> None:
         sys.path.insert(0, str(task.checkout))
+        from guided_diffusion import unet
         from guided_diffusion.script_util import create_gaussian_diffusion
-        from guided_diffusion.unet import UNetModel
 
-        network = UNetModel(**{key: value for key, value in task.config.items() if key not in SAMPLING_OPTIONS})
+        # Its attention is computed anew in the backward pass whatever the flag says: time saved it here, and operations countable.
+        unet.checkpoint = lambda function, inputs, parameters, flag: function(*inputs)
+        network = unet.UNetModel(**{key: value for key, value in task.config.items() if key not in SAMPLING_OPTIONS})
         fill_zeros(network)
         super().__init__(network, torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0))
         self.batch = task.batch()
