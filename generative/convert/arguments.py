@@ -57,7 +57,9 @@ POSITIVE = Kind("a positive whole number", lambda value: is_whole(value) and val
 NUMBER = Kind("a number", lambda value: is_whole(value) or isinstance(value, float))
 TEXT = Kind("text", lambda value: isinstance(value, str))
 SHARE = Kind("in [0, 1]", lambda value: NUMBER.fits(value) and 0 <= value <= 1)
+DROPOUT = Kind("a number of 0 or more and less than 1", lambda value: NUMBER.fits(value) and 0 <= value < 1)
 LIST = Kind("a list", lambda value: isinstance(value, (list, tuple)))
+NUMBERS = Kind("a list of numbers", lambda value: LIST.fits(value) and all(map(NUMBER.fits, value)), tuple)
 SIZES = Kind("a list of positive whole numbers", is_sizes, tuple)
 
 

@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.arguments import FLAG, NUMBER, POSITIVE, REQUIRED, UNUSED, Argument, Constructor, Kind, one_of, optional
+from generative.convert.arguments import (
+    FLAG,
+    NUMBER,
+    NUMBERS,
+    POSITIVE,
+    REQUIRED,
+    UNUSED,
+    Argument,
+    Constructor,
+    Kind,
+    one_of,
+    optional,
+)
 from generative.convert.base import OfficialSource
 from generative.convert.diffusion.adm_diffusion import (
     DIFFUSION_ARGUMENTS,
-    NUMBERS,
     REPOSITORY,
     formulation,
     official_sampler,
@@ -61,7 +72,6 @@ UNET_ARGUMENTS = {
     "diffusion_steps": Argument(None, 1000, POSITIVE),
     **DIFFUSION_ARGUMENTS,
 }
-UPSAMPLER_ARGUMENTS = {**UNET_ARGUMENTS, "small_size": Argument(None, None, optional(POSITIVE))}
 OWN_KEYS = (*TRUNK_KEYS, "out.2.weight", "output_blocks.0.0.in_layers.2.weight")
 
 

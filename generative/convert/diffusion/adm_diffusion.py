@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.arguments import FLAG, POSITIVE, Argument, Constructor, Kind, is_whole, one_of
+from generative.convert.arguments import FLAG, NUMBERS, POSITIVE, Argument, Constructor, Kind, is_whole, one_of
 from generative.convert.base import OfficialSource, UnknownKeysError
 from generative.convert.diffusion.dit import LINEAR_BETA_END, LINEAR_BETA_START, LINEAR_STEPS
 from generative.core.errors import UserError
@@ -31,11 +31,6 @@ def is_respacing(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and len(value) > 0 and all(map(is_whole, value)))
 
 
-def are_numbers(value: Any) -> bool:
-    """Whether a value is a list of numbers, perhaps empty."""
-    return isinstance(value, (list, tuple)) and all(is_whole(number) or isinstance(number, float) for number in value)
-
-
 RESPACING = Kind(
     "a respacing such as 250, ddim25 or 10,15,20",
     is_respacing,
@@ -46,7 +41,6 @@ RESPACINGS = Kind(
     lambda value: isinstance(value, (list, tuple)) and all(map(is_respacing, value)),
     lambda value: [RESPACING.convert(each) for each in value],
 )
-NUMBERS = Kind("a list of numbers", are_numbers, tuple)
 
 # Options of the chain and of its sampling: they build no layer. ``learn_sigma`` and the number of steps stand under other names
 # beside a network.

@@ -10,8 +10,10 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from generative.convert.arguments import (
+    DROPOUT,
     FLAG,
     NUMBER,
+    NUMBERS,
     POSITIVE,
     REQUIRED,
     SIZES,
@@ -37,9 +39,7 @@ if TYPE_CHECKING:
 # Noise levels of the official sampler, within what the preconditioning allows.
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 COUNT = Kind("a whole number of 0 or more", lambda value: is_whole(value) and value >= 0)
-SHARE = Kind("a number of 0 or more and less than 1", lambda value: NUMBER.fits(value) and 0 <= value < 1)
 LEVEL = Kind("a number", lambda value: NUMBER.fits(value) or value == "inf", float)
-TAPS = Kind("a list of numbers", lambda value: isinstance(value, list | tuple) and all(map(NUMBER.fits, value)), tuple)
 RESOLUTIONS = Kind("a list of sizes", lambda value: is_sizes(value) or value in ([], ()), tuple)
 
 PRECONDITIONING: MappingProxyType[str, Argument] = MappingProxyType(
@@ -54,8 +54,8 @@ PRECONDITIONING: MappingProxyType[str, Argument] = MappingProxyType(
         "model_type": Argument(None, "DhariwalUNet", one_of(("SongUNet", "DhariwalUNet"))),
         "augment_dim": Argument("augment_dim", 0, COUNT),
         "channel_mult_emb": Argument("channel_mult_emb", 4, POSITIVE),
-        "dropout": Argument("dropout", 0.10, SHARE),
-        "label_dropout": Argument("class_dropout_prob", 0, SHARE),
+        "dropout": Argument("dropout", 0.10, DROPOUT),
+        "label_dropout": Argument("class_dropout_prob", 0, DROPOUT),
         "note": UNUSED,  # a remark on the file
     }
 )
@@ -72,7 +72,7 @@ SONG = Constructor(
         "channel_mult_noise": Argument("channel_mult_noise", 1, POSITIVE),
         "encoder_type": Argument("encoder_type", "standard", one_of(("standard", "residual", "skip"))),
         "decoder_type": Argument("decoder_type", "standard", one_of(("standard", "skip"))),
-        "resample_filter": Argument("resample_filter", (1, 1), TAPS),
+        "resample_filter": Argument("resample_filter", (1, 1), NUMBERS),
     },
 )
 DHARIWAL = Constructor(
@@ -173,8 +173,8 @@ class EDMSource(OfficialSource):
         name = class_name.rpartition(".")[2]
         if name in OTHER_PRECONDITIONINGS:
             raise UserError(
-                f"the network is of {name} of NVlabs/edm, a baseline under another preconditioning than EDM's, which has no equal "
-                "here; give an EDMPrecond (edm-*.pkl)"
+                f"the network is of {name} of NVlabs/edm, a baseline under another preconditioning than EDM's, which has no "
+                "equal here; give an EDMPrecond (edm-*.pkl)"
             )
 
     def pipeline(self, networks: Mapping[str, ModelMixin], config: Mapping[str, Any]) -> DiffusionImagePipeline:

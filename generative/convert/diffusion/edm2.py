@@ -130,7 +130,7 @@ class EDM2Source(OfficialSource):
         own = constructor("Precond", OPTIONS).values(config)
         formulation(config)
         sampler(config)
-        latent_scaling(config)
+        latent_scaling(config.get("encoder", {}))
         networks: dict[str, ModelMixin] = {"net": build_network("Precond", {name: own[name] for name in PRECOND})}
         if config.get("gnet_config"):
             networks["gnet"] = build_network("gnet_config", config["gnet_config"])
@@ -219,5 +219,4 @@ class EDM2Source(OfficialSource):
 
     def fit_autoencoder(self, autoencoder: ModelMixin, config: Mapping[str, Any]) -> None:
         """Scale the autoencoder's latents channel by channel, and give it images in [0, 1], as the snapshot's encoder does."""
-        mean, std, factor = latent_scaling(config)
-        set_latent_scaling(autoencoder, factor, mean, std, IMAGE_RANGE)
+        set_latent_scaling(autoencoder, **latent_scaling(config.get("encoder", {})), image_range=IMAGE_RANGE)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.arguments import NUMBER, POSITIVE, UNUSED, Argument, Constructor, Kind, optional
+from generative.convert.arguments import NUMBER, POSITIVE, Argument, Constructor, optional
 from generative.convert.base import OfficialSource, UnknownKeysError
+from generative.convert.diffusion.edm2_options import ENCODER, SOME_NUMBERS, latent_scaling
 from generative.core.ema import HalfLifeEMA, PowerEMA
 from generative.core.errors import UserError
 from generative.core.schedules import Constant, InverseSqrt, LRSchedule
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from pipelines.base import ImagePipeline
 
 IMAGES_PER_MIMG = 1_000_000
-NUMBERS = Kind(
-    "a list of numbers", lambda value: isinstance(value, (list, tuple)) and len(value) > 0 and all(map(NUMBER.fits, value)), tuple
-)
 CONSTRUCTOR = Constructor(
     "training",
     "NVlabs/edm2",
@@ -32,16 +30,10 @@ CONSTRUCTOR = Constructor(
         "ref_batches": Argument(None, 70_000, NUMBER),
         "rampup_Mimg": Argument(None, 10, NUMBER),
         # Of PowerFunctionEMA and TraditionalEMA.
-        "stds": Argument(None, (0.05, 0.10), NUMBERS),
+        "stds": Argument(None, (0.05, 0.10), SOME_NUMBERS),
         "halflife_Mimg": Argument(None, float("inf"), NUMBER),
         "rampup_ratio": Argument(None, 0.09, optional(NUMBER)),
-        # Of StabilityVAEEncoder; its batch size changes nothing.
-        "raw_mean": Argument(None, (5.81, 3.25, 0.12, -2.15), NUMBERS),
-        "raw_std": Argument(None, (4.17, 4.62, 3.71, 3.28), NUMBERS),
-        "final_mean": Argument(None, 0, NUMBER),
-        "final_std": Argument(None, 0.5, NUMBER),
-        "vae_name": UNUSED,
-        "batch_size": UNUSED,
+        **ENCODER,
     },
 )
 
@@ -84,31 +76,8 @@ def official_training(config: Mapping[str, Any]) -> EDM2Training:
         schedule=InverseSqrt(reference, warmup) if reference > 0 else Constant(max(warmup, 0)),
         averages=[PowerEMA(std=std) for std in values["stds"]],
         traditional_average=HalfLifeEMA(values["halflife_Mimg"] * IMAGES_PER_MIMG, values["rampup_ratio"]),
-        latent_config=latent_config(values["raw_mean"], values["raw_std"], values["final_mean"], values["final_std"]),
+        latent_config=latent_scaling({name: values[name] for name in ENCODER}),
     )
-
-
-def latent_config(
-    raw_mean: tuple[float, ...], raw_std: tuple[float, ...], final_mean: float = 0.0, final_std: float = 0.5
-) -> dict[str, Any]:
-    """Entries of an autoencoder's config that bring its latents from one mean and deviation to another.
-
-    Args:
-        raw_mean: Of the autoencoder's latents, by channel.
-        raw_std: Their deviations.
-        final_mean: Of the latents that the network works on.
-        final_std: Their deviation.
-
-    Raises:
-        UserError: If a deviation is not positive, or their number is not that of the means.
-    """
-    if len(raw_mean) != len(raw_std) or min(raw_std) <= 0 or final_std <= 0:
-        raise UserError(
-            f"raw_mean and raw_std must be as many numbers, and deviations positive; got {raw_mean}, {raw_std} and final_std "
-            f"{final_std}"
-        )
-    mean = [mean - final_mean * std / final_std for mean, std in zip(raw_mean, raw_std, strict=True)]
-    return {"scaling_factor": final_std, "latents_mean": mean, "latents_std": list(raw_std)}
 
 
 class EDM2EMASource(OfficialSource):

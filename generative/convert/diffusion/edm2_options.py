@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from generative.convert.arguments import (
     FLAG,
     LIST,
     NUMBER,
+    NUMBERS,
     POSITIVE,
     REQUIRED,
     SIZES,
@@ -28,8 +29,7 @@ from generative.diffusion.samplers.heun import HeunSampler
 
 REPOSITORY = "NVlabs/edm2"
 SIZE_LIST = Kind("a list of whole numbers", lambda value: LIST.fits(value) and all(WHOLE.fits(size) for size in value), tuple)
-TAPS = Kind("a list of numbers", lambda value: LIST.fits(value) and all(NUMBER.fits(tap) for tap in value), tuple)
-CHANNELS = Kind("a list of numbers", TAPS.fits, list)
+SOME_NUMBERS = Kind("a list of numbers", lambda value: NUMBERS.fits(value) and len(value) > 0, list)
 NO_LIMIT = Kind("a number or None", optional(NUMBER).fits, lambda value: None if value == math.inf else value)
 GROUP = Argument(None, {}, Kind("options by name", lambda value: isinstance(value, Mapping)))
 
@@ -49,7 +49,7 @@ PRECOND = {
     "attn_resolutions": Argument("attention_resolutions", (16, 8), SIZE_LIST),
     "label_balance": Argument("label_balance", 0.5, NUMBER),
     "concat_balance": Argument("concat_balance", 0.5, NUMBER),
-    "resample_filter": Argument("resample_filter", (1, 1), TAPS),
+    "resample_filter": Argument("resample_filter", (1, 1), NUMBERS),
     "channels_per_head": Argument("channels_per_head", 64, POSITIVE),
     "dropout": Argument("dropout", 0, NUMBER),
     "res_balance": Argument("residual_balance", 0.3, NUMBER),
@@ -76,8 +76,8 @@ LOSS = {
 # Of ``StabilityVAEEncoder``, whose networks take images in [0, 1].
 ENCODER = {
     "vae_name": Argument(None, "stabilityai/sd-vae-ft-mse", TEXT),
-    "raw_mean": Argument(None, [5.81, 3.25, 0.12, -2.15], CHANNELS),
-    "raw_std": Argument(None, [4.17, 4.62, 3.71, 3.28], CHANNELS),
+    "raw_mean": Argument(None, [5.81, 3.25, 0.12, -2.15], SOME_NUMBERS),
+    "raw_std": Argument(None, [4.17, 4.62, 3.71, 3.28], SOME_NUMBERS),
     "final_mean": Argument(None, 0, NUMBER),
     "final_std": Argument(None, 0.5, NUMBER),
     "batch_size": UNUSED,
@@ -123,13 +123,19 @@ def num_steps(config: Mapping[str, Any]) -> int:
     return steps
 
 
-def latent_scaling(config: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float], float]:
-    """Mean and deviation of each channel, and the deviation that they are brought to, of the official encoder's options.
+def latent_scaling(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of an autoencoder's config that bring its latents to the official mean and deviation.
+
+    Args:
+        encoder: Options of the official encoder, see ``ENCODER``.
+
+    Returns:
+        ``scaling_factor``, ``latents_mean`` and ``latents_std``, as ``set_latent_scaling`` takes them.
 
     Raises:
         UserError: If they are unknown or out of range.
     """
-    options = constructor("encoder", ENCODER).values(config.get("encoder", {}))
+    options = constructor("encoder", ENCODER).values(encoder)
     means, deviations = options["raw_mean"], options["raw_std"]
     if len(means) != len(deviations) or not all(value > 0 for value in (*deviations, options["final_std"])):
         raise UserError(
@@ -137,4 +143,8 @@ def latent_scaling(config: Mapping[str, Any]) -> tuple[Sequence[float], Sequence
             f"got {means}, {deviations} and {options['final_std']}"
         )
     shift = options["final_mean"] / options["final_std"]
-    return [mean - shift * std for mean, std in zip(means, deviations, strict=True)], deviations, float(options["final_std"])
+    return {
+        "scaling_factor": float(options["final_std"]),
+        "latents_mean": [mean - shift * std for mean, std in zip(means, deviations, strict=True)],
+        "latents_std": deviations,
+    }

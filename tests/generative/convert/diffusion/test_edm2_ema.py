@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from generative.convert import get_source
-from generative.convert.diffusion.edm2_ema import latent_config, official_training
+from generative.convert.diffusion.edm2_ema import official_training
 from generative.core.errors import UserError
 
 
@@ -36,7 +36,9 @@ def test_averages() -> None:
 
 
 def test_latents_of_another_mean_and_deviation() -> None:
-    config = latent_config((1.0, -2.0), (2.0, 4.0), final_mean=3.0, final_std=0.25)
+    config = official_training(
+        {"raw_mean": (1.0, -2.0), "raw_std": (2.0, 4.0), "final_mean": 3.0, "final_std": 0.25}
+    ).latent_config
     for raw, mean, std, expected in ((1.0, *pick(config, 0), 3.0), (6.0, *pick(config, 1), 3.5), (3.0, *pick(config, 0), 3.25)):
         assert (raw - mean) * config["scaling_factor"] / std == pytest.approx(expected)
 
@@ -50,8 +52,8 @@ def pick(config: dict[str, Any], channel: int) -> tuple[float, float]:
     [
         ({"warmup": 1}, "'warmup'"),
         ({"batch": 0}, "batch of NVlabs/edm2 must be a positive whole number, got 0"),
-        ({"raw_std": [1.0]}, "as many numbers"),
-        ({"raw_std": [1.0, 1.0, 1.0, 0.0]}, "deviations positive"),
+        ({"raw_std": [1.0]}, "must be as many"),
+        ({"raw_std": [1.0, 1.0, 1.0, 0.0]}, "deviations above 0"),
         ({"raw_mean": "x"}, "must be a list of numbers"),
         ({"stds": [0.4]}, "above 0 and below 0.2887"),
     ],
