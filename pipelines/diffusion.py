@@ -12,12 +12,11 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
-from generative.diffusion.denoiser import CallCount, Condition, Predict, evaluator
+from generative.diffusion.denoiser import CallCount, Condition, evaluator
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.free_u import free_u_of, transformed_skips
 from generative.diffusion.guidance.combined import Guidance
 from generative.diffusion.guidance.components import check_classifier, check_guide
-from generative.diffusion.guidance.extrapolation import Extrapolation
 from generative.diffusion.guidance.plan import plan_guidance
 from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.adaptive import AdaptiveODESampler
@@ -41,7 +40,7 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
 
     Attributes:
         num_evaluations: (B,) int64 evaluations of the denoiser that each image of the last call took; those of several branches
-            of guidance count once.
+            of guidance count once, and steps that ``zero_init`` holds still not at all, except by the adaptive solver.
 
     Args:
         denoiser: Trained network, see ``generative.diffusion.objectives.denoising``.
@@ -136,12 +135,10 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
     def denoise(self, condition: Condition, options: DiffusionOptions, noise: ImageNoise) -> SampleState:
         """Denoise from noise to data under any condition that the denoiser takes; begins with ``plan``."""
         sampler, guidance = self.plan(options)
-        predict, state = self.bind(guidance, condition), self.prepare_state(condition.class_labels, noise)
-        count = CallCount()
+        state, count = self.prepare_state(condition.class_labels, noise), CallCount()
+        predict = guidance.bind(count.watch(evaluator(self.denoiser, self.formulation)), condition, self.formulation)
         with transformed_skips(self.denoiser, free_u_of(self.denoiser, options.free_u, options.free_u_version)):
-            state = sampler.sample(
-                count.watch(predict), state, options.num_inference_steps, noise, self.formulation, self.progress_bar
-            )
+            state = sampler.sample(predict, state, options.num_inference_steps, noise, self.formulation, self.progress_bar)
         self.num_evaluations = state.memory.get("num_evaluations", torch.full((len(condition.class_labels),), count.calls))
         return state
 
@@ -163,10 +160,6 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
     def guidance(self, options: DiffusionOptions) -> Guidance:
         """What guides, checked; see ``plan_guidance``."""
         return plan_guidance(options, self.denoiser, self.formulation, self.guide, self.classifier)
-
-    def bind(self, guidance: Guidance | Extrapolation, condition: Condition) -> Predict:
-        """The guided prediction under a condition: what samplers call."""
-        return guidance.bind(evaluator(self.denoiser, self.formulation), condition, self.formulation)
 
     def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
         """Standard normal noise (B, C, h, w)."""

@@ -119,7 +119,7 @@ Predict = Callable[[SampleState, Tensor], DenoiserOutput]
 
 
 class CallCount:
-    """Counts the calls of a ``Predict``.
+    """Counts the calls of an ``Evaluate``: guidance may ask for none where nothing is to be predicted.
 
     Attributes:
         calls: So far.
@@ -128,12 +128,12 @@ class CallCount:
     def __init__(self) -> None:
         self.calls = 0
 
-    def watch(self, predict: Predict) -> Predict:
+    def watch(self, evaluate: Evaluate) -> Evaluate:
         """The same, counted."""
 
-        def counted(state: SampleState, time: Tensor) -> DenoiserOutput:
+        def counted(state: SampleState, time: Tensor, branches: Sequence[Branch]) -> list[DenoiserOutput]:
             self.calls += 1
-            return predict(state, time)
+            return evaluate(state, time, branches)
 
         return counted
 

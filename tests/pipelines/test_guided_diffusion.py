@@ -173,3 +173,9 @@ def test_a_guide_may_be_changed_and_taken_away(tmp_path: Path) -> None:
     pipeline.guide = None
     with pytest.raises(UserError, match="needs a guide"):
         run(pipeline, [0], guide_scale=2.0)
+
+
+def test_steps_that_zero_init_holds_still_are_no_evaluations() -> None:
+    pipeline = make_pipeline()
+    run(pipeline, [0, 1], guidance_scale=3.0, guidance_rule="zero-star", zero_init=0.25)
+    assert pipeline.num_evaluations is not None and pipeline.num_evaluations.tolist() == [3, 3]
