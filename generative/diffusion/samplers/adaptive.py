@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -14,7 +13,7 @@ from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 from generative.diffusion.denoiser import Predict
 from generative.diffusion.formulations.base import Formulation, over_image
-from generative.diffusion.samplers.base import Progress
+from generative.diffusion.samplers.base import Progress, check_factors
 from generative.diffusion.samplers.ode import ContinuousSampler, start_state, velocity
 
 # Dormand and Prince 1980, table 2: nodes, stages, and the two sets of weights (order 5, and order 5 minus order 4).
@@ -45,13 +44,14 @@ class AdaptiveODESampler(ContinuousSampler):
         max_steps: Steps, accepted or not, after which a tolerance counts as out of reach.
 
     Raises:
-        UserError: If a tolerance is negative, both are 0, or there is no step.
+        UserError: If a tolerance is negative or not finite, both are 0, or there is no step.
     """
 
     @register_to_config
     def __init__(self, atol: float = 1e-6, rtol: float = 1e-3, max_steps: int = 1000) -> None:
-        if not (atol >= 0 and rtol >= 0 and 0 < atol + rtol < math.inf):
-            raise UserError(f"atol and rtol must not be negative, one of them positive, got {atol} and {rtol}")
+        check_factors(atol=atol, rtol=rtol)
+        if atol + rtol == 0:
+            raise UserError("atol and rtol must not both be 0; raise one of them")
         if max_steps < 1:
             raise UserError(f"max_steps must be at least 1, got {max_steps}")
 

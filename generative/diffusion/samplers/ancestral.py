@@ -11,6 +11,7 @@ from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.formulations.gaussian_process import GaussianProcess, Variance
+from generative.diffusion.samplers.base import check_factors
 from generative.diffusion.samplers.chain import ChainSampler
 
 
@@ -61,8 +62,7 @@ class AncestralSampler(ChainSampler):
     ) -> None:
         if variance not in ("learned", "small", "large"):
             raise UserError(f"variance must be learned, small or large, got {variance!r}")
-        if not temperature >= 0:
-            raise UserError(f"temperature must be 0 or more, got {temperature}")
+        check_factors(temperature=temperature)
 
     def check_formulation(self, formulation: Formulation) -> None:
         """A Gaussian chain, with a learned variance if that is what is asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,6 +18,17 @@ from generative.diffusion.formulations.base import Formulation
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """Wraps the steps of a sampler, for a progress bar."""
+
+
+def check_factors(**factors: float | None) -> None:
+    """Refuse numbers of a sampler that are no finite ones from 0 on; None is passed over.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    for name, value in factors.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(f"{name} must be a finite number of 0 or more, got {value}")
 
 
 class Sampler(SchedulerMixin, ConfigMixin, abc.ABC):

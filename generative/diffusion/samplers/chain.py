@@ -58,7 +58,8 @@ class ChainSampler(Sampler):
         if not isinstance(formulation, GaussianDiffusion):
             raise UserError(
                 f"{type(self).__name__} goes back through a Gaussian chain, and the network was trained as "
-                f"{type(formulation).__name__}; take ODESampler, SDESampler or HeunSampler"
+                f"{type(formulation).__name__}; take the sampler ode, sde or heun (in Python ODESampler, SDESampler or "
+                "HeunSampler)"
             )
 
     def check(self, formulation: Formulation, num_inference_steps: int) -> None:

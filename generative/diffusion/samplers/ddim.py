@@ -13,7 +13,7 @@ from generative.core.sampling import SampleState
 from generative.diffusion.denoiser import DenoiserOutput, Predict
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.formulations.gaussian_process import GaussianProcess
-from generative.diffusion.samplers.base import Progress
+from generative.diffusion.samplers.base import Progress, check_factors
 from generative.diffusion.samplers.chain import ChainSampler
 
 
@@ -83,13 +83,12 @@ class DDIMSampler(ChainSampler):
         respacing: As ``AncestralSampler``'s; ADM's DDIM takes ``ddim25``.
 
     Raises:
-        UserError: If eta is negative.
+        UserError: If eta is negative or not finite.
     """
 
     @register_to_config
     def __init__(self, eta: float = 0.0, clip_sample: bool = False, respacing: str | None = None) -> None:
-        if not eta >= 0:
-            raise UserError(f"eta must be 0 or more, got {eta}")
+        check_factors(eta=eta)
 
     def step(
         self, process: GaussianProcess, output: DenoiserOutput, sample: Tensor, index: Tensor, draw: Callable[[], Tensor] | None

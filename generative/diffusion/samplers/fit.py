@@ -160,7 +160,7 @@ def fit_scheduler(scheduler: Any, formulation: Formulation) -> Any:
     if training_scheduler is None:
         raise UserError(
             f"{type(scheduler).__name__} does not fit this denoiser, which was trained as {type(formulation).__name__}, and no "
-            "scheduler of diffusers does; use one of generative.diffusion.samplers (ODESampler, HeunSampler, SDESampler)"
+            "scheduler of diffusers does; take the sampler ode, sde or heun (in Python ODESampler, SDESampler or HeunSampler)"
         )
     kind = kind_of(training_scheduler)
     name, prediction = class_name(scheduler), training_scheduler.config.get("prediction_type", "epsilon")

@@ -14,7 +14,7 @@ from generative.core.seeding import ImageNoise
 from generative.diffusion.denoiser import Predict
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.formulations.edm import EDM
-from generative.diffusion.samplers.base import Progress, Sampler
+from generative.diffusion.samplers.base import Progress, Sampler, check_factors
 
 
 class HeunSampler(Sampler):
@@ -23,7 +23,7 @@ class HeunSampler(Sampler):
     Args:
         churn: S_churn, how much fresh noise is added over the whole run; 0 is deterministic.
         churn_min: S_min, least noise level at which it is added.
-        churn_max: S_max, largest; None for none.
+        churn_max: S_max, largest; None for no limit.
         noise_scale: S_noise, standard deviation of the added noise.
         sigma_min: Least noise level of the grid (eq. 5).
         sigma_max: Noise level to start from.
@@ -46,8 +46,7 @@ class HeunSampler(Sampler):
         rho: float = 7.0,
         order: int = 2,
     ) -> None:
-        if not (churn >= 0 and churn_min >= 0 and noise_scale >= 0):
-            raise UserError(f"churn, churn_min and noise_scale must not be negative, got {churn}, {churn_min} and {noise_scale}")
+        check_factors(churn=churn, churn_min=churn_min, churn_max=churn_max, noise_scale=noise_scale)
         if order not in (1, 2):
             raise UserError(f"order must be 1 or 2, got {order}")
         self.grid = EDM(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
@@ -64,6 +63,7 @@ class HeunSampler(Sampler):
         """Integrate; the states are of y, which is x at the data's end. See ``Sampler.states``."""
         sigmas = self.grid.sampling_times(num_inference_steps)
         most = min(self.config.churn / num_inference_steps, math.sqrt(2) - 1)
+        highest = math.inf if self.config.churn_max is None else self.config.churn_max
 
         def slope_at(y: Tensor, sigma: Tensor) -> Tensor:
             time = formulation.time_of_ratio(sigma)
@@ -75,7 +75,7 @@ class HeunSampler(Sampler):
         y = state.sample.double() * sigmas[0]
         for index in progress(range(num_inference_steps)):
             sigma, end = sigmas[index], sigmas[index + 1]
-            if most > 0 and self.config.churn_min <= float(sigma) <= (self.config.churn_max or math.inf):
+            if most > 0 and self.config.churn_min <= float(sigma) <= highest:
                 raised = sigma * (1 + most)
                 fresh = noise.randn(*y.shape[1:]).double()
                 y = y + (raised**2 - sigma**2).sqrt() * self.config.noise_scale * fresh

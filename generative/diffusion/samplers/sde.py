@@ -15,7 +15,7 @@ from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 from generative.diffusion.denoiser import Predict
 from generative.diffusion.formulations.base import Formulation
-from generative.diffusion.samplers.base import Progress, Sampler
+from generative.diffusion.samplers.base import Progress, Sampler, check_factors
 from generative.diffusion.samplers.ode import start_state
 
 DiffusionForm = Literal["sbdm", "sigma", "linear", "constant", "decreasing", "increasing-decreasing"]
@@ -57,8 +57,7 @@ class SDESampler(Sampler):
         ):
             if value not in known:
                 raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        if not (diffusion_scale >= 0 and math.isfinite(diffusion_scale)):
-            raise UserError(f"diffusion_scale must be 0 or more, got {diffusion_scale}")
+        check_factors(diffusion_scale=diffusion_scale)
         if not 0 <= last_step_size < 1:
             raise UserError(f"last_step_size must be in [0, 1), got {last_step_size}")
 

@@ -258,7 +258,9 @@ def test_a_flow_of_any_time_scale_is_sampled(name: str) -> None:
 
 
 def test_paths_that_diffusers_does_not_know_are_sampled_by_ours() -> None:
-    with pytest.raises(UserError, match="trained as Interpolant, and no scheduler of diffusers does; use one of"):
+    with pytest.raises(
+        UserError, match="trained as Interpolant, and no scheduler of diffusers does; take the sampler ode, sde or heun"
+    ):
         fit_scheduler(make("FlowMatchEulerDiscreteScheduler"), Interpolant("gvp"))
     with pytest.raises(UserError, match="no scheduler of diffusers does"):
         fit_scheduler(make("FlowMatchEulerDiscreteScheduler"), Interpolant(prediction_type="epsilon"))

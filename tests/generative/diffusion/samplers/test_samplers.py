@@ -123,6 +123,12 @@ def test_churn_keeps_the_data(name: str) -> None:
     assert float(found.std()) == pytest.approx(STD, rel=0.05)
 
 
+def test_a_churn_limit_of_zero_lets_none_through() -> None:
+    even, limited = (run(sampler, Interpolant(), 4) for sampler in (HeunSampler(), HeunSampler(churn=2.0, churn_max=0.0)))
+    assert torch.equal(even, limited)
+    assert not torch.equal(even, run(HeunSampler(churn=2.0), Interpolant(), 4))
+
+
 def test_heun_of_order_one_is_euler_and_costs_half() -> None:
     calls = {1: 0, 2: 0}
     formulation = CONTINUOUS["edm"]
