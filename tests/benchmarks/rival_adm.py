@@ -23,7 +23,7 @@ class Rival(RivalTraining):
         from guided_diffusion import unet
         from guided_diffusion.script_util import create_gaussian_diffusion
 
-        # Attention is computed anew in the backward pass whatever the flag says: that is spared it, and operations can be counted.
+        # Attention is computed anew in the backward pass whatever the flag says: spared it here, so that operations are counted.
         unet.checkpoint = lambda function, inputs, parameters, flag: function(*inputs)
         network = unet.UNetModel(**{key: value for key, value in task.config.items() if key not in SAMPLING_OPTIONS})
         fill_zeros(network)
