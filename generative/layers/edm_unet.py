@@ -10,24 +10,13 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.layers.dropout import Dropout
-from generative.layers.group_norm import GroupNorm
+from generative.layers.group_norm import group_norm
 from generative.layers.resample_conv import can_widen, widen_kernel
+from generative.layers.resampling import Resampling, check_resample_filter, depthwise, filter_kernel, resample
 from generative.layers.short_attention import attend
-from generative.layers.unet_blocks import Resampling, activate
+from generative.layers.unet_blocks import activate
 
-MAX_GROUPS, MIN_GROUP_CHANNELS = 32, 4
-
-
-def group_norm(num_channels: int, eps: float) -> GroupNorm:
-    """Group norm of 32 groups, or fewer so that each has 4 channels at least.
-
-    Raises:
-        UserError: If the groups do not divide the channels.
-    """
-    num_groups = max(1, min(MAX_GROUPS, num_channels // MIN_GROUP_CHANNELS))
-    if num_channels % num_groups:
-        raise UserError(f"a map of {num_channels} channels does not divide into {num_groups} groups; take another model_channels")
-    return GroupNorm(num_groups, num_channels, eps)
+MIN_GROUP_CHANNELS = 4
 
 
 class Resampler(nn.Module):
@@ -37,34 +26,23 @@ class Resampler(nn.Module):
         taps: The filter along one axis, of even length; (1, 1) averages, or repeats, pixels.
 
     Raises:
-        UserError: If the taps are of odd number or sum to 0.
+        UserError: See ``check_resample_filter``.
     """
 
     def __init__(self, taps: Sequence[float] = (1.0, 1.0)) -> None:
         super().__init__()
-        if not taps or len(taps) % 2 or sum(taps) == 0:
-            raise UserError(f"resample_filter must be of even length and not sum to 0, got {list(taps)}")
-        line = torch.tensor(list(taps), dtype=torch.float32)
+        check_resample_filter(taps)
         self.kernel: Tensor
-        self.register_buffer("kernel", line.outer(line) / line.sum() ** 2)  # (k, k), sums to 1
+        self.register_buffer("kernel", filter_kernel(taps))
         self.padding = (len(taps) - 1) // 2
-
-    def depthwise(self, sample: Tensor) -> Tensor:
-        """The filter for each channel, (C, 1, k, k)."""
-        return self.kernel.to(sample.dtype).expand(sample.shape[1], 1, -1, -1)
 
     def down(self, sample: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H/2, W/2)."""
-        return F.conv2d(sample, self.depthwise(sample), groups=sample.shape[1], stride=2, padding=self.padding)
+        return resample(sample, "down", self.kernel)
 
     def up(self, sample: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, 2H, 2W)."""
-        if self.padding:
-            return F.conv_transpose2d(sample, 4 * self.depthwise(sample), groups=sample.shape[1], stride=2, padding=self.padding)
-        # Two taps: each pixel becomes four of its own.
-        four = (4 * self.kernel.to(sample.dtype))[:, None, :, None]  # (2, 1, 2, 1)
-        pixels = sample.permute(0, 2, 3, 1)[:, :, None, :, None] * four  # (B, H, 2, W, 2, C)
-        return pixels.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+        return resample(sample, "up", self.kernel)
 
     def up_conv(self, sample: Tensor, conv: nn.Conv2d) -> Tensor:
         """``conv(up(sample))`` up to rounding, in fewer multiplications where that can be."""
@@ -80,7 +58,7 @@ class Resampler(nn.Module):
         if not self.padding and can_widen(conv, sample, sample.shape[2] * sample.shape[3] // 4):
             return F.conv2d(sample, widen_kernel(conv.weight, self.kernel), conv.bias, stride=2, padding=1)
         wide = F.conv2d(sample, conv.weight, padding=1 + self.padding)
-        return add_bias(F.conv2d(wide, self.depthwise(wide), groups=wide.shape[1], stride=2), conv)
+        return add_bias(F.conv2d(wide, depthwise(wide, self.kernel), groups=wide.shape[1], stride=2), conv)
 
 
 def add_bias(sample: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -150,10 +128,10 @@ class UNetBlock(nn.Module):
             raise UserError(f"attention of {num_heads} heads needs a multiple of channels, got {out_channels}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.resampling, self.residual_scale, self.adaptive_scale = resampling, residual_scale, adaptive_scale
-        self.norm1 = group_norm(in_channels, eps)
+        self.norm1 = group_norm(in_channels, eps, MIN_GROUP_CHANNELS)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.affine = nn.Linear(embedding_channels, out_channels * (2 if adaptive_scale else 1))
-        self.norm2 = group_norm(out_channels, eps)
+        self.norm2 = group_norm(out_channels, eps, MIN_GROUP_CHANNELS)
         self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         has_projection = in_channels != out_channels or (resampling is not None and projects_resampled)
@@ -161,7 +139,7 @@ class UNetBlock(nn.Module):
         # One filter a path: official checkpoints hold each of them.
         self.resampler = None if resampling is None else Resampler(resample_filter)
         self.skip_resampler = None if resampling is None else Resampler(resample_filter)
-        self.attention_norm = group_norm(out_channels, eps) if num_heads else None
+        self.attention_norm = group_norm(out_channels, eps, MIN_GROUP_CHANNELS) if num_heads else None
         self.attention = MapAttention(out_channels, num_heads) if num_heads else None
 
     def forward(self, sample: Tensor, embedding: Tensor) -> Tensor:

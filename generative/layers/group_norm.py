@@ -6,6 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generative.core.errors import UserError
+
+NORM_GROUPS = 32
+"""Groups of the norms of U-Nets."""
+NORM_EPS = 1e-5
 MIN_ACCURATE_PIXELS = 64 * 64
 """Pixels of a map from which ``GroupNorm`` takes torch's accurate kernel."""
 
@@ -30,3 +35,25 @@ class GroupNorm(nn.GroupNorm):
                 values = values.contiguous()
             result = F.group_norm(values, self.num_groups, self.weight.float(), self.bias.float(), self.eps)
         return result if is_autocast else result.to(sample.dtype)
+
+
+def group_norm(num_channels: int, eps: float = NORM_EPS, min_group_channels: int | None = None) -> GroupNorm:
+    """Group norm of ``NORM_GROUPS`` groups.
+
+    Args:
+        num_channels: C.
+        eps: Of the norm.
+        min_group_channels: Channels that a group has at least, for which there are fewer groups; None for as many in any case.
+
+    Raises:
+        UserError: If the groups do not divide the channels.
+    """
+    num_groups = NORM_GROUPS
+    if min_group_channels is not None:
+        num_groups = max(1, min(NORM_GROUPS, num_channels // min_group_channels))
+    if num_channels % num_groups or not num_channels:
+        raise UserError(
+            f"a map of {num_channels} channels does not divide into the {num_groups} groups of its norm; change model_channels "
+            "or channel_mult"
+        )
+    return GroupNorm(num_groups, num_channels, eps)

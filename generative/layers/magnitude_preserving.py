@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from generative.core.errors import UserError
-
 EPSILON = 1e-4  # added to a norm before anything is divided by it, official implementation
 SILU_MAGNITUDE = 0.596  # root mean square of silu(z) for a standard normal z (eq. 81)
-
-ResampleMode = Literal["keep", "up", "down"]
 
 
 def magnitude(values: Tensor, dims: Sequence[int]) -> Tensor:
@@ -62,37 +58,6 @@ def mp_cat(first: Tensor, second: Tensor, balance: float = 0.5) -> Tensor:
         factor = weight * math.sqrt(total / part.shape[1])
         parts.append(part if math.isclose(factor, 1.0) else part * factor)
     return torch.cat(parts, dim=1)
-
-
-def check_resample_filter(taps: Sequence[float]) -> None:
-    """Refuse a filter that cannot halve and double a map.
-
-    Raises:
-        UserError: If its taps are not even in number, or their sum is 0.
-    """
-    if not taps or len(taps) % 2 or sum(taps) == 0:
-        raise UserError(f"resample_filter must be an even number of taps whose sum is not 0, got {list(taps)}")
-
-
-def resample(sample: Tensor, mode: ResampleMode, taps: Sequence[float] = (1, 1)) -> Tensor:
-    """Halve or double a map with a separable filter (EDM).
-
-    Args:
-        sample: (B, C, H, W).
-        mode: ``down`` and ``up`` by 2; ``keep`` changes nothing.
-        taps: The filter along one axis, see ``check_resample_filter``; it is made to sum to 1.
-    """
-    if mode == "keep":
-        return sample
-    if len(taps) == 2 and taps[0] == taps[1]:
-        return F.avg_pool2d(sample, 2) if mode == "down" else F.interpolate(sample, scale_factor=2, mode="nearest")
-    line = torch.tensor(taps, dtype=torch.float32, device=sample.device)
-    line = line / line.sum()
-    channels, padding = sample.shape[1], (len(taps) - 1) // 2
-    kernel = torch.outer(line, line).to(sample.dtype).expand(channels, 1, -1, -1)
-    if mode == "down":
-        return F.conv2d(sample, kernel, stride=2, padding=padding, groups=channels)
-    return F.conv_transpose2d(sample, 4 * kernel, stride=2, padding=padding, groups=channels)
 
 
 class MPFourier(nn.Module):

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
-from generative.layers.group_norm import GroupNorm
+from generative.layers.dropout import Dropout
+from generative.layers.group_norm import group_norm
 from generative.layers.resample_conv import upsample_conv
+from generative.layers.resampling import Resampling, resample
 from generative.layers.short_attention import attend
 
-NORM_GROUPS = 32
-"""Groups of every norm; they divide every width."""
-NORM_EPS = 1e-5
-
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
-Resampling = Literal["up", "down"]
-"""Twice the height and width by repetition, or half of them by averages."""
-
-
-def group_norm(num_channels: int) -> GroupNorm:
-    """Group norm of ``NORM_GROUPS`` groups.
-
-    Raises:
-        UserError: If the groups do not divide the channels.
-    """
-    if num_channels % NORM_GROUPS or not num_channels:
-        raise UserError(
-            f"every width of the network must be a multiple of {NORM_GROUPS}, the groups of its norms, got {num_channels}; "
-            "change model_channels or channel_mult"
-        )
-    return GroupNorm(NORM_GROUPS, num_channels, eps=NORM_EPS)
 
 
 def zero_initialized(layer: Layer) -> Layer:
@@ -47,11 +29,6 @@ def zero_initialized(layer: Layer) -> Layer:
 def activate(hidden: Tensor) -> Tensor:
     """SiLU, in place where no gradient needs its input."""
     return F.silu(hidden, inplace=not torch.is_grad_enabled())
-
-
-def resample(sample: Tensor, resampling: Resampling) -> Tensor:
-    """Maps (B, C, H, W) at twice or half the height and width, by repetition or averages of 2 x 2."""
-    return F.interpolate(sample, scale_factor=2) if resampling == "up" else F.avg_pool2d(sample, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -82,7 +59,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.modulation = nn.Linear(embedding_dim, 2 * out_channels if use_scale_shift_norm else out_channels)
         self.norm2 = group_norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = zero_initialized(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 

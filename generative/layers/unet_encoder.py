@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from generative.core.errors import UserError
-from generative.layers.unet_blocks import AttentionBlock, Resample, Resampling, ResidualBlock, Stage
+from generative.layers.resampling import Resampling
+from generative.layers.unet_blocks import AttentionBlock, Resample, ResidualBlock, Stage
 
 
 @dataclass(frozen=True)

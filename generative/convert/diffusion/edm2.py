@@ -64,8 +64,8 @@ def block_names(network: EDM2UNet) -> dict[str, tuple[str, EDM2Block]]:
             place = block.place
             size = network.config.sample_size >> place.level
             kind = "block" if place.reads_skip or side == "encoder" else "in"
-            if place.mode != "keep":
-                name = f"{size}x{size}_{place.mode}"
+            if place.resampling is not None:
+                name = f"{size}x{size}_{place.resampling}"
             else:
                 name = f"{size}x{size}_{kind}"
                 counts[name] = counts.get(name, -1) + 1

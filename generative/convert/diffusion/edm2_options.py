@@ -20,6 +20,7 @@ from generative.convert.arguments import (
     Argument,
     Constructor,
     Kind,
+    at_least,
     optional,
 )
 from generative.core.errors import UserError
@@ -37,7 +38,7 @@ GROUP = Argument(None, {}, Kind("options by name", lambda value: isinstance(valu
 PRECOND = {
     "img_resolution": Argument("sample_size", REQUIRED, POSITIVE),
     "img_channels": Argument("in_channels", REQUIRED, POSITIVE),
-    "label_dim": Argument("num_classes", REQUIRED, WHOLE),
+    "label_dim": Argument(None, REQUIRED, at_least(0)),
     "use_fp16": Argument(None, True, FLAG),  # precision is a pipeline's, not a network's
     "sigma_data": Argument(None, 0.5, NUMBER),
     "logvar_channels": Argument("logvar_channels", 128, POSITIVE),
@@ -94,7 +95,9 @@ def constructor(owner: str, arguments: Mapping[str, Argument]) -> Constructor:
 
 def build_network(owner: str, config: Mapping[str, Any]) -> EDM2UNet:
     """Our network of the arguments of ``Precond``."""
-    return EDM2UNet(**constructor(owner, PRECOND).read(config))
+    table = constructor(owner, PRECOND)
+    num_classes = table.values(config)["label_dim"]
+    return EDM2UNet(**table.read(config), num_classes=max(num_classes, 1), class_conditional=num_classes > 0)
 
 
 def formulation(config: Mapping[str, Any]) -> EDM:

@@ -111,6 +111,15 @@ class Formulation(SchedulerMixin, ConfigMixin, abc.ABC):
         alpha, sigma = self.alpha_sigma(times)
         return over_image(alpha, x_start) * x_start + over_image(sigma, x_start) * noise
 
+    def draw_noised(self, x_start: Tensor, times: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Noise data by noise drawn on the generator's device; see ``add_noise``.
+
+        Returns:
+            The noise and x_t, each (B, ...) on the device of the data.
+        """
+        noise = torch.randn(x_start.shape, generator=generator, device=generator.device).to(x_start.device)
+        return noise, self.add_noise(x_start, noise, times)
+
     def target(self, x_start: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """What the network should predict, (B, ...)."""
         if self.prediction_type == "epsilon":

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
+from generative.diffusion.networks.arguments import check_arguments
+from generative.diffusion.networks.checkpointing import run_block
 from generative.diffusion.networks.skips import SkipNetwork
 from generative.layers.embeddings import TimestepEmbedder
-from generative.layers.unet_blocks import activate, group_norm, zero_initialized
+from generative.layers.group_norm import group_norm
+from generative.layers.unet_blocks import activate, zero_initialized
 from generative.layers.unet_encoder import UNetBlocks
 
 
@@ -118,16 +121,8 @@ class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
         low_resolution_size: int | None,
     ) -> None:
         """Refuse what the blocks do not refuse themselves."""
-        for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
-            if value < 1:
-                raise UserError(f"ADMUNet: {name} must be at least 1, got {value}")
-        if not 0 <= class_dropout_prob < 1:
-            raise UserError(f"ADMUNet: class_dropout_prob must be in [0, 1), got {class_dropout_prob}")
-        if class_dropout_prob and not class_conditional:
-            raise UserError(
-                f"ADMUNet: class_dropout_prob {class_dropout_prob} has no meaning without classes; set it to 0, or "
-                "class_conditional to true"
-            )
+        sizes = {"in_channels": in_channels, "num_classes": num_classes}
+        check_arguments("ADMUNet", sizes, {"class_dropout_prob": class_dropout_prob}, class_conditional)
         if low_resolution_size is not None and not 1 <= low_resolution_size <= sample_size:
             raise UserError(f"ADMUNet: low_resolution_size must be in 1..{sample_size}, got {low_resolution_size}")
 
@@ -166,12 +161,6 @@ class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
         resized = F.interpolate(low_resolution.to(sample.dtype), sample.shape[2:], mode="bilinear")
         return torch.cat([sample, resized], dim=1)
 
-    def run(self, stage: nn.Module, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """A stage, of which a training with gradient checkpointing keeps the input only."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(stage, hidden, embedding)
-        return stage(hidden, embedding)
-
     def forward(
         self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, low_resolution: Tensor | None = None
     ) -> DenoiserOutput:
@@ -191,11 +180,11 @@ class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
         hidden = self.conv_in(self.read(sample, low_resolution))
         skips = [hidden]
         for stage in self.encoder:
-            hidden = self.run(stage, hidden, embedding)
+            hidden = run_block(self, stage, hidden, embedding)
             skips.append(hidden)
-        hidden = self.run(self.middle, hidden, embedding)
+        hidden = run_block(self, self.middle, hidden, embedding)
         for stage in self.decoder:
-            hidden = self.run(stage, torch.cat(self.join(hidden, skips.pop()), dim=1), embedding)
+            hidden = run_block(self, stage, torch.cat(self.join(hidden, skips.pop()), dim=1), embedding)
         values = self.conv_out(activate(self.norm_out(hidden)))  # (B, C or 2C, H, W)
         if not self.config.learn_sigma:
             return DenoiserOutput(values)

@@ -12,8 +12,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
+from generative.diffusion.networks.arguments import check_arguments
+from generative.diffusion.networks.checkpointing import run_block
 from generative.layers.embeddings import TimestepEmbedder
-from generative.layers.unet_blocks import NORM_EPS, NORM_GROUPS, AttentionPool, activate, group_norm, zero_initialized
+from generative.layers.group_norm import NORM_EPS, NORM_GROUPS, group_norm
+from generative.layers.unet_blocks import AttentionPool, activate, zero_initialized
 from generative.layers.unet_encoder import UNetBlocks
 
 Pool = Literal["adaptive", "attention", "spatial", "spatial_v2"]
@@ -69,9 +72,7 @@ class ADMClassifier(ModelMixin, ConfigMixin):
         use_new_attention_order: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("num_classes", num_classes)):
-            if value < 1:
-                raise UserError(f"ADMClassifier: {name} must be at least 1, got {value}")
+        check_arguments("ADMClassifier", {"in_channels": in_channels, "num_classes": num_classes}, {})
         if pool not in POOLS:
             raise UserError(f"ADMClassifier: pool must be one of {', '.join(POOLS)}, got {pool!r}")
         if pool == "attention" and num_head_channels is None:
@@ -108,12 +109,6 @@ class ADMClassifier(ModelMixin, ConfigMixin):
             num_features = sum(outputs) + width
             self.head = nn.Sequential(nn.Linear(num_features, SPATIAL_WIDTH), *norms, nn.Linear(SPATIAL_WIDTH, num_classes))
 
-    def run(self, stage: nn.Module, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """A stage, of which a training with gradient checkpointing keeps the input only."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(stage, hidden, embedding)
-        return stage(hidden, embedding)
-
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """Classify noised samples.
 
@@ -128,9 +123,9 @@ class ADMClassifier(ModelMixin, ConfigMixin):
         hidden = self.conv_in(sample)
         maps = [hidden]
         for stage in self.encoder:
-            hidden = self.run(stage, hidden, embedding)
+            hidden = run_block(self, stage, hidden, embedding)
             maps.append(hidden)
-        hidden = self.run(self.middle, hidden, embedding)
+        hidden = run_block(self, self.middle, hidden, embedding)
         if self.config.pool in ("spatial", "spatial_v2"):
             return self.head(torch.cat([values.mean((2, 3)) for values in [*maps, hidden]], dim=1))
         hidden = activate(self.norm_out(hidden))

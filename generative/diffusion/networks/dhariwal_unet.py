@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.diffusion.networks.edm_unet import EDMUNet, LabelEmbedding
-from generative.layers.edm_unet import MapAttention, UNetBlock, group_norm
+from generative.layers.edm_unet import MIN_GROUP_CHANNELS, MapAttention, UNetBlock
 from generative.layers.embeddings import timestep_embedding
-from generative.layers.unet_blocks import Resampling, activate
+from generative.layers.group_norm import group_norm
+from generative.layers.resampling import Resampling
+from generative.layers.unet_blocks import activate
 
 NORM_EPS = 1e-5
 
@@ -67,8 +69,7 @@ class DhariwalUNet(EDMUNet):
             "num_blocks": num_blocks,
             "channels_per_head": channels_per_head,
         }
-        self.check(sizes, {"dropout": dropout, "class_dropout_prob": class_dropout_prob}, channel_mult)
-        self.check_classes(class_conditional, class_dropout_prob)
+        self.check(sizes, {"dropout": dropout, "class_dropout_prob": class_dropout_prob}, channel_mult, class_conditional)
         if model_channels % 2:
             raise UserError(f"DhariwalUNet: model_channels must be even, got {model_channels}")
         embedding_channels = model_channels * channel_mult_emb
@@ -92,7 +93,7 @@ class DhariwalUNet(EDMUNet):
         self.build_levels(
             in_channels, widths[0], widths, sample_size, num_blocks, attn_resolutions, make_block, attends_last_only=False
         )
-        self.out_norm = group_norm(widths[0], NORM_EPS)
+        self.out_norm = group_norm(widths[0], NORM_EPS, MIN_GROUP_CHANNELS)
         self.out_conv = nn.Conv2d(widths[0], in_channels, 3, padding=1)
         self._initialize()
 

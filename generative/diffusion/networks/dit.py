@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
+from generative.diffusion.networks.arguments import check_arguments
+from generative.diffusion.networks.checkpointing import run_block
 from generative.layers.attention import MLP, SelfAttention
 from generative.layers.embeddings import TimestepEmbedder, sincos_positions_2d
 
@@ -125,23 +127,20 @@ class DiT(ModelMixin, ConfigMixin):
         frequency_shift: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("sample_size", sample_size),
-            ("patch_size", patch_size),
-            ("in_channels", in_channels),
-            ("hidden_size", hidden_size),
-            ("depth", depth),
-            ("num_heads", num_heads),
-            ("num_classes", num_classes),
-        ):
-            if value < 1:
-                raise UserError(f"DiT: {name} must be at least 1, got {value}")
+        sizes = {
+            "sample_size": sample_size,
+            "patch_size": patch_size,
+            "in_channels": in_channels,
+            "hidden_size": hidden_size,
+            "depth": depth,
+            "num_heads": num_heads,
+            "num_classes": num_classes,
+        }
+        check_arguments("DiT", sizes, {"class_dropout_prob": class_dropout_prob})
         if sample_size % patch_size:
             raise UserError(f"DiT: patch_size must divide sample_size {sample_size}, got {patch_size}")
         if hidden_size % 4 or hidden_size % num_heads:
             raise UserError(f"DiT: hidden_size must be a multiple of 4 and of num_heads {num_heads}, got {hidden_size}")
-        if not 0 <= class_dropout_prob < 1:
-            raise UserError(f"DiT: class_dropout_prob must be in [0, 1), got {class_dropout_prob}")
         self.gradient_checkpointing = False
         self.grid_size = sample_size // patch_size
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
@@ -212,10 +211,7 @@ class DiT(ModelMixin, ConfigMixin):
         condition = self.timestep_embedder(timestep.reshape(-1).expand(batch_size))  # (B, D)
         condition = condition + self.embed_labels(class_labels, batch_size)
         for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = self._gradient_checkpointing_func(block, tokens, condition)
-            else:
-                tokens = block(tokens, condition)
+            tokens = run_block(self, block, tokens, condition)
         values = self.assemble_patches(self.final_layer(tokens, condition))  # (B, C or 2C, H, W)
         if not self.config.learn_sigma:
             return DenoiserOutput(values)

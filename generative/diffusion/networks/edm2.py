@@ -16,18 +16,20 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
+from generative.diffusion.networks.arguments import check_arguments
+from generative.diffusion.networks.checkpointing import run_block
 from generative.diffusion.networks.edm2_blocks import EDM2Block, decoder_places, encoder_places
 from generative.diffusion.networks.skips import SkipNetwork
 from generative.layers.magnitude_preserving import (
     MPConv2d,
     MPFourier,
     MPLinear,
-    check_resample_filter,
     force_norms,
     mp_cat,
     mp_silu,
     mp_sum,
 )
+from generative.layers.resampling import check_resample_filter
 
 # model_channels of the published sizes (arXiv 2312.02696, table 2; XXS is of the official presets only).
 EDM2_SIZES = MappingProxyType({"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448})
@@ -42,8 +44,7 @@ class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork):
     Args:
         sample_size: Height and width of the samples (pixels or latents), a multiple of 2^(levels - 1).
         in_channels: Channels C of the samples.
-        num_classes: Number of classes; the label ``num_classes`` is the null condition, which adds nothing. 0, as in official
-            networks without classes, looks at no label.
+        num_classes: Number of classes; the label ``num_classes`` is the null condition, which adds nothing.
         class_conditional: Whether the class has an effect; else labels are ignored.
         class_dropout_prob: Share of the labels that training replaces by the null condition, for classifier-free guidance. At 0,
             as published, the network is not trained to do without. The network itself drops nothing: the training objective does.
@@ -113,8 +114,7 @@ class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork):
         attended = [sample_size >> level in attention_resolutions for level in range(len(widths))]
         self.emb_fourier = MPFourier(noise_channels)
         self.emb_noise = MPLinear(noise_channels, embedding_channels)
-        has_classes = class_conditional and num_classes
-        self.emb_label = MPLinear(num_classes, embedding_channels) if has_classes else None
+        self.emb_label = MPLinear(num_classes, embedding_channels) if class_conditional else None
         # A channel of ones takes the place of biases.
         self.conv_in = MPConv2d(in_channels + 1, widths[0])
         self.encoder = nn.ModuleList(
@@ -169,21 +169,13 @@ class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork):
         hidden = self.conv_in(hidden)  # (B, C_0, H, W)
         skips = [hidden]
         for block in self.encoder:
-            hidden = self.run(block, hidden, embedding)
+            hidden = run_block(self, block, hidden, embedding)
             skips.append(hidden)
         for block, reads_skip in zip(self.decoder, self.reads_skip, strict=True):
             if reads_skip:
                 hidden = mp_cat(*self.join(hidden, skips.pop()), self.config.concat_balance)
-            hidden = self.run(block, hidden, embedding)
+            hidden = run_block(self, block, hidden, embedding)
         return DenoiserOutput(self.conv_out(hidden, self.out_gain), log_variance=log_variance)
-
-    def run(self, block: nn.Module, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """A block, whose activations are computed again in the backward pass where that is asked for."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            result: Tensor = self._gradient_checkpointing_func(block, hidden, embedding)
-            return result
-        result = block(hidden, embedding)
-        return result
 
 
 def check_options(config: Mapping[str, Any]) -> None:
@@ -192,9 +184,17 @@ def check_options(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: Naming the option.
     """
-    for name in ("sample_size", "in_channels", "model_channels", "num_blocks", "channels_per_head", "logvar_channels"):
-        if config[name] < 1:
-            raise UserError(f"EDM2UNet: {name} must be at least 1, got {config[name]}")
+    sizes = (
+        "sample_size",
+        "in_channels",
+        "num_classes",
+        "model_channels",
+        "num_blocks",
+        "channels_per_head",
+        "logvar_channels",
+    )
+    shares = {name: config[name] for name in ("class_dropout_prob", "dropout")}
+    check_arguments("EDM2UNet", {name: config[name] for name in sizes}, shares, config["class_conditional"])
     multipliers = {name: config[name] for name in ("channel_mult_noise", "channel_mult_emb") if config[name] is not None}
     multipliers["channel_mult"] = min(config["channel_mult"], default=0)
     for name, value in multipliers.items():
@@ -203,16 +203,6 @@ def check_options(config: Mapping[str, Any]) -> None:
     stride = 2 ** (len(config["channel_mult"]) - 1)
     if config["sample_size"] % stride:
         raise UserError(f"EDM2UNet: sample_size must be a multiple of {stride}, for channel_mult, got {config['sample_size']}")
-    if config["num_classes"] < 0:
-        raise UserError(f"EDM2UNet: num_classes must be 0 or more, got {config['num_classes']}")
-    if config["class_dropout_prob"] and not (config["num_classes"] and config["class_conditional"]):
-        raise UserError(
-            f"EDM2UNet: class_dropout_prob {config['class_dropout_prob']} needs classes; set class_conditional to true and "
-            "num_classes above 0, or class_dropout_prob to 0"
-        )
-    for name in ("class_dropout_prob", "dropout"):
-        if not 0 <= config[name] < 1:
-            raise UserError(f"EDM2UNet: {name} must be in [0, 1), got {config[name]}")
     for name in ("label_balance", "concat_balance", "residual_balance", "attention_balance"):
         if not 0 <= config[name] <= 1:
             raise UserError(f"EDM2UNet: {name} must be in [0, 1], got {config[name]}")

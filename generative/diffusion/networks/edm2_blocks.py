@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generative.layers.dropout import Dropout
 from generative.layers.magnitude_preserving import (
     SILU_MAGNITUDE,
     MPConv2d,
     MPLinear,
-    ResampleMode,
     normalize,
-    resample,
     sum_weights,
 )
+from generative.layers.resampling import Resampling, resample_by_taps
 from generative.layers.short_attention import attend
 
 Side = Literal["encoder", "decoder"]
@@ -56,7 +56,7 @@ class BlockPlace:
         level: Halvings of the map that it puts out.
         in_channels: Of its input, a skip included.
         out_channels: Of its output.
-        mode: Whether it resamples its input first.
+        resampling: How it resamples its input first, if it does.
         attends: Whether it has self-attention.
         reads_skip: Whether a skip is joined to its input.
     """
@@ -65,7 +65,7 @@ class BlockPlace:
     level: int
     in_channels: int
     out_channels: int
-    mode: ResampleMode = "keep"
+    resampling: Resampling | None = None
     attends: bool = False
     reads_skip: bool = False
 
@@ -112,7 +112,7 @@ class EDM2Block(nn.Module):
     Args:
         place: Its widths, and what it does beside.
         embedding_channels: D of the condition.
-        resample_filter: See ``resample``.
+        resample_filter: See ``generative.layers.resampling.filter_kernel``.
         channels_per_head: Channels of an attention head; a block with less has no attention.
         dropout: Within the residual branch.
         residual_balance: Share of the residual branch in the sum.
@@ -134,7 +134,7 @@ class EDM2Block(nn.Module):
         super().__init__()
         in_channels, out_channels = place.in_channels, place.out_channels
         self.place, self.resample_filter = place, tuple(resample_filter)
-        self.dropout, self.clip_act = dropout, clip_act
+        self.dropout, self.clip_act = Dropout(dropout), clip_act
         self.residual_balance, self.attention_balance = residual_balance, attention_balance
         self.emb_gain = nn.Parameter(torch.zeros(()))
         self.conv_res0 = MPConv2d(out_channels if place.side == "encoder" else in_channels, out_channels)
@@ -146,7 +146,8 @@ class EDM2Block(nn.Module):
 
     def forward(self, sample: Tensor, embedding: Tensor) -> Tensor:
         """Transform a map (B, C_in, H, W) under a condition (B, D) float32 to (B, C, H', W')."""
-        sample = resample(sample, self.place.mode, self.resample_filter)
+        if self.place.resampling is not None:
+            sample = resample_by_taps(sample, self.place.resampling, self.resample_filter)
         is_encoder = self.place.side == "encoder"
         if is_encoder:
             sample = normalize(sample if self.conv_skip is None else self.conv_skip(sample), dims=(1,))
@@ -154,7 +155,7 @@ class EDM2Block(nn.Module):
             scale = self.emb_linear(embedding, self.emb_gain) + 1  # (B, C)
         residual = self.conv_res0(F.silu(sample), 1 / SILU_MAGNITUDE)  # (B, C, H', W')
         residual = F.silu(residual * scale[:, :, None, None].to(residual.dtype))
-        residual = F.dropout(residual, self.dropout, self.training)
+        residual = self.dropout(residual)
         main_weight, residual_weight = sum_weights(self.residual_balance)
         residual = self.conv_res1(residual, residual_weight / SILU_MAGNITUDE)
         if self.conv_skip is None or is_encoder:

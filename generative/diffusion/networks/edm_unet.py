@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
+from generative.diffusion.networks.arguments import check_arguments
+from generative.diffusion.networks.checkpointing import run_block
 from generative.diffusion.networks.skips import SkipNetwork
 from generative.layers.edm_unet import UNetBlock, UNetLevel
 
@@ -63,24 +65,22 @@ class EDMUNet(SkipNetwork, ModelMixin, ConfigMixin, abc.ABC):
     channels: tuple[int, ...]
     sizes: tuple[int, ...]
 
-    def check(self, sizes: dict[str, int], shares: dict[str, float], channel_mult: Sequence[int]) -> None:
+    def check(
+        self, sizes: dict[str, int], shares: dict[str, float], channel_mult: Sequence[int], class_conditional: bool
+    ) -> None:
         """Refuse options that no network can have.
 
         Args:
             sizes: Options by name that must be at least 1.
             shares: Options by name that must be in [0, 1).
             channel_mult: Widths of the levels over the base width.
+            class_conditional: Whether labels have any effect.
 
         Raises:
             UserError: Naming the first of them.
         """
         name = type(self).__name__
-        for option, value in sizes.items():
-            if value < 1:
-                raise UserError(f"{name}: {option} must be at least 1, got {value}")
-        for option, share in shares.items():
-            if not 0 <= share < 1:
-                raise UserError(f"{name}: {option} must be in [0, 1), got {share}")
+        check_arguments(name, sizes, shares, class_conditional)
         if not channel_mult or any(mult < 1 for mult in channel_mult):
             raise UserError(f"{name}: channel_mult must be positive whole numbers, one a level, got {list(channel_mult)}")
         halvings = len(channel_mult) - 1
@@ -88,18 +88,6 @@ class EDMUNet(SkipNetwork, ModelMixin, ConfigMixin, abc.ABC):
             raise UserError(
                 f"{name}: sample_size must halve {halvings} times (channel_mult has {halvings + 1} levels), "
                 f"got {sizes['sample_size']}"
-            )
-
-    def check_classes(self, class_conditional: bool, class_dropout_prob: float) -> None:
-        """Refuse to drop labels that have no effect.
-
-        Raises:
-            UserError: If that is asked for.
-        """
-        if class_dropout_prob and not class_conditional:
-            raise UserError(
-                f"{type(self).__name__}: class_dropout_prob {class_dropout_prob} has no meaning without classes; set it to 0, or "
-                "class_conditional to true"
             )
 
     def build_levels(
@@ -161,24 +149,16 @@ class EDMUNet(SkipNetwork, ModelMixin, ConfigMixin, abc.ABC):
         """Label of the null condition, or None if the network was not trained with it; its embedding is zero in any case."""
         return self.config.num_classes if self.config.class_dropout_prob > 0 else None
 
-    def run_block(self, block: nn.Module, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """One block, its inner values recomputed in the backward pass where gradient checkpointing is on."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            checkpointed: Tensor = self._gradient_checkpointing_func(block, hidden, embedding)
-            return checkpointed
-        result: Tensor = block(hidden, embedding)
-        return result
-
     def encode(self, sample: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Lowest map and all skips, the first first."""
         hidden, side = self.input_conv(sample), sample
         skips = [hidden]
         for index, level in enumerate(cast(Iterable[UNetLevel], self.encoder)):
             for block in level.entry:
-                hidden, side = self.join_side(index, self.run_block(block, hidden, embedding), side)
+                hidden, side = self.join_side(index, run_block(self, block, hidden, embedding), side)
                 skips.append(hidden)
             for block in level.blocks:
-                hidden = self.run_block(block, hidden, embedding)
+                hidden = run_block(self, block, hidden, embedding)
                 skips.append(hidden)
         return hidden, skips
 
@@ -199,9 +179,9 @@ class EDMUNet(SkipNetwork, ModelMixin, ConfigMixin, abc.ABC):
         """Blocks of one level; what they read is taken off the skips."""
         assert isinstance(level, UNetLevel)
         for block in level.entry:
-            hidden = self.run_block(block, hidden, embedding)
+            hidden = run_block(self, block, hidden, embedding)
         for block in level.blocks:
-            hidden = self.run_block(block, torch.cat(self.join(hidden, skips.pop()), dim=1), embedding)
+            hidden = run_block(self, block, torch.cat(self.join(hidden, skips.pop()), dim=1), embedding)
         return hidden
 
     @abc.abstractmethod

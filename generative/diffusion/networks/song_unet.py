@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.diffusion.networks.edm_unet import EDMUNet, LabelEmbedding, scale_weight
-from generative.layers.edm_unet import MapAttention, Resampler, UNetBlock, group_norm
+from generative.layers.edm_unet import MIN_GROUP_CHANNELS, MapAttention, Resampler, UNetBlock
 from generative.layers.embeddings import MAX_PERIOD, timestep_embedding
-from generative.layers.unet_blocks import Resampling, activate
+from generative.layers.group_norm import group_norm
+from generative.layers.resampling import Resampling
+from generative.layers.unet_blocks import activate
 
 EmbeddingType = Literal["positional", "fourier"]
 EncoderType = Literal["standard", "residual", "skip"]
@@ -89,8 +91,7 @@ class SongUNet(EDMUNet):
             "channel_mult_noise": channel_mult_noise,
             "num_blocks": num_blocks,
         }
-        self.check(sizes, {"dropout": dropout, "class_dropout_prob": class_dropout_prob}, channel_mult)
-        self.check_classes(class_conditional, class_dropout_prob)
+        self.check(sizes, {"dropout": dropout, "class_dropout_prob": class_dropout_prob}, channel_mult, class_conditional)
         noise_channels, embedding_channels = model_channels * channel_mult_noise, model_channels * channel_mult_emb
         if noise_channels % 2 or noise_channels < 4:
             raise UserError(f"SongUNet: model_channels * channel_mult_noise must be even and at least 4, got {noise_channels}")
@@ -134,7 +135,7 @@ class SongUNet(EDMUNet):
         self.side_resamplers = nn.ModuleList(Resampler(resample_filter) for _ in self.side_convs)
         self.out_norms, self.out_convs = nn.ModuleList(), nn.ModuleList()
         for width in reversed(widths) if decoder_type == "skip" else widths[:1]:
-            self.out_norms.append(group_norm(width, NORM_EPS))
+            self.out_norms.append(group_norm(width, NORM_EPS, MIN_GROUP_CHANNELS))
             self.out_convs.append(nn.Conv2d(width, in_channels, 3, padding=1))
         self.out_resamplers = nn.ModuleList(Resampler(resample_filter) for _ in self.out_convs[1:])
         self._initialize()

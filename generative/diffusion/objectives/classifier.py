@@ -105,8 +105,8 @@ class NoisedClassifierObjective(Objective):
             time = time.float() if time.is_floating_point() else time
             return images, time.to(images.device).expand(len(images))
         times = self.formulation.draw_times(len(images), generator).to(images.device)
-        noise = torch.randn(images.shape, generator=generator, device=generator.device).to(images.device)
-        return self.formulation.add_noise(images, noise, times), times
+        _, sample = self.formulation.draw_noised(images, times, generator)
+        return sample, times
 
     def identity(self) -> Mapping[str, Any]:
         """The formulation, and whether images are noised."""
@@ -133,8 +133,7 @@ class NoisedClassifierObjective(Objective):
         drawn = self.formulation.draw_times(1000, generator)
         drawn = drawn[self.formulation.noise_level(drawn).argsort()]
         times = drawn[(levels * len(drawn)).long()].to(images.device)
-        noise = torch.randn(images.shape, generator=generator).to(images.device)
-        noised = self.formulation.add_noise(images, noise, times)
+        _, noised = self.formulation.draw_noised(images, times, generator)
         labels = torch.tensor([request.class_label for request in requests], device=images.device)
         is_known = (classifier.logits(noised, times).argmax(1) == labels).cpu()
         shown = images_to_uint8((noised / noised.flatten(1).abs().amax(1).clamp(min=1)[:, None, None, None]).cpu())

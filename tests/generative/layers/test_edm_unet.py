@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from generative.core.errors import UserError
-from generative.layers.edm_unet import Resampler, UNetBlock, group_norm
+from generative.layers.edm_unet import Resampler, UNetBlock
+from generative.layers.group_norm import group_norm
+from generative.layers.resampling import depthwise
 
 
 @pytest.mark.parametrize("size", [4, 16])
@@ -29,7 +31,7 @@ def test_a_convolution_is_joined_with_resampling(taps: tuple[float, ...], size: 
     conv = nn.Conv2d(4, 6, 3, padding=1)
     margin = resampler.padding
     wide = F.conv2d(sample, conv.weight, conv.bias * resampler.kernel.sum().reciprocal(), padding=1 + margin)
-    expected = F.conv2d(wide, resampler.depthwise(wide), groups=6, stride=2)
+    expected = F.conv2d(wide, depthwise(wide, resampler.kernel), groups=6, stride=2)
     torch.testing.assert_close(resampler.conv_down(sample, conv), expected, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         near = resampler.up_conv(sample, conv).float()
@@ -44,11 +46,11 @@ def test_every_filter_is_kept_with_the_weights() -> None:
 
 @pytest.mark.parametrize("taps", [(), (1.0, 2.0, 1.0), (1.0, -1.0)])
 def test_filters_that_cannot_be_are_refused(taps: tuple[float, ...]) -> None:
-    with pytest.raises(UserError, match="resample_filter must be of even length"):
+    with pytest.raises(UserError, match="resample_filter must be an even number of taps"):
         Resampler(taps)
 
 
 def test_groups_have_four_channels_at_least() -> None:
-    assert [group_norm(width, 1e-5).num_groups for width in (4, 8, 24, 128, 256)] == [1, 2, 6, 32, 32]
-    with pytest.raises(UserError, match="14 channels does not divide into 3 groups"):
-        group_norm(14, 1e-5)
+    assert [group_norm(width, 1e-5, 4).num_groups for width in (4, 8, 24, 128, 256)] == [1, 2, 6, 32, 32]
+    with pytest.raises(UserError, match="14 channels does not divide into the 3 groups"):
+        group_norm(14, 1e-5, 4)

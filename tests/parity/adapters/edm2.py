@@ -16,7 +16,8 @@ from generative.convert.diffusion.edm2_options import formulation, num_steps, sa
 from generative.core.sampling import SampleState
 from generative.diffusion.denoiser import Branch, Condition, DenoiserOutput, evaluator
 from generative.diffusion.guidance.extrapolation import Extrapolation
-from generative.layers.magnitude_preserving import mp_cat, mp_silu, mp_sum, normalize, resample
+from generative.layers.magnitude_preserving import mp_cat, mp_silu, mp_sum, normalize
+from generative.layers.resampling import resample_by_taps
 
 SOURCE = "edm2"
 SUM_BALANCE = 0.3  # of the file's example
@@ -77,7 +78,7 @@ def outputs(given: Given) -> Table:
     def trained() -> dict[str, Tensor]:
         network: Any = copy.deepcopy(net).train()
         for block in [*network.encoder, *network.decoder]:
-            block.dropout = 0.0
+            block.dropout.p = 0.0
         with torch.enable_grad():
             losses = element_losses(network)
             (losses.sum() / len(losses)).backward()
@@ -115,8 +116,8 @@ def outputs(given: Given) -> Table:
         "mp_silu_example": lambda: mp_silu(inputs["x"]),
         "mp_sum_example": lambda: mp_sum(inputs["x"], inputs["images"], SUM_BALANCE),
         "mp_cat_example": lambda: mp_cat(inputs["x"], inputs["images"][:, :1], config.get("concat_balance", 0.5)),
-        "resample_down_example": lambda: resample(inputs["x"], "down", taps),
-        "resample_up_example": lambda: resample(inputs["images"], "up", taps),
+        "resample_down_example": lambda: resample_by_taps(inputs["x"], "down", taps),
+        "resample_up_example": lambda: resample_by_taps(inputs["images"], "up", taps),
         "sampler_sigmas": lambda: process.sampling_times(num_steps(config))[:-1],
         "sampler_guided": lambda: sampled(guidance, churn),
         "sampler_guided_no_churn": lambda: sampled(guidance, 0),

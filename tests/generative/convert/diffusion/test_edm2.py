@@ -194,7 +194,8 @@ def test_wrong_options_are_refused(options: dict[str, Any], sentence: str) -> No
 def test_published_sizes(size: str, channels: int, count: int, num_classes: int) -> None:
     """Parameters of the official networks, whose every tensor then has its place at this size."""
     with torch.device("meta"):
-        net = EDM2UNet(sample_size=64, in_channels=channels, num_classes=num_classes, model_channels=EDM2_SIZES[size])
+        classes = {"num_classes": max(num_classes, 1), "class_conditional": num_classes > 0}
+        net = EDM2UNet(sample_size=64, in_channels=channels, model_channels=EDM2_SIZES[size], **classes)
         state = official_state(net)
         found = get_source("edm2").recognise(state)
         assert found is not None

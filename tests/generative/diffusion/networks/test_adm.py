@@ -194,7 +194,7 @@ def test_classifier_gives_logits_and_a_gradient_by_the_sample(pool: Any) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channel_mult": (1, 1.5)}, "multiple of 32, the groups of its norms, got 48"),
+        ({"channel_mult": (1, 1.5)}, "48 channels does not divide into the 32 groups"),
         ({"channel_mult": ()}, "channel_mult is empty"),
         ({"sample_size": 9}, "sample_size 9 can't be halved 1 times"),
         ({"attention_resolutions": (8, 2)}, "attention_resolutions names 2, but the network's resolutions are 8, 4"),

@@ -146,10 +146,10 @@ def test_bfloat16_stays_near(network_class: type[EDMUNet]) -> None:
         (SongUNet, {"channel_mult": (1, 1, 1, 1, 1)}, "SongUNet: sample_size must halve 4 times .* got 8"),
         (SongUNet, {"model_channels": 3}, "must be even and at least 4, got 3"),
         (SongUNet, {"encoder_type": "deep"}, "encoder_type must be one of standard, residual, skip, got 'deep'"),
-        (SongUNet, {"resample_filter": (1, 2, 1)}, "resample_filter must be of even length"),
+        (SongUNet, {"resample_filter": (1, 2, 1)}, "resample_filter must be an even number of taps"),
         (SongUNet, {"class_conditional": False, "class_dropout_prob": 0.1}, "has no meaning without classes"),
         (DhariwalUNet, {"model_channels": 7}, "DhariwalUNet: model_channels must be even, got 7"),
-        (DhariwalUNet, {"model_channels": 14}, "14 channels does not divide into 3 groups"),
+        (DhariwalUNet, {"model_channels": 14}, "14 channels does not divide into the 3 groups"),
         (DhariwalUNet, {"num_classes": 0}, "DhariwalUNet: num_classes must be at least 1, got 0"),
     ],
 )
