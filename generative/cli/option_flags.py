@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -25,11 +26,13 @@ def add_option_flags(parser: argparse.ArgumentParser, classes: Iterable[type[Sam
         parser: Gets a group "sampling options". What is not given is not in the parsed namespace.
         classes: Options of the families.
     """
-    classes = list(classes)
     group = parser.add_argument_group("sampling options")
-    for name in dict.fromkeys(name for each in classes for name in each.names()):
-        owners = [each for each in classes if name in each.names()]
-        group.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, **flag_settings(name, owners))
+    owners: dict[str, list[type[SamplingOptions]]] = {}
+    for each in classes:
+        for name in each.names():
+            owners.setdefault(name, []).append(each)
+    for name, families in owners.items():
+        group.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, **flag_settings(name, families))
 
 
 def chosen_options(given: dict[str, Any], classes: Iterable[type[SamplingOptions]]) -> dict[str, Any]:
@@ -116,10 +119,13 @@ def option_help(name: str, owners: Sequence[type[SamplingOptions]]) -> str:
 
 def option_doc(options_class: type[SamplingOptions], name: str) -> str:
     """What the docstring of a class, or of the nearest one above it, says of a field."""
+    return next((docs[name] for docs in map(attribute_docs, options_class.__mro__) if name in docs), "")
+
+
+@functools.cache
+def attribute_docs(documented: Any) -> dict[str, str]:
+    """What a class's own docstring says of each attribute."""
     from docstring_parser import parse
 
-    for each in options_class.__mro__:
-        for parameter in parse(each.__doc__ or "").params:
-            if parameter.arg_name == name and parameter.description:
-                return " ".join(parameter.description.replace("``", "").split())
-    return ""
+    parameters = parse(documented.__doc__ or "").params
+    return {each.arg_name: " ".join(each.description.replace("``", "").split()) for each in parameters if each.description}
