@@ -16,7 +16,7 @@ import torch
 import pipelines
 from generative.cli.option_flags import option_doc
 from generative.core.errors import UserError
-from pipelines import OPTIONS, PIPELINES, GANImagePipeline, find_pipeline_folder, load_pipeline, options_classes
+from pipelines import PIPELINES, GANImagePipeline, find_pipeline_folder, load_pipeline, options_classes
 from pipelines.base import ImageGenerationPipeline, read_model_index
 
 
@@ -129,7 +129,7 @@ def test_a_damaged_component(saved: Path, entry: Any) -> None:
         load_pipeline(saved)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", sorted(set(PIPELINES) - {"NoisedClassifierPipeline"}))  # which makes no images
 def test_every_pipeline_keeps_the_contract(name: str) -> None:
     sources = [path.read_text() for path in Path(__file__).parent.glob("test_*.py")]
     kept = {each for source in sources for each in re.findall(r"^    pipeline_class = (\w+)$", source, re.MULTILINE)}
@@ -142,7 +142,8 @@ def test_the_base_class_cannot_be_made() -> None:
 
 
 def test_every_pipeline_that_samples_names_its_options() -> None:
-    assert {*OPTIONS, "ImageReconstructionPipeline"} == set(PIPELINES)
+    generating = [each for each in map(pipelines.__getattr__, PIPELINES) if issubclass(each, ImageGenerationPipeline)]
+    assert {each.options_class for each in generating} == set(options_classes().values())
     for name, options in options_classes().items():
         assert getattr(pipelines, name).options_class is options and all(option_doc(options, each) for each in options.names())
 
