@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from generative.layers.forward_mode import is_forward_differentiated
 
 EPSILON = 1e-4  # added to a norm before anything is divided by it, official implementation
 SILU_MAGNITUDE = 0.596  # root mean square of silu(z) for a standard normal z (eq. 81)
@@ -100,11 +101,12 @@ class ScaledRows(torch.autograd.Function):
         return (rows * scale).to(dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """With the part along each row taken off, which changes its norm alone."""
         weight, gain, norm, divisor = ctx.saved_tensors
         rows, gradient = weight.float(), gradient.float()
+        if torch.is_grad_enabled():  # what was kept has no graph, through which a second derivative would have to pass
+            _, divisor, norm = row_scale(rows, gain)
         along = (gradient * rows).sum(dim=tuple(range(1, rows.dim())), keepdim=True) / divisor  # (O, 1, ...)
         for_gain = along.sum().reshape(gain.shape) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
@@ -134,7 +136,8 @@ class MPLayer(nn.Module):
 
     def scaled_weight(self, gain: float | Tensor, dtype: torch.dtype) -> Tensor:
         """The weight with rows of norm ``gain``, normalised in float32; gradients pass through the norm."""
-        if torch.compiler.is_compiling():  # which fuses the passes itself, and cannot look into the function
+        # Compilers fuse the passes themselves; neither they nor forward differentiation look into the function.
+        if torch.compiler.is_compiling() or is_forward_differentiated():
             rows = self.weight.float()
             return (rows * row_scale(rows, gain)[0]).to(dtype)
         scaled: Tensor = ScaledRows.apply(self.weight, torch.as_tensor(gain, dtype=torch.float32), dtype)
@@ -179,8 +182,11 @@ def force_norms(network: nn.Module) -> None:
     """Overwrite every magnitude-preserving weight of a network by its normalised self (eq. 66).
 
     Called once at the start of a training pass and outside of what gradient checkpointing runs again. It is never compiled: a
-    graph that writes into each of its weights breaks at every one.
+    graph that writes into each of its weights breaks at every one. Transforms of ``torch.func`` refuse writes: within them it
+    does nothing, and who trains through them calls it before.
     """
+    if is_forward_differentiated():
+        return
     for module in network.modules():
         if isinstance(module, MPLayer):
             module.force_norm()

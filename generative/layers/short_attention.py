@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from generative.layers.forward_mode import is_forward_differentiated
+
 # Longest sequence for which plain products beat torch's fused kernel and its backward pass. Measured on one core with AMX, torch
 # 2.15: 64 x 4 heads of 48 over 72 slots take 16 ms instead of 58, 4 x 12 heads of 64 over 320 slots 33 instead of 54; over 1,088
 # slots the fused kernel wins.
@@ -26,7 +28,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
         (B, heads, S, d).
     """
     is_plain = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad and key.shape[2] <= LONGEST
-    if not is_plain:
+    if not is_plain and not is_forward_differentiated():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)  # (B, heads, S, L)
     if mask is not None:

@@ -16,10 +16,12 @@ from generative.layers.magnitude_preserving import (
     MPFourier,
     MPLayer,
     MPLinear,
+    ScaledRows,
     mp_cat,
     mp_silu,
     mp_sum,
     normalize,
+    row_scale,
 )
 from generative.layers.resampling import resample_by_taps
 
@@ -174,3 +176,32 @@ def test_resampling_halves_and_doubles() -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         EDM2UNet(**(SMALL | options))
+
+
+def test_forward_differentiation_passes_through_and_can_be_trained() -> None:
+    model, (sample, timestep, labels) = make_unet().train(), inputs()
+    step, tangents = 1e-2, (torch.ones_like(sample), torch.ones_like(timestep))
+
+    def predict(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return model(sample, timestep, labels).prediction
+
+    _, slope = torch.func.jvp(predict, (sample, timestep), tangents)
+    model.eval()  # which writes into no weight
+    with torch.no_grad():
+        ends = [predict(*(at + sign * step for at in (sample, timestep))) for sign in (1, -1)]
+    torch.testing.assert_close(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-2, atol=1e-2)
+    slope.square().sum().backward()
+    assert model.conv_in.weight.grad is not None and bool(model.conv_in.weight.grad.abs().sum() > 0)
+
+
+def test_the_gradient_of_scaled_rows_has_a_gradient() -> None:
+    weight, gain = torch.randn(3, 4, requires_grad=True), torch.tensor(0.7, requires_grad=True)
+
+    def plain(weight: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        return weight * row_scale(weight, gain)[0]
+
+    second = []
+    for function in (plain, lambda weight, gain: ScaledRows.apply(weight, gain, torch.float32)):
+        first = torch.autograd.grad(function(weight, gain).pow(3).sum(), (weight, gain), create_graph=True)
+        second.append(torch.autograd.grad(sum(each.square().sum() for each in first), (weight, gain)))
+    torch.testing.assert_close(second[0], second[1])
