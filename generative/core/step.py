@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from generative.core.errors import UserError
 from generative.core.objective import Objective, Phase
 from generative.core.seeding import derive_seed, keyed_generator
 from generative.core.types import Batch, Losses, StepContext
@@ -136,6 +138,21 @@ def or_one(denominator: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def checkpoint_activations(networks: Mapping[str, nn.Module]) -> None:
+    """Turn on gradient checkpointing of the networks that have it, as all of diffusers' that say so do.
+
+    Raises:
+        UserError: If none has.
+    """
+    models = [network for network in networks.values() if isinstance(network, ModelMixin)]
+    able = [network for network in models if network._supports_gradient_checkpointing]
+    if not able:
+        named = ", ".join(type(network).__name__ for network in networks.values())
+        raise UserError(f"trainer.gradient_checkpointing needs a network that supports it, and {named} does not; set it to false")
+    for network in able:
+        network.enable_gradient_checkpointing()
+
+
 def average_buffers(networks: dict[str, nn.Module], accelerator: Accelerator) -> None:
     """Average floating-point buffers (moving statistics) over processes, so that every process evaluates the same network.
 

@@ -34,7 +34,7 @@ from generative.core.seeding import keyed_generator
 from generative.core.shared_copy import contiguous, share_weights
 from generative.core.signals import WorkerWatch, catch_signals, loader_workers, survive_first_signal
 from generative.core.start_checks import check_fit, check_judge, check_sampling
-from generative.core.step import PhaseRunner, average_buffers
+from generative.core.step import PhaseRunner, average_buffers, checkpoint_activations
 from generative.core.trained_state import TrainedState
 from generative.core.trainer_config import TrainerConfig
 from generative.core.types import Batch
@@ -131,6 +131,8 @@ class Trainer:
         self.averages: dict[str, nn.Module] = {
             name: start_average(self.objective.networks[spec.network]) for name, spec in self.objective.ema.items()
         }
+        if self.config.gradient_checkpointing:
+            checkpoint_activations(self.objective.networks)
         if self.config.compile:
             for network in self.objective.networks.values():
                 network.compile()

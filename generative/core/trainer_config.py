@@ -32,6 +32,8 @@ class TrainerConfig:
         num_threads: Threads that torch computes with on a CPU; null for torch's default, one for each core. Beside other busy
             processes fewer are faster: 1 never waits for another. Another number rounds sums otherwise.
         compile: Compile the networks with torch.compile.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them, in every trained network
+            that can: less memory for about a third more time, and the same gradients.
         channels_last: Keep 4-D weights in channels-last memory (faster convolutions in bf16).
         log_interval_steps: Steps between entries of metrics.jsonl and TensorBoard.
         sample_interval_steps: Steps between sample grids; null for the end only.
@@ -58,6 +60,7 @@ class TrainerConfig:
     num_workers: int = 0
     num_threads: int | None = None
     compile: bool = False
+    gradient_checkpointing: bool = False
     channels_last: bool = False
     log_interval_steps: int = 50
     sample_interval_steps: int | None = None

@@ -318,6 +318,11 @@ def test_compiled_training_is_like_eager_training(toy: ModuleType, tmp_path: Pat
         torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-3, atol=1e-4)
 
 
+def test_gradient_checkpointing_is_refused_where_no_network_has_it(toy: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs a network that supports it, and ToyNet does not; set it to false"):
+        toy.build_trainer(toy.denoiser(), tmp_path, gradient_checkpointing=True)
+
+
 def test_channels_last_trains_to_the_same_place(toy: ModuleType, tmp_path: Path) -> None:
     ends = []
     for channels_last in (False, True):

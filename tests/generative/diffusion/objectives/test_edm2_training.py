@@ -13,6 +13,7 @@ from generative.core import checkpoint as ckpt
 from generative.core.ema import PowerEMA
 from generative.diffusion.formulations.edm import EDM
 from generative.diffusion.networks.edm2 import EDM2UNet
+from generative.diffusion.networks.edm2_blocks import EDM2Block
 from generative.diffusion.objectives.denoising import DiffusionObjective
 from generative.diffusion.options import DiffusionOptions
 from generative.layers.magnitude_preserving import MPLayer
@@ -21,7 +22,7 @@ IMAGES = 48
 """Six steps of eight images."""
 
 
-def objective(checkpointed: bool = False) -> DiffusionObjective:
+def objective() -> DiffusionObjective:
     torch.manual_seed(0)
     denoiser = EDM2UNet(
         sample_size=4,
@@ -36,16 +37,14 @@ def objective(checkpointed: bool = False) -> DiffusionObjective:
         logvar_channels=4,
         dropout=0.2,
     )
-    if checkpointed:
-        denoiser.enable_gradient_checkpointing()
     optimizer = partial(torch.optim.Adam, lr=0.01, betas=(0.9, 0.99), eps=1e-9)
     sampling = DiffusionOptions(num_inference_steps=2)
     return DiffusionObjective(denoiser, EDM(), optimizer, ema=PowerEMA(std=0.1), sampling=sampling)
 
 
-def trained(toy: ModuleType, run: Path, checkpointed: bool = False, **settings: object) -> dict[str, torch.Tensor]:
+def trained(toy: ModuleType, run: Path, **settings: object) -> dict[str, torch.Tensor]:
     """What a run of six steps ends with."""
-    trainer = toy.build_trainer(objective(checkpointed), run, **{"total_images": IMAGES} | settings)
+    trainer = toy.build_trainer(objective(), run, **{"total_images": IMAGES} | settings)
     trainer.fit()
     state: dict[str, torch.Tensor] = toy.snapshot(trainer)
     return state
@@ -61,7 +60,18 @@ def test_a_resumed_run_is_bit_equal(toy: ModuleType, tmp_path: Path) -> None:
 
 
 def test_checkpointed_activations_change_nothing(toy: ModuleType, tmp_path: Path) -> None:
-    whole, checkpointed = trained(toy, tmp_path / "whole"), trained(toy, tmp_path / "checkpointed", checkpointed=True)
+    calls: list[bool] = []
+    forward = EDM2Block.forward
+
+    def counted(self: EDM2Block, *arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(True)
+        return forward(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EDM2Block, "forward", counted)
+        whole, once = trained(toy, tmp_path / "whole"), len(calls)
+        checkpointed = trained(toy, tmp_path / "checkpointed", gradient_checkpointing=True)
+    assert len(calls) > 2 * once  # blocks ran again
     assert all(torch.equal(checkpointed[name], whole[name]) for name in whole)
 
 
