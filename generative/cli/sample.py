@@ -29,14 +29,15 @@ if TYPE_CHECKING:
 EPILOG = """Which sampling options a pipeline takes depends on its family; one it has no use for is refused.
   generative sample runs/digits-dit --class-labels 0,1,2 --num-images-per-class 10 --guidance-scale 2 --output samples/
   generative sample runs/digits-sagan --class-labels all --truncation 0.7 --output samples.npz
-  generative sample runs/pets --class-labels cat,dog   (names of the training data's classes, kept in the run)
+  generative sample runs/pets --class-labels cat,dog  # names of the training data's classes, kept in the run
   generative sample runs/digits-dit/checkpoint-00001000 --output samples-1000/
-  generative sample runs/cifar10-dit --guide runs/cifar10-dit --guide-step 1000 --guide-scale 2 --guide-interval 0.2,0.8
-  generative sample runs/cifar10-adm --classifier runs/cifar10-classifier --classifier-scale 1 --guidance-scale 1.5
+  generative sample runs/cifar10-dit --guide runs/cifar10-dit --guide-step 2000 --guide-scale 2 --guide-interval 0.2,0.8
+  generative sample runs/cifar10-adm --classifier runs/cifar10-adm_classifier --classifier-scale 1 --guidance-scale 1.5
   generative sample runs/cifar10-dit --sampler heun:churn=40 --num-inference-steps 18 --output samples-heun/
-  generative sample runs/imagenet-adm_64 --upsampler runs/imagenet-adm_upsampler_64_256 --num-inference-steps 250
-    --upsampler-num-inference-steps 27 --output samples-256/   (`generative cascade` keeps both in one folder)
-  generative sample runs/cifar10-dit --rejection-extractor resnet9 --rejection-weights judge.safetensors --rejection-keep 0.25
+  generative sample runs/imagenet-adm_64 --upsampler runs/imagenet-adm_upsampler_64_256 --num-inference-steps 250 \\
+    --upsampler-num-inference-steps 250 --output samples-256/  # `generative cascade` keeps both in one folder
+  generative sample runs/cifar10-dit --rejection-extractor resnet9 --rejection-keep 0.25 \\
+    --rejection-weights runs/cifar10-judge.safetensors
 A diffusion model is sampled by any sampler that fits what it was trained as: `generative list samplers` and `schedulers` name
 them with their options.
 The same seed gives the same image of a class whatever else is sampled, the batch size and the number of processes.
