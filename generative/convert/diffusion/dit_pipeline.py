@@ -12,7 +12,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from generative.convert.arguments import NUMBER, POSITIVE, UNUSED, Argument, Constructor, Kind, one_of, optional
+from generative.convert.arguments import POSITIVE, UNUSED, Argument, Constructor, Kind, one_of, optional
 from generative.convert.base import OfficialSource
 from generative.convert.keys import names_of, rename_by
 from generative.core.errors import UserError
@@ -34,6 +34,7 @@ CONSTRUCTOR = Constructor(
     {
         "num_attention_heads": Argument(None, 16, POSITIVE, untold='{"num_attention_heads": N}'),
         "attention_head_dim": Argument(None, 72, optional(POSITIVE)),
+        "inner_dim": Argument(None, None, optional(POSITIVE)),  # both together, as a checkpoint's shapes tell it
         "in_channels": Argument("in_channels", 4, POSITIVE),
         "out_channels": Argument(None, None, optional(POSITIVE)),
         "num_layers": Argument("depth", 28, POSITIVE),
@@ -45,7 +46,7 @@ CONSTRUCTOR = Constructor(
         "num_embeds_ada_norm": Argument("num_classes", 1000, POSITIVE),
         "norm_type": Argument(None, "ada_norm_zero", one_of(("ada_norm_zero",))),
         "norm_elementwise_affine": Argument(None, False, one_of((False,))),
-        "norm_eps": Argument(None, 1e-5, NUMBER),  # of the norm before the MLP; ours is the official 1e-6
+        "norm_eps": Argument("mlp_norm_eps", 1e-5, one_of((1e-5, 1e-6))),  # of that norm alone; the others have 1e-6
         "frequency_shift": Argument("frequency_shift", 1, one_of((0, 1))),  # ours: 0 takes the official frequencies
         "scheduler": Argument(None, PUBLISHED_SCHEDULER, OPTIONS),
         **dict.fromkeys(("norm_num_groups", "upcast_attention", "_class_name", "_diffusers_version", "_name_or_path"), UNUSED),
@@ -86,7 +87,6 @@ class DiTPipelineSource(OfficialSource):
             UserError: If an option is unknown or has no equal here.
         """
         values = CONSTRUCTOR.values(config)
-        heads, width = values["num_attention_heads"], values["attention_head_dim"]
         channels, out_channels = values["in_channels"], values["out_channels"] or values["in_channels"]
         if out_channels not in (channels, 2 * channels):
             raise UserError(
@@ -95,7 +95,10 @@ class DiTPipelineSource(OfficialSource):
         scheduler_of(config)
         return {
             "model": DiT(
-                **CONSTRUCTOR.read(config), hidden_size=heads * width, num_heads=heads, learn_sigma=out_channels == 2 * channels
+                **CONSTRUCTOR.read(config),
+                hidden_size=width_of(values),
+                num_heads=values["num_attention_heads"],
+                learn_sigma=out_channels == 2 * channels,
             )
         }
 
@@ -131,10 +134,11 @@ class DiTPipelineSource(OfficialSource):
         """Read options off names and shapes; ``num_attention_heads``, which none tells, is in the folder's config.json."""
         if TABLE not in state or "proj_out_2.weight" not in state or "pos_embed.proj.weight" not in state:
             return None
-        _, in_channels, patch_size, _ = state["pos_embed.proj.weight"].shape
+        width, in_channels, patch_size, _ = state["pos_embed.proj.weight"].shape
         return {
             "num_attention_heads": None,
             "attention_head_dim": None,
+            "inner_dim": width,
             "in_channels": in_channels,
             "out_channels": state["proj_out_2.weight"].shape[0] // patch_size**2,
             "num_layers": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("transformer_blocks.")),
@@ -155,6 +159,28 @@ class DiTPipelineSource(OfficialSource):
         trained = formulation_of(scheduler, bool(network.config.learn_sigma))
         defaults = {"num_inference_steps": SAMPLING_STEPS, "guidance_scale": GUIDANCE}
         return DiffusionImagePipeline(network, scheduler, sampling_defaults=defaults, formulation=trained)
+
+
+def width_of(values: Mapping[str, Any]) -> int:
+    """Width of the tokens.
+
+    Args:
+        values: Of the constructor's arguments.
+
+    Raises:
+        UserError: If heads and their size do not tell it, or tell another than the checkpoint.
+    """
+    heads, head_dim, width = (values[name] for name in ("num_attention_heads", "attention_head_dim", "inner_dim"))
+    if width is None and head_dim is None:
+        raise UserError("DiTTransformer2DModel option attention_head_dim must be a positive whole number, got None")
+    if width is None:
+        return int(heads * head_dim)
+    if width % heads or head_dim not in (None, width // heads):
+        raise UserError(
+            f"DiTTransformer2DModel options num_attention_heads {heads} and attention_head_dim {head_dim} do not make the "
+            f"checkpoint's width {width}; give heads that divide it and leave attention_head_dim out"
+        )
+    return int(width)
 
 
 def scheduler_of(config: Mapping[str, Any]) -> Any:

@@ -6,6 +6,7 @@ norm whose gates start at zero (adaLN-Zero, section 3.2).
 
 from __future__ import annotations
 
+import math
 from types import MappingProxyType
 
 import torch
@@ -46,13 +47,14 @@ class DiTBlock(nn.Module):
         hidden_size: Width D.
         num_heads: Attention heads.
         mlp_ratio: Width of the MLP over D.
+        mlp_norm_eps: Added to the variance in the norm before the MLP.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, mlp_norm_eps: float = LAYER_NORM_EPS) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, elementwise_affine=False)
         self.attention = SelfAttention(hidden_size, num_heads)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=mlp_norm_eps, elementwise_affine=False)
         self.mlp = MLP(hidden_size, int(hidden_size * mlp_ratio))
         self.modulation = nn.Linear(hidden_size, 6 * hidden_size)
 
@@ -102,6 +104,7 @@ class DiT(ModelMixin, ConfigMixin):
         learn_sigma: Predict 2C channels: the noise, then where the log variance lies between its bounds (arXiv 2102.09672).
         frequency_embedding_size: Width of the timestep sinusoid.
         frequency_shift: Of its frequencies: 0 officially, 1 in diffusers, see ``timestep_embedding``.
+        mlp_norm_eps: Added to the variance in the norm before the MLP: 1e-6 officially, 1e-5 in diffusers.
 
     Raises:
         UserError: If a size is below 1, or sizes do not divide one another.
@@ -125,6 +128,7 @@ class DiT(ModelMixin, ConfigMixin):
         learn_sigma: bool = False,
         frequency_embedding_size: int = 256,
         frequency_shift: int = 0,
+        mlp_norm_eps: float = LAYER_NORM_EPS,
     ) -> None:
         super().__init__()
         sizes = {
@@ -141,6 +145,8 @@ class DiT(ModelMixin, ConfigMixin):
             raise UserError(f"DiT: patch_size must divide sample_size {sample_size}, got {patch_size}")
         if hidden_size % 4 or hidden_size % num_heads:
             raise UserError(f"DiT: hidden_size must be a multiple of 4 and of num_heads {num_heads}, got {hidden_size}")
+        if not 0 < mlp_norm_eps < math.inf:
+            raise UserError(f"DiT: mlp_norm_eps must be a positive number, got {mlp_norm_eps}")
         self.gradient_checkpointing = False
         self.grid_size = sample_size // patch_size
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
@@ -149,7 +155,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.label_embedding = nn.Embedding(num_classes + (class_dropout_prob > 0), hidden_size)
         self.position_embedding: Tensor
         self.register_buffer("position_embedding", sincos_positions_2d(hidden_size, self.grid_size, self.grid_size)[None])
-        self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth)])
+        self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_ratio, mlp_norm_eps) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
         self._initialize()
 

@@ -27,10 +27,10 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def transformer() -> DiTTransformer2DModel:
+def transformer(**options: Any) -> DiTTransformer2DModel:
     """Random weights, those of the embedders the same in all blocks, as in the published folders."""
     torch.manual_seed(0)
-    network = DiTTransformer2DModel(**CONFIG).eval()
+    network = DiTTransformer2DModel(**CONFIG | options).eval()
     embedder = network.transformer_blocks[0].norm1.emb
     torch.nn.init.normal_(embedder.class_embedder.embedding_table.weight)
     for block in network.transformer_blocks[1:]:
@@ -55,9 +55,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @torch.no_grad()
-def test_the_network_is_diffusers_own() -> None:
-    theirs, source = transformer(), get_source("dit-pipeline")
-    networks = source.build(CONFIG)
+@pytest.mark.parametrize("norm_eps", [1e-5, 1e-6])
+def test_the_network_is_diffusers_own(norm_eps: float) -> None:
+    theirs, source = transformer(norm_eps=norm_eps), get_source("dit-pipeline")
+    networks = source.build(CONFIG | {"norm_eps": norm_eps})
+    assert networks["model"].blocks[0].norm2.eps == theirs.transformer_blocks[0].norm3.eps
     load_official(source, networks, theirs.state_dict())
     sample, time, labels = torch.randn(4, 4, 8, 8), torch.tensor([0, 1, 500, 999]), torch.tensor([0, 1, 999, 1000])
     output = networks["model"].eval()(sample, time, labels)
@@ -96,6 +98,8 @@ def test_what_does_not_fit_is_told_in_a_sentence(folder: Path, tmp_path: Path, c
         ({"norm_type": "layer_norm"}, "norm_type='layer_norm' of huggingface/diffusers is not supported"),
         ({"out_channels": 5}, "out_channels must be in_channels 4 or twice, got 5"),
         ({"scheduler": {"_class_name": "IPNDMScheduler"}}, "the folder's scheduler is IPNDMScheduler; it must be one of"),
+        ({"attention_head_dim": None}, "attention_head_dim must be a positive whole number, got None"),
+        ({"norm_eps": 0.5}, "norm_eps=0.5 of huggingface/diffusers is not supported"),
         ({"rope": True}, "option 'rope' of huggingface/diffusers is unknown here"),
     ):
         with pytest.raises(UserError, match=message):
@@ -104,6 +108,10 @@ def test_what_does_not_fit_is_told_in_a_sentence(folder: Path, tmp_path: Path, c
     assert found is not None and found["num_layers"] == 2 and found["num_embeds_ada_norm"] == 1000
     with pytest.raises(UserError, match='give {"num_attention_heads": N} in --config'):
         source.build(found)
+    assert source.build(found | {"num_attention_heads": 4})["model"].config.hidden_size == 16
+    for change in ({"num_attention_heads": 3}, {"num_attention_heads": 4, "attention_head_dim": 72}):
+        with pytest.raises(UserError, match="do not make the checkpoint's width 16; give heads that divide it"):
+            source.build(found | change)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     capsys.readouterr()
     assert main(["convert", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
