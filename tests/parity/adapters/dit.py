@@ -15,6 +15,12 @@ from generative.diffusion.samplers.ancestral import reverse_mean
 from generative.layers.embeddings import timestep_embedding
 
 SOURCE = "dit"
+OFFICIAL_GUIDANCE = 4.0  # of sample.py
+
+
+def cfg_scale(config: dict) -> float:
+    """Guidance of the file, or the official sampling script's default."""
+    return config.get("cfg_scale", OFFICIAL_GUIDANCE)
 
 
 def guided_step(model: Module, inputs: dict[str, Tensor], config: dict, num_steps: int) -> tuple[Tensor, Tensor]:
@@ -22,7 +28,7 @@ def guided_step(model: Module, inputs: dict[str, Tensor], config: dict, num_step
     chain = ShortenedChain(formulation(config).process, num_steps)
     index = inputs["t_sample"]
     seen = torch.tensor(chain.timesteps)[index]
-    values = guided_forward(model, inputs["x_cfg"], seen, inputs["y_cfg"], config["cfg_scale"], formulation(config))
+    values = guided_forward(model, inputs["x_cfg"], seen, inputs["y_cfg"], cfg_scale(config), formulation(config))
     learned = config.get("learn_sigma", True)
     output = DenoiserOutput(*values.chunk(2, dim=1)) if learned else DenoiserOutput(values)
     mean, log_variance = reverse_mean(chain.process, output, inputs["x_cfg"], index, "learned" if learned else "large")
@@ -58,7 +64,7 @@ def outputs(given: Given) -> Table:
         "y_embedder": lambda: model.embed_labels(inputs["y"], len(inputs["y"])),
         "y_embedder_force_drop": without_labels,
         "forward_with_cfg": lambda: guided_forward(
-            model, inputs["x_cfg"], inputs["t_cfg"], inputs["y_cfg"], config["cfg_scale"], formulation(config)
+            model, inputs["x_cfg"], inputs["t_cfg"], inputs["y_cfg"], cfg_scale(config), formulation(config)
         ),
         r"(cfg_step(\d+))/(?:sample|pred_xstart)": lambda name, steps: {
             f"{name}/{key}": value
