@@ -83,10 +83,7 @@ class UpsamplerPipeline(DiffusionImagePipeline):
         """
         size = self.low_resolution_size
         if images is None:
-            raise UserError(
-                f"an upsampler needs low_resolution images of {size} pixels; give them, or let another run make them: "
-                "`generative sample BASE --upsampler`"
-            )
+            raise self.lacks_images()
         pixels = prepare_images(images, self.device)
         if pixels.shape[2:] != (size, size):
             raise UserError(f"this upsampler takes images of {size}x{size} pixels, got {pixels.shape[3]}x{pixels.shape[2]}")
@@ -107,5 +104,11 @@ class UpsamplerPipeline(DiffusionImagePipeline):
 
     def sample(self, class_labels: Tensor, options: DiffusionOptions, noise: ImageNoise) -> SampleState:
         """Refused: there is no image to begin with, see ``upsample``."""
-        self.check_low_resolution(None, len(class_labels))
-        raise AssertionError
+        raise self.lacks_images()
+
+    def lacks_images(self) -> UserError:
+        """Error of a call without images of lower resolution."""
+        return UserError(
+            f"an upsampler needs low_resolution images of {self.low_resolution_size} pixels; give them, or let another run make "
+            "them: `generative sample BASE --upsampler`"
+        )

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
+from generative.core.images import IMAGE_RANGE_KEY
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -194,8 +195,8 @@ def fingerprint_network(network: nn.Module) -> str:
     digest = hashlib.sha256(json.dumps([type(network).__name__, config], sort_keys=True).encode())
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
         digest.update(b"latents scaled by channel")  # caches written while these were ignored hold other latents
-    if everything.get("_image_range"):
-        digest.update(f"images in {list(everything['_image_range'])}".encode())
+    if everything.get(IMAGE_RANGE_KEY):
+        digest.update(f"images in {list(everything[IMAGE_RANGE_KEY])}".encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

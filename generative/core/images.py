@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+IMAGE_RANGE_KEY = "_image_range"
+"""Key of a network's config: least and largest value of the images that it takes and makes, where that is not [-1, 1]. diffusers
+takes keys without "_" for constructor arguments."""
 HALF_RANGE = 127.5
 """Half of the byte range 0..255, in byte levels: 0 -> -1, 255 -> 1."""
 

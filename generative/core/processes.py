@@ -1,4 +1,4 @@
-"""What the processes of one job tell each other when one of them fails: who it was, and why."""
+"""What the processes of one job tell each other: sums, and when one of them fails, who it was and why."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from generative.core.errors import RunError
 
@@ -20,6 +21,14 @@ SEARCH_SECONDS = 3.0
 def is_several() -> bool:
     """True in a job of several processes whose group is up."""
     return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
+def total(value: Tensor) -> Tensor:
+    """Sum of a tensor over processes."""
+    if is_several():
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+    return value
 
 
 def _store() -> Any:

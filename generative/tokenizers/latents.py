@@ -10,12 +10,10 @@ from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin
 from torch import Tensor
 
 from generative.core.errors import UserError
+from generative.core.images import IMAGE_RANGE_KEY
 
 AUTOENCODERS = (AutoencoderKL, AutoencoderDC)
 """Classes whose latents are taken, subclasses included."""
-IMAGE_RANGE_KEY = "_image_range"
-"""Key of an autoencoder's config: least and largest value of the images that it takes and makes, where that is not [-1, 1].
-diffusers takes keys without "_" for constructor arguments."""
 
 
 def check_autoencoder(autoencoder: ModelMixin) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from generative.core.processes import total
 from generative.core.seeding import keyed_generator
 from generative.tokenizers.base import CodeUse
 
@@ -25,14 +26,6 @@ NEVER = 2**62
 def num_processes() -> int:
     """Processes of the default group; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def total(value: Tensor) -> Tensor:
-    """Sum of a tensor over processes."""
-    if num_processes() > 1:
-        value = value.clone()
-        dist.all_reduce(value)
-    return value
 
 
 def gather_rows(parts: list[Tensor], size: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from generative.tokenizers.monitor import total
+from generative.core.processes import total
 
 QUARTERS = 4
 
