@@ -96,7 +96,7 @@ def saved_formulation(place: Path) -> Formulation | None:
 
 
 def check_formulation(place: Path, pipeline: DiffusionImagePipeline, role: str) -> None:
-    """Refuse a network that was trained under another formulation than the pipeline's denoiser.
+    """Refuse a network whose inputs or outputs mean something else than those of the pipeline's denoiser.
 
     Raises:
         UserError: Naming the first thing in which they differ.
@@ -109,9 +109,8 @@ def check_formulation(place: Path, pipeline: DiffusionImagePipeline, role: str) 
             f"the {role} in '{place}' was trained as {type(theirs).__name__} and the denoiser as {type(ours).__name__}; give a "
             f"{role} of the same formulation"
         )
-    ignored = {"learned_variance", *(("prediction_type",) if role == "classifier" else ())}
-    before, now = theirs.identity(), ours.identity()
-    for name in sorted((before.keys() | now.keys()) - ignored):
+    before, now = (formulation.meaning(predicts=role != "classifier") for formulation in (theirs, ours))
+    for name in sorted(before.keys() | now.keys()):
         if plain(before.get(name)) != plain(now.get(name)):
             raise UserError(
                 f"the {role} in '{place}' was trained with {name} {before.get(name)} and the denoiser with {now.get(name)}; give "

@@ -64,6 +64,14 @@ class Formulation(SchedulerMixin, ConfigMixin, abc.ABC):
         """What a denoiser's training cannot do without: all options, but those that a subclass leaves out."""
         return {key: value for key, value in self.config.items() if not key.startswith("_")}
 
+    def meaning(self, predicts: bool = True) -> dict[str, Any]:
+        """What inputs and outputs of a network mean: networks that agree in it may be combined at one sample and time.
+
+        Args:
+            predicts: Whether the output is a prediction; else, as a classifier's, what is predicted is of no account.
+        """
+        return {name: value for name, value in self.identity().items() if predicts or name != "prediction_type"}
+
     def nearest_time(self) -> Tensor:
         """(1,) float64: the time next to the data that a solver of free steps may ask for; the rest is ``predict_start``."""
         if self.ends_in_data:

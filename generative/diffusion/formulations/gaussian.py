@@ -102,6 +102,10 @@ class GaussianDiffusion(Formulation):
         free = ("min_snr_gamma", "loss", "variance_weight", "fixed_variance")
         return {key: value for key, value in super().identity().items() if key not in free}
 
+    def meaning(self, predicts: bool = True) -> dict[str, Any]:
+        """As of every formulation; a learned variance comes beside the prediction."""
+        return {name: value for name, value in super().meaning(predicts).items() if name != "learned_variance"}
+
     def draw_times(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Uniform steps (B,) int64."""
         return self.process.draw_timesteps(batch_size, generator)

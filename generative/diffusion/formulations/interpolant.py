@@ -112,6 +112,10 @@ class Interpolant(Formulation):
         free = ("density", "density_mean", "density_std", "weighting", "min_level", "max_level")
         return {key: value for key, value in super().identity().items() if key not in free}
 
+    def meaning(self, predicts: bool = True) -> dict[str, Any]:
+        """As of every formulation; the shift chooses times and changes neither the path nor what a network is told."""
+        return {name: value for name, value in super().meaning(predicts).items() if name != "shift"}
+
     def draw_times(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Draw times (B,) float32 in [0, time_scale]."""
         if self.config.density == "uniform":

@@ -95,6 +95,11 @@ def test_a_guide_that_does_not_fit_is_refused(
     assert message in failure(capsys, base, "--guide", str(other), "--guide-scale", "2")
 
 
+def test_a_guide_of_another_shift_fits(base: Path, tmp_path: Path) -> None:
+    other = save_tiny_dit(tmp_path / "other", 1, Interpolant(time_scale=1000.0, shift=3.0))
+    assert len(sample(base, "--guide", str(other), "--guide-scale", "2")) == 6
+
+
 def test_a_guide_of_another_autoencoders_latents_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours, same, other = (save_tiny_dit(tmp_path / str(i), i, autoencoder=tiny_autoencoder(i // 2)) for i in range(3))
     assert "of another autoencoder's latents" in failure(capsys, ours, "--guide", str(other), "--guide-scale", "2")
