@@ -24,6 +24,8 @@ class CascadePipeline(ImageGenerationPipeline):
     """Images of classes by a base and an upsampler (arXiv 2105.05233, section 6.4; 2106.15282).
 
     The base's images are rounded to 8 bits in between, so that a cascade makes of them what the upsampler makes of their files.
+    Of the upsampler's options a call takes those that ``CascadeOptions`` names ``upsampler_...`` only; the others (rules,
+    channels and schedules of guidance, FreeU, a classifier) are as the upsampler was saved.
 
     Args:
         base: Makes the small images; its guide and classifier, if it has them, act on them.
@@ -58,8 +60,9 @@ class CascadePipeline(ImageGenerationPipeline):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; labels are in [0, num_classes)."""
-        return int(self.base.num_classes)
+        """Number of classes; labels are in [0, num_classes). A stage without classes ignores them."""
+        counts = [stage.num_classes for stage in (self.base, self.upsampler) if stage.minds_classes]
+        return int(min(counts, default=self.base.num_classes))
 
     @property
     def image_size(self) -> int:
@@ -128,7 +131,7 @@ def check_stages(base: Any, upsampler: Any) -> None:
             f"the base makes images of {base.image_size} pixels and the upsampler takes {upsampler.low_resolution_size}; give "
             "two that meet"
         )
-    if base.num_classes != upsampler.num_classes:
+    if base.minds_classes and upsampler.minds_classes and base.num_classes != upsampler.num_classes:
         raise UserError(
             f"the base has {base.num_classes} classes and the upsampler {upsampler.num_classes}; give two of the same classes"
         )

@@ -16,7 +16,7 @@ from generative.diffusion.denoiser import CallCount, Condition, evaluator
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.free_u import free_u_of, transformed_skips
 from generative.diffusion.guidance.combined import Guidance
-from generative.diffusion.guidance.components import check_classifier, check_guide
+from generative.diffusion.guidance.components import check_classifier, check_guide, has_classes
 from generative.diffusion.guidance.plan import plan_guidance
 from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.adaptive import AdaptiveODESampler
@@ -120,8 +120,14 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; labels are in [0, num_classes). A denoiser without classes makes one."""
-        return max(self.denoiser.config.num_classes, 1)
+        """Number of classes; labels are in [0, num_classes). Of a denoiser without classes, those that a classifier guides to."""
+        is_classifiers = self.classifier is not None and not has_classes(self.denoiser.config)
+        return int((self.classifier if is_classifiers else self.denoiser).config.num_classes)
+
+    @property
+    def minds_classes(self) -> bool:
+        """Whether labels have an effect, on the denoiser or by a classifier."""
+        return has_classes(self.denoiser.config) or self.classifier is not None
 
     @property
     def image_size(self) -> int:

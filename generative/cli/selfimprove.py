@@ -120,8 +120,6 @@ def load_base(plan: Plan) -> DiffusionImagePipeline:
         loaded.denoiser, loaded.scheduler, loaded.autoencoder, loaded.sampling_defaults, formulation=loaded.formulation
     )
     base.class_names = loaded.class_names
-    if not base.num_classes:
-        raise UserError(f"'{plan.run}' knows no classes, and samples are made by class")
     base.check_options(**plan.options)
     # What the samples are made with, the guided pipeline samples with too.
     base.register_to_config(sampling_defaults=base.merge_options(plan.options).to_dict())

@@ -25,7 +25,7 @@ from pipelines.diffusion import DiffusionImagePipeline
 from pipelines.upsampler import UpsamplerPipeline
 
 
-def network(size: int, low_resolution_size: int | None = None, num_classes: int = 3) -> ADMUNet:
+def network(size: int, low_resolution_size: int | None = None, num_classes: int = 3, class_conditional: bool = True) -> ADMUNet:
     """As small as ADM's can be, with a null condition and random weights."""
     torch.manual_seed(size)
     net = ADMUNet(
@@ -36,7 +36,8 @@ def network(size: int, low_resolution_size: int | None = None, num_classes: int 
         attention_resolutions=(),
         num_head_channels=32,
         num_classes=num_classes,
-        class_dropout_prob=0.1,
+        class_conditional=class_conditional,
+        class_dropout_prob=0.1 if class_conditional else 0.0,
         low_resolution_size=low_resolution_size,
     ).eval()
     for parameter in net.parameters():
@@ -150,6 +151,13 @@ class TestCascadePipeline(GenerationContract):
 def test_stages_that_do_not_meet(base: Any, upsampler: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         CascadePipeline(base(), upsampler())
+
+
+def test_a_stage_without_classes_ignores_labels() -> None:
+    unconditional = {"num_classes": 1, "class_conditional": False}
+    assert CascadePipeline(make_base(**unconditional), make_upsampler()).num_classes == 3
+    assert CascadePipeline(make_base(), make_upsampler(**unconditional)).num_classes == 3
+    assert CascadePipeline(make_base(**unconditional), make_upsampler(**unconditional)).num_classes == 1
 
 
 def test_names_of_classes_must_agree() -> None:

@@ -37,8 +37,6 @@ from generative.diffusion.networks.adm import ADMUNet
 if TYPE_CHECKING:
     from pipelines.diffusion import DiffusionImagePipeline
 
-# Labels of an unconditional network, which ignores them: a classifier of ImageNet may guide it (the scripts' ``NUM_CLASSES``).
-NUM_CLASSES = 1000
 HEADS = Kind(
     "a positive whole number or -1",
     lambda value: value == -1 or POSITIVE.fits(value),
@@ -125,7 +123,7 @@ class ADMSource(OfficialSource):
         network = ADMUNet(
             **self.constructor.read(config),
             attention_resolutions=sizes,
-            num_classes=NUM_CLASSES if num_classes is None else num_classes,
+            num_classes=1 if num_classes is None else num_classes,
             class_conditional=num_classes is not None,
             learn_sigma=self.learns_sigma(config),
             low_resolution_size=self.low_resolution_size(config),

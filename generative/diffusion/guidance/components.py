@@ -38,7 +38,7 @@ def check_classifier(classifier: Any, denoiser: Any) -> None:
 
     Args:
         classifier: ``(sample, time) -> logits (B, num_classes)``.
-        denoiser: The pipeline's own.
+        denoiser: The pipeline's own; one without classes may be guided to any.
 
     Raises:
         UserError: If it does not fit.
@@ -47,7 +47,8 @@ def check_classifier(classifier: Any, denoiser: Any) -> None:
     if hasattr(classifier, "null_label"):
         raise UserError(f"the classifier is a {type(classifier).__name__}, a denoiser; give a classifier of noised samples")
     check_data(config, denoiser.config, "classifier")
-    check_classes(config, denoiser.config, "classifier")
+    if has_classes(denoiser.config):
+        check_classes(config, denoiser.config, "classifier")
 
 
 def guide_config(network: Any, role: str, wanted: str) -> Mapping[str, Any]:
@@ -73,8 +74,12 @@ def check_data(config: Mapping[str, Any], denoiser: Mapping[str, Any], role: str
 
 
 def has_classes(config: Mapping[str, Any]) -> bool:
-    """Whether a denoiser looks at class labels."""
-    return bool(config["num_classes"]) and config.get("class_conditional") is not False
+    """Whether a denoiser looks at class labels.
+
+    One that does not has ``class_conditional`` false and ``num_classes`` 1, or as many as the labelled data have that it was
+    trained on; a classifier may guide it to classes of its own.
+    """
+    return config.get("class_conditional") is not False
 
 
 def check_classes(config: Mapping[str, Any], denoiser: Mapping[str, Any], role: str) -> None:

@@ -19,6 +19,7 @@ from generative.convert.files.read import read_checkpoints
 from generative.convert.files.recognise import recognise
 from generative.core.errors import UserError
 from generative.core.weights import load_network
+from generative.diffusion.networks.adm_classifier import ADMClassifier
 from generative.layers.unet_blocks import AttentionBlock
 from pipelines import load_pipeline
 from pipelines.guides import add_classifier
@@ -275,8 +276,17 @@ def test_options_of_the_process_become_the_formulation() -> None:
 
 
 def test_unconditional_network_takes_labels_of_a_classifier() -> None:
-    network = get_source("adm").build(TINY | {"num_classes": None})["model"]
-    assert network.config.num_classes == 1000 and not network.config.class_conditional and network.null_label is None
+    config = TINY | {"num_classes": None}
+    network = get_source("adm").build(config)["model"]
+    assert network.config.num_classes == 1 and not network.config.class_conditional and network.null_label is None
+    pipeline = get_source("adm").pipeline({"model": network}, config)
+    assert pipeline.num_classes == 1
+    pipeline.classifier = ADMClassifier(16, 3, 10, 32, (1, 2), 1, (8,), num_head_channels=32)
+    assert pipeline.num_classes == 10
+    images = pipeline([9], num_inference_steps=2, classifier_scale=1.0, output_type="pt").images
+    assert images.shape == (1, 3, 16, 16)
+    with pytest.raises(UserError, match=r"class label 10 is outside 0\.\.9"):
+        pipeline([10], num_inference_steps=2)
 
 
 @pytest.mark.parametrize(
