@@ -24,7 +24,7 @@ from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.core.seeding import sample_generators
-from generative.diffusion.denoiser import Condition
+from generative.diffusion.denoiser import Condition, Predict, evaluator
 from generative.diffusion.formulations.interpolant import Interpolant
 from generative.diffusion.networks.dit import DiT
 from generative.diffusion.options import DiffusionOptions
@@ -114,6 +114,12 @@ def test_save_and_load_with_an_autoencoder(tmp_path: Path) -> None:
     assert torch.equal(run(loaded, [1]), images)
 
 
+def bind(pipeline: DiffusionImagePipeline, options: DiffusionOptions, labels: Tensor) -> Predict:
+    """The guided prediction of a pipeline under labels."""
+    evaluate = evaluator(pipeline.denoiser, pipeline.formulation)
+    return pipeline.guidance(options).bind(evaluate, Condition(labels), pipeline.formulation)
+
+
 def test_guidance_follows_its_formula_in_one_forward_pass() -> None:
     pipeline = make_pipeline()
     calls: list[int] = []
@@ -125,7 +131,7 @@ def test_guidance_follows_its_formula_in_one_forward_pass() -> None:
 
     def predict(**options: Any) -> Tensor:
         chosen = DiffusionOptions(guidance_scale=3.0, **options)
-        return pipeline.bind(pipeline.guidance(chosen), Condition(labels))(state, timestep).prediction
+        return bind(pipeline, chosen, labels)(state, timestep).prediction
 
     guided = predict()
     assert calls == [4]
@@ -144,7 +150,7 @@ def test_guidance_leaves_the_variance_alone() -> None:
     labels, timestep = torch.tensor([0]), torch.tensor(700)
     state = pipeline.prepare_state(labels, pipeline.image_noise(generators([0]), 1))
     options = [DiffusionOptions(guidance_scale=scale) for scale in (3.0, 1.0)]
-    guided, conditional = (pipeline.bind(pipeline.guidance(each), Condition(labels))(state, timestep) for each in options)
+    guided, conditional = (bind(pipeline, each, labels)(state, timestep) for each in options)
     assert guided.variance is not None and conditional.variance is not None
     torch.testing.assert_close(guided.variance, conditional.variance)
     assert not torch.allclose(guided.prediction, conditional.prediction)
