@@ -33,8 +33,8 @@ command combines them to the average of another length, or of an earlier time, a
 A sweep scores several lengths, with the evaluation of the run's own configuration or as `fid-score` does against --reference, and
 writes posthoc-ema.json, .csv and .png, and the best average as its pipeline; repeated, it goes on where it was stopped:
   generative posthoc-ema runs/cifar10-edm2 --sweep 0.02..0.25 --num 8
-  generative posthoc-ema runs/cifar10-edm2 --sweep 0.05,0.1,0.15 --reference data/cifar10/cifar10-test.parquet --num-samples 5000 \\
-    --output curves/ema
+  generative posthoc-ema runs/cifar10-edm2 --sweep 0.05,0.1,0.15 --reference data/cifar10/cifar10-test.parquet \\
+    --num-samples 5000 --output curves/ema
 The length that scores best was chosen by that score: report it with another --seed."""
 
 METRICS = "fid"

@@ -25,8 +25,8 @@ class DiffusionOptions(SamplingOptions):
         num_inference_steps: Steps asked of the sampler.
         guidance_scale: Classifier-free guidance s in u + s (c - u); 1 is none and costs half as much.
         guidance_interval: Guide only where low < noise level <= high, 0 being clean data and 1 pure noise (timestep / T of a
-            diffusion, sigma of a flow, sigma / (1 + sigma) of EDM, whose papers give sigma: 0.19,1.61 is 0.16,0.617 here), so that
-            0,1 is everywhere, as none is.
+            diffusion, sigma of a flow, sigma / (1 + sigma) of EDM, whose papers give sigma: 0.19,1.61 is 0.16,0.617 here), so
+            that 0,1 is everywhere, as none is.
         guidance_schedule: How the scales of classifier-free guidance and of the guide grow from 1 over 1 - noise level.
         guidance_exponent: Power of the schedule power_cosine; above 1 guidance comes later.
         guidance_channels: Guide only the first so many channels; 3 is DiT's published sampler on its 4 latent channels. None
