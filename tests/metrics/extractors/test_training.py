@@ -64,14 +64,14 @@ def test_training_is_repeatable(folders: tuple[Path, Path], tmp_path: Path) -> N
 
 def test_command_trains_and_scores(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train, test = map(str, folders)
-    judge = str(tmp_path / "judge.safetensors")
-    assert main(["--train-extractor", train, test, judge, "--extractor", "resnet9", "--train-epochs", "1", "--quiet"]) == 0
+    weights = str(tmp_path / "judge.safetensors")
+    assert main(["--train-extractor", train, test, weights, "--extractor", "resnet9", "--train-epochs", "1", "--quiet"]) == 0
     assert "2 classes at 16 px, trained 1 epochs on train, 80 images, accuracy" in capsys.readouterr().out
-    arguments = [test, train, "--extractor", "resnet9", "--weights", judge, "--metrics", "fid,am", "--no-cache", "--quiet"]
+    arguments = [test, train, "--extractor", "resnet9", "--weights", weights, "--metrics", "fid,am", "--no-cache", "--quiet"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "resnet9" in printed and "am_score" in printed
-    assert main(["--train-extractor", train, judge, "--extractor", "resnet9"]) == 2
+    assert main(["--train-extractor", train, weights, "--extractor", "resnet9"]) == 2
     assert "exists" in capsys.readouterr().err
 
 

@@ -32,7 +32,7 @@ def test_grey_pixels_are_means_over_channels_up_to_16() -> None:
     assert grey_pixels(image).tolist() == [[pytest.approx(32 / 3)] * 2]
 
 
-def test_refuses_to_judge_before_it_is_fitted_or_without_labels() -> None:
+def test_refuses_to_score_before_it_is_fitted_or_without_labels() -> None:
     images, labels = _digits()
     with pytest.raises(ValueError, match="knows no classes yet"):
         LabelClassifier().accuracy(images, labels)

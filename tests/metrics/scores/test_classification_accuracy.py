@@ -75,7 +75,7 @@ def test_the_seed_fixes_weights_and_training(monkeypatch: pytest.MonkeyPatch) ->
     assert not torch.equal(seen[0], seen[2])
 
 
-def test_top5_counts_the_five_likeliest() -> None:
+def test_top5_counts_the_five_most_probable() -> None:
     class Ranked(torch.nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return -torch.arange(8.0).repeat(len(images), 1)
