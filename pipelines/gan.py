@@ -50,7 +50,7 @@ class GANImagePipeline(ImageGenerationPipeline):
             standard normal numbers (``z_var`` of BigGAN-PyTorch). Noise maps are never truncated.
 
     Raises:
-        UserError: If there is no such law.
+        UserError: If there is no such distribution.
     """
 
     options_class = GANOptions
@@ -156,7 +156,7 @@ class GANImagePipeline(ImageGenerationPipeline):
         return_dict: bool = True,
         **options: Any,
     ) -> Images:
-        """Walk from one noise to another, each row within its class.
+        """Interpolate from one noise to another, each row within its class.
 
         Args:
             class_labels: Class of each of B rows, or (B, num_classes) weights.
@@ -189,7 +189,7 @@ class GANImagePipeline(ImageGenerationPipeline):
             return interpolate(drawn[0::2], drawn[1::2], weights, path).flatten(0, 1)  # (B * F, ...)
 
         state = SampleState(frames(ends.sample), {**ends.memory, "noise": [frames(map_) for map_ in ends.memory["noise"]]})
-        images = self._walk(state, labels.repeat_interleave(num_frames, dim=0), batch_size)
+        images = self._generate_in_batches(state, labels.repeat_interleave(num_frames, dim=0), batch_size)
         return self.postprocess(images, output_type, return_dict)
 
     @torch.no_grad()
@@ -204,7 +204,7 @@ class GANImagePipeline(ImageGenerationPipeline):
         return_dict: bool = True,
         **options: Any,
     ) -> Images:
-        """Walk from one class to another at fixed noise, along mixtures (1 - w, w) of the two.
+        """Interpolate from one class to another at fixed noise, along mixtures (1 - w, w) of the two.
 
         Args:
             class_labels: Class in which each of B rows starts.
@@ -235,13 +235,13 @@ class GANImagePipeline(ImageGenerationPipeline):
 
         state = SampleState(repeat(drawn.sample), {**drawn.memory, "noise": [repeat(map_) for map_ in drawn.memory["noise"]]})
         mixtures = mix_classes(starts, ends, weights, self.num_classes).flatten(0, 1)  # (B * F, num_classes)
-        return self.postprocess(self._walk(state, mixtures, batch_size), output_type, return_dict)
+        return self.postprocess(self._generate_in_batches(state, mixtures, batch_size), output_type, return_dict)
 
     def _generate(self, state: SampleState, labels: Tensor) -> SampleState:
         """Images (B, 3, H, W) of a prepared state, as the sample of another."""
         return sample_loop(unguided(self.predict, labels), OneStepScheduler(), state, 1, ImageNoise([]))
 
-    def _walk(self, state: SampleState, labels: Tensor, batch_size: int) -> Tensor:
+    def _generate_in_batches(self, state: SampleState, labels: Tensor, batch_size: int) -> Tensor:
         """Images (B, 3, H, W) of a prepared state, in batches and with a progress bar."""
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")

@@ -1,4 +1,4 @@
-"""``generative sample --interpolate``: walks between images of a GAN, as a grid, an animation or a folder of frames."""
+"""``generative sample --interpolate``: interpolation between images of a GAN, as a grid, an animation or a folder of frames."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_FRAMES_PER_SECOND = 50.0
 MIN_TILE = 64
 """Least side of an image in a picture, in pixels: smaller ones are enlarged."""
 MAX_PICTURE_ROWS = 100
-"""Walks in one picture: beyond, nobody sees anything, and viewers refuse the file."""
+"""Interpolations in one picture: beyond, nobody sees anything, and viewers refuse the file."""
 
 
 def interpolate(
@@ -42,15 +42,15 @@ def interpolate(
     output: Path | None,
     device: str | None,
 ) -> int:
-    """Walk between images and write a grid, an animation or a folder of frames; returns the exit code.
+    """Interpolate between images and write a grid, an animation or a folder of frames; returns the exit code.
 
-    A latent walk goes from image n of a class to image n + 1, as plain sampling with this seed makes them; a class walk starts at
-    image n of its first class.
+    An interpolation of latents goes from image n of a class to image n + 1, as plain sampling with this seed makes them; one of
+    classes starts at image n of its first class.
     """
     output = output or Path("interpolation.png")
     rows_each = 1 if num_images_per_class is None else num_images_per_class
     check_counts(rows_each, batch_size)
-    check_walk(kind, output, frames, path, fps, loop)
+    check_interpolation(kind, output, frames, path, fps, loop)
     from generative.core.logging import progress_interval
     from generative.core.runtime import build_accelerator
     from generative.core.seeding import sample_generators
@@ -64,10 +64,10 @@ def interpolate(
     labels = parse_class_labels(class_labels, pipeline, in_order=kind == "class")
     starts = [(label, n) for label in (labels[:-1] if kind == "class" else labels) for n in range(rows_each)]
     if not starts:
-        raise UserError(f"--interpolate class walks from class to class: name two or more, got --class-labels {class_labels}")
+        raise UserError(f"--interpolate class goes from class to class: name two or more, got --class-labels {class_labels}")
     if len(starts) > MAX_PICTURE_ROWS and output.suffix:
         raise UserError(
-            f"{len(starts)} walks are too many for one picture; name fewer --class-labels, or give a folder as --output"
+            f"{len(starts)} interpolations are too many for one picture; name fewer --class-labels, or give a folder as --output"
         )
     num_frames = frames or (NUM_ANIMATION_FRAMES if output.suffix.lower() in ANIMATION_SUFFIXES else NUM_FRAMES)
     accelerator = build_accelerator()
@@ -89,12 +89,14 @@ def interpolate(
     row_names = None
     if names is not None:
         row_names = [names[c] if kind == "latent" else f"{names[c]} > {names[following[c]]}" for c in classes]
-    write_walks(images.cpu().unflatten(0, (-1, num_frames)), output, fps or FRAMES_PER_SECOND, bool(loop), row_names)
-    print(f"{len(starts)} walks of {num_frames} frames in '{output}'")
+    write_interpolations(images.cpu().unflatten(0, (-1, num_frames)), output, fps or FRAMES_PER_SECOND, bool(loop), row_names)
+    print(f"{len(starts)} interpolations of {num_frames} frames in '{output}'")
     return 0
 
 
-def check_walk(kind: str, output: Path, frames: int | None, path: str | None, fps: float | None, loop: bool | None) -> None:
+def check_interpolation(
+    kind: str, output: Path, frames: int | None, path: str | None, fps: float | None, loop: bool | None
+) -> None:
     """Refuse what cannot be drawn, before anything is loaded.
 
     Raises:
@@ -102,7 +104,7 @@ def check_walk(kind: str, output: Path, frames: int | None, path: str | None, fp
     """
     suffix = output.suffix.lower()
     if frames is not None and frames < 2:
-        raise UserError(f"--frames must be at least 2, the two ends of a walk, got {frames}")
+        raise UserError(f"--frames must be at least 2, the two ends of an interpolation, got {frames}")
     if path is not None and kind == "class":
         raise UserError(
             "--path is the way from noise to noise; classes are mixed linearly, leave it out with --interpolate class"
@@ -114,8 +116,8 @@ def check_walk(kind: str, output: Path, frames: int | None, path: str | None, fp
             raise UserError(f"{flag} is for animations, and '{output}' is none; give an --output in .gif, .webp or .apng")
     if suffix and suffix not in (GRID_SUFFIX, *ANIMATION_SUFFIXES):
         raise UserError(
-            f"--output '{output}' is of no kind that walks are written as; give a name in .png (grid), .gif, .webp or .apng "
-            "(animation), or a folder without a suffix"
+            f"--output '{output}' is of no kind that interpolations are written as; give a name in .png (grid), .gif, .webp or "
+            ".apng (animation), or a folder without a suffix"
         )
     if suffix and output.is_dir():
         raise UserError(f"--output '{output}' is a folder; give a file name, or a folder without a suffix")
@@ -123,15 +125,15 @@ def check_walk(kind: str, output: Path, frames: int | None, path: str | None, fp
         raise UserError(f"--output '{output}' is there already; give a folder that is new or empty")
 
 
-def write_walks(walks: Tensor, output: Path, fps: float, back: bool, row_names: list[str] | None) -> None:
-    """Write walks (R, F, 3, H, W) uint8 as what the output's suffix says; a grid shows the names of its rows."""
+def write_interpolations(rows: Tensor, output: Path, fps: float, back: bool, row_names: list[str] | None) -> None:
+    """Write interpolations (R, F, 3, H, W) uint8 as what the output's suffix says; a grid shows the names of its rows."""
     from generative.core.logging import save_grid
     from generative.core.outputs import write_animation, write_frames
 
     suffix = output.suffix.lower()
     if suffix == GRID_SUFFIX:
-        save_grid(walks.flatten(0, 1), output, columns=walks.shape[1], min_tile=MIN_TILE, row_names=row_names)
+        save_grid(rows.flatten(0, 1), output, columns=rows.shape[1], min_tile=MIN_TILE, row_names=row_names)
     elif suffix:
-        write_animation(walks, output, fps, back, MIN_TILE)
+        write_animation(rows, output, fps, back, MIN_TILE)
     else:
-        write_frames(walks, output)
+        write_frames(rows, output)

@@ -1,4 +1,4 @@
-"""``generative sample``: load a pipeline of any family, sample, and write PNG files or one npz (or walks between images)."""
+"""``generative sample``: load a pipeline of any family, sample, and write PNG files or one npz, or interpolate between images."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ them with their options.
 The same seed gives the same image of a class whatever else is sampled, the batch size and the number of processes.
 An interrupted run into a folder goes on where it stopped when the command is repeated.
 
-A GAN walks between images: from one noise to the next in each class, or from class to class at fixed noise. The output's name
-says what is written: .png a grid with a row for each walk, .gif, .webp or .apng an animation of all walks side by side, anything
-else a folder of frames.
+A GAN interpolates between images: from one noise to the next in each class, or from class to class at fixed noise. The output's
+name says what is written: .png a grid with a row for each interpolation, .gif, .webp or .apng an animation of all of them side by
+side, anything else a folder of frames.
   generative sample runs/digits-sagan --interpolate latent --output latents.png
   generative sample runs/digits-sagan --interpolate class --class-labels 3,8,1 --num-images-per-class 4 --output classes.png
-  generative sample runs/digits-sagan --interpolate latent --class-labels 0,1,2,3 --frames 32 --loop --output walk.webp"""
+  generative sample runs/digits-sagan --interpolate latent --class-labels 0,1,2,3 --frames 32 --loop --output latents.webp"""
 
 
 def run(arguments: list[str]) -> int:
@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--class-labels", default=ALL_CLASSES, metavar="0,1,2", help="numbers or names of classes, or `all` (default)"
     )
-    parser.add_argument("--num-images-per-class", type=int, metavar="N", help="default 10; with --interpolate, walks (default 1)")
+    parser.add_argument("--num-images-per-class", type=int, metavar="N", help="default 10; with --interpolate, rows (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time; does not change them (default 64)")
     parser.add_argument(
@@ -95,16 +95,22 @@ def run(arguments: list[str]) -> int:
     )
     rejection.add_argument("--rejection-weights", type=Path, metavar="FILE", help="its weights (default: packaged or downloaded)")
     rejection.add_argument("--rejection-keep", type=float, metavar="SHARE", help="share of the images that is kept (default 0.5)")
-    walk = parser.add_argument_group("walks between images (GANs)")
-    walk.add_argument("--interpolate", choices=("latent", "class"), help="what changes along a walk: the noise, or the class")
-    walk.add_argument("--frames", type=int, metavar="N", help="images of a walk, both ends among them (default 8; animation 24)")
-    walk.add_argument("--path", choices=("spherical", "linear"), help="from noise to noise: a great circle (default) or a line")
-    walk.add_argument("--fps", type=float, metavar="N", help="frames per second of an animation (default 12)")
-    walk.add_argument("--loop", action="store_true", default=None, help="play an animation forth and back, without a jump")
+    interpolation = parser.add_argument_group("interpolation between images (GANs)")
+    interpolation.add_argument("--interpolate", choices=("latent", "class"), help="what is interpolated: the noise, or the class")
+    interpolation.add_argument(
+        "--frames", type=int, metavar="N", help="images of an interpolation, with both ends (default 8; animation 24)"
+    )
+    interpolation.add_argument(
+        "--path", choices=("spherical", "linear"), help="from noise to noise: a great circle (default) or a line"
+    )
+    interpolation.add_argument("--fps", type=float, metavar="N", help="frames per second of an animation (default 12)")
+    interpolation.add_argument(
+        "--loop", action="store_true", default=None, help="play an animation forth and back, without a jump"
+    )
     given = vars(parser.parse_args(arguments))
     chosen = chosen_options(given, families)
     guides = take_guide_flags(given)
-    walking = {name: given.pop(name) for name in ("frames", "path", "fps", "loop")}
+    interpolation_options = {name: given.pop(name) for name in ("frames", "path", "fps", "loop")}
     kind = given.pop("interpolate")
     rejection_options = {name: given.pop(f"rejection_{name}") for name in ("extractor", "weights", "keep")}
     if rejection_options["extractor"] is None:
@@ -117,15 +123,17 @@ def run(arguments: list[str]) -> int:
         if given.pop("mixed_precision") != "no":
             raise UserError("--mixed-precision has no use for --interpolate, which runs in float32; leave one out")
         if not guides.is_empty:
-            raise UserError("--guide and --classifier have no use for --interpolate, which walks between a GAN's images")
+            raise UserError("--guide and --classifier have no use for --interpolate, which interpolates between a GAN's images")
         if given.pop("upsampler") is not None:
-            raise UserError("--upsampler has no use for --interpolate, which walks between a GAN's images; leave one out")
+            raise UserError("--upsampler has no use for --interpolate, which interpolates between a GAN's images; leave one out")
         from generative.cli.interpolate import interpolate
 
-        return interpolate(chosen, kind, **walking, **given)
-    for name, value in walking.items():
+        return interpolate(chosen, kind, **interpolation_options, **given)
+    for name, value in interpolation_options.items():
         if value is not None:
-            raise UserError(f"--{name} describes a walk between images; add --interpolate latent or --interpolate class")
+            raise UserError(
+                f"--{name} describes an interpolation between images; add --interpolate latent or --interpolate class"
+            )
     return sample(chosen, rejection_options, guides, **given)
 
 
@@ -167,7 +175,7 @@ def sample(
     requests = [SampleRequest(label, index) for label in labels for index in range(num_images_per_class)]
     accelerator = build_accelerator(mixed_precision)
     move_pipeline(pipeline, device, accelerator)
-    judge = load_judge(rejection_options, pipeline, accelerator)
+    rejection_classifier = load_rejection_classifier(rejection_options, pipeline, accelerator)
     evaluations: list[int] = []
 
     def generate(wanted: list[SampleRequest]) -> Any:
@@ -180,13 +188,13 @@ def sample(
             "progress": accelerator.is_main_process,
             "autocast": accelerator.autocast,
         }
-        if judge is None:
+        if rejection_classifier is None:
             return counting(generate_images(pipeline, wanted, **common), pipeline, evaluations)
         gather = gather_object if accelerator.num_processes > 1 else list
         return generate_best_images(
             pipeline,
             wanted,
-            judge,
+            rejection_classifier,
             num_images_per_class=num_images_per_class,
             keep=rejection_options["keep"],
             gather=gather,
@@ -213,10 +221,10 @@ def sample(
             settings["average"] = average
         if mixed_precision != "no":
             settings["mixed_precision"] = mixed_precision
-        if judge is not None:
+        if rejection_classifier is not None:
             # How many are kept decides among which they are chosen.
             chosen_from = {"keep": rejection_options["keep"], "num_images_per_class": num_images_per_class}
-            settings["rejection"] = {**judge.description, **chosen_from}
+            settings["rejection"] = {**rejection_classifier.description, **chosen_from}
         writer = ImageFolderWriter(output, settings, pipeline.class_names)
         missing = writer.missing(requests)
         accelerator.wait_for_everyone()
@@ -243,7 +251,7 @@ def counting(batches: Iterator[Batch], pipeline: ImageGenerationPipeline, evalua
         yield batch
 
 
-def load_judge(
+def load_rejection_classifier(
     rejection_options: dict[str, Any], pipeline: ImageGenerationPipeline, accelerator: Accelerator
 ) -> ClassifierJudge | None:
     """The classifier that chooses among samples, or None where none was asked for; fills in the share that is kept.
@@ -258,7 +266,7 @@ def load_judge(
     rejection_options["keep"] = 0.5 if rejection_options["keep"] is None else rejection_options["keep"]
     num_candidates(1, rejection_options["keep"])
     extractor, weights = rejection_options["extractor"], rejection_options["weights"]
-    judge = ClassifierJudge(extractor, weights, pipeline.num_classes, pipeline.device)
+    rejection_classifier = ClassifierJudge(extractor, weights, pipeline.num_classes, pipeline.device)
     if accelerator.is_main_process:
-        print(f"warning: {CAVEAT.format(name=judge.name)}", file=sys.stderr)
-    return judge
+        print(f"warning: {CAVEAT.format(name=rejection_classifier.name)}", file=sys.stderr)
+    return rejection_classifier

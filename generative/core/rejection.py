@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CAVEAT = (
     "images are chosen by {name}: a FID, an Inception Score or an accuracy on that same network would flatter the generator, "
-    "so judge them by another"
+    "so score them with another"
 )
 
 Scores = list[tuple[int, float]]
@@ -130,7 +130,7 @@ def generate_best_images(
     Args:
         pipeline: Any pipeline of this project.
         requests: The images wanted, the same list on every process; each index is below ``num_images_per_class``.
-        judge: The classifier.
+        judge: The classifier that scores the candidates.
         num_images_per_class: Images kept of each class.
         keep: Share of the candidates that is kept, in (0, 1].
         seed: Seed of the run.

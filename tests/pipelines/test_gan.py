@@ -57,8 +57,8 @@ def test_truncation_narrows_the_noise(pipeline: GANImagePipeline) -> None:
     assert narrow.std(0).mean() < 0.5 * wide.std(0).mean()
 
 
-def test_images_are_what_they_were_before_there_were_laws_of_truncation(pipeline: GANImagePipeline) -> None:
-    """Pixels of the first two images, written down when pipelines had one law only."""
+def test_images_are_what_they_were_before_truncation_had_options(pipeline: GANImagePipeline) -> None:
+    """Pixels of the first two images, written down when pipelines had one distribution only."""
     for truncation, expected in (
         (None, [[0.4742279, 0.4001939, 0.5476213], [0.4645203, 0.4607915, 0.5144575]]),
         (0.5, [[0.4756846, 0.4263250, 0.5469577], [0.5113307, 0.4110242, 0.5480194]]),
@@ -69,7 +69,7 @@ def test_images_are_what_they_were_before_there_were_laws_of_truncation(pipeline
         torch.testing.assert_close(pixels, torch.tensor(expected), rtol=0, atol=2e-5)
 
 
-def test_a_pipeline_saved_without_a_law_redraws(pipeline: GANImagePipeline, tmp_path: Path) -> None:
+def test_a_pipeline_saved_without_a_truncation_law_redraws(pipeline: GANImagePipeline, tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path)
     path = tmp_path / "model_index.json"
     index = json.loads(path.read_text())
@@ -83,14 +83,14 @@ def test_a_pipeline_saved_without_a_law_redraws(pipeline: GANImagePipeline, tmp_
         GANImagePipeline.from_pretrained(tmp_path)
 
 
-def test_the_law_is_kept(pipeline: GANImagePipeline, tmp_path: Path) -> None:
+def test_the_truncation_law_is_kept(pipeline: GANImagePipeline, tmp_path: Path) -> None:
     images = {"truncated": draw(pipeline, [0, 1], truncation=0.5)}
     for law in ("scaled_truncated", "scaled"):
         GANImagePipeline(pipeline.generator, truncation_law=law).save_pretrained(tmp_path / law)
         loaded = GANImagePipeline.from_pretrained(tmp_path / law)
         assert loaded.truncation_law == law
         images[law] = draw(loaded, [0, 1], truncation=0.5)
-        assert torch.equal(draw(loaded, [0, 1]), draw(pipeline, [0, 1])), "without a truncation there is one law"
+        assert torch.equal(draw(loaded, [0, 1]), draw(pipeline, [0, 1])), "without a truncation there is one distribution"
     assert not torch.equal(images["truncated"], images["scaled_truncated"])
     assert not torch.equal(images["scaled_truncated"], images["scaled"])
 
@@ -152,7 +152,7 @@ def test_a_mixture_of_one_class_is_that_class(pipeline: GANImagePipeline) -> Non
     assert (between[0] - plain[0]).abs().max() > 1e-3
 
 
-def test_latent_walks_lead_from_image_to_image(pipeline: GANImagePipeline) -> None:
+def test_latent_interpolations_lead_from_image_to_image(pipeline: GANImagePipeline) -> None:
     def generators() -> list[torch.Generator]:
         return [keyed_generator(seed) for seed in range(4)]
 
@@ -169,15 +169,15 @@ def test_latent_walks_lead_from_image_to_image(pipeline: GANImagePipeline) -> No
         torch.testing.assert_close(again, frames, rtol=0, atol=1e-6)
 
 
-def test_latent_walks_take_noise_maps_along() -> None:
+def test_latent_interpolations_take_noise_maps_along() -> None:
     pipeline = GANImagePipeline(EchoGenerator())
     ends = pipeline([0, 0], generator=[keyed_generator(1), keyed_generator(2)], output_type="pt").images
-    walk = pipeline.interpolate_latents([0], 3, generator=[keyed_generator(1), keyed_generator(2)], output_type="pt").images
-    torch.testing.assert_close(walk[[0, 2]], ends, rtol=0, atol=1e-6)
-    assert not torch.equal(walk[1, 1], walk[0, 1])
+    frames = pipeline.interpolate_latents([0], 3, generator=[keyed_generator(1), keyed_generator(2)], output_type="pt").images
+    torch.testing.assert_close(frames[[0, 2]], ends, rtol=0, atol=1e-6)
+    assert not torch.equal(frames[1, 1], frames[0, 1])
 
 
-def test_class_walks_keep_the_noise(pipeline: GANImagePipeline) -> None:
+def test_class_interpolations_keep_the_noise(pipeline: GANImagePipeline) -> None:
     def generators() -> list[torch.Generator]:
         return [keyed_generator(seed) for seed in range(2)]
 
@@ -207,7 +207,7 @@ def test_class_walks_keep_the_noise(pipeline: GANImagePipeline) -> None:
         ("interpolate_classes", {"class_labels": [0], "end_class_labels": [4]}, "class label 4 is outside 0..3"),
     ],
 )
-def test_wrong_walks_are_told(pipeline: GANImagePipeline, method: str, options: dict, message: str) -> None:
+def test_wrong_interpolations_are_told(pipeline: GANImagePipeline, method: str, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         getattr(pipeline, method)(**options)
 

@@ -19,7 +19,7 @@ from generative.core.checkpoint import fingerprint_folder
 from pipelines import load_pipeline
 
 VECTORS = Path(__file__).parents[2] / "parity" / "vectors"
-# Source -> its parity file, which of its modules samples, and which judges.
+# Source -> its parity file, which of its modules samples, and which is its discriminator.
 PARITY = {
     "biggan": ("biggan-a", "generator", "discriminator"),
     "biggan-deep": ("biggan-deep-a", "generator", "discriminator"),

@@ -204,13 +204,13 @@ def grid_tiles(path: Path, columns: int, tile: int = 64) -> np.ndarray:
     return np.stack([np.stack([pixels[y : y + tile, x : x + tile] for y, x in row]) for row in starts])
 
 
-def test_latent_walks_as_a_grid(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Walks lead from image n to image n + 1 of plain sampling with the same seed and options."""
+def test_latent_interpolations_as_a_grid(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Interpolations lead from image n to image n + 1 of plain sampling with the same seed and options."""
     common = ["--class-labels", "2,0", "--seed", "4", "--truncation", "0.8"]
     assert main(["sample", str(saved), *common, "--num-images-per-class", "3", "--output", "plain"]) == 0
     arguments = ["--interpolate", "latent", "--frames", "5", "--num-images-per-class", "2", "--batch-size", "3"]
     assert main(["sample", str(saved), *common, *arguments]) == 0
-    assert "4 walks of 5 frames in 'interpolation.png'" in capsys.readouterr().out
+    assert "4 interpolations of 5 frames in 'interpolation.png'" in capsys.readouterr().out
     tiles = grid_tiles(Path("interpolation.png"), 5)[:, :, ::8, ::8].astype(int)
     plain = pixels(Path("plain"))
     for row, (label, index) in enumerate([(0, 0), (0, 1), (2, 0), (2, 1)]):
@@ -220,11 +220,11 @@ def test_latent_walks_as_a_grid(saved: Path, capsys: pytest.CaptureFixture[str])
     before = Path("interpolation.png").read_bytes()
     assert main(["sample", str(saved), *common, *arguments, "--path", "linear", "--output", "linear.png"]) == 0
     assert main(["sample", str(saved), *common, *arguments]) == 0
-    assert Path("interpolation.png").read_bytes() == before, "the same seed, the same walk"
+    assert Path("interpolation.png").read_bytes() == before, "the same seed, the same interpolation"
     assert Path("linear.png").read_bytes() != before
 
 
-def test_class_walks_go_in_the_order_given(saved: Path) -> None:
+def test_class_interpolations_go_in_the_order_given(saved: Path) -> None:
     common = ["--num-images-per-class", "1", "--seed", "4"]
     assert main(["sample", str(saved), *common, "--output", "plain"]) == 0
     arguments = ["--interpolate", "class", "--class-labels", "2,0,1", "--frames", "3", "--output", "frames"]
@@ -238,11 +238,11 @@ def test_class_walks_go_in_the_order_given(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".apng"])
-def test_walks_as_an_animation(saved: Path, suffix: str) -> None:
-    arguments = ["--interpolate", "latent", "--frames", "4", "--fps", "10", "--loop", "--output", f"deep/walk{suffix}"]
+def test_interpolations_as_an_animation(saved: Path, suffix: str) -> None:
+    arguments = ["--interpolate", "latent", "--frames", "4", "--fps", "10", "--loop", "--output", f"deep/latents{suffix}"]
     assert main(["sample", str(saved), *arguments]) == 0
-    assert [path.name for path in Path("deep").iterdir()] == [f"walk{suffix}"]
-    with Image.open(f"deep/walk{suffix}") as animation:
+    assert [path.name for path in Path("deep").iterdir()] == [f"latents{suffix}"]
+    with Image.open(f"deep/latents{suffix}") as animation:
         # Three rows play side by side, forth and back: 0 1 2 3 2 1.
         assert animation.size == (2 + 2 * 66, 2 + 2 * 66) and animation.n_frames == 6
         pictures = []
@@ -269,10 +269,10 @@ def test_families_that_cannot_interpolate(diffusion: Path, capsys: pytest.Captur
     ("flags", "message"),
     [
         (["--interpolate", "noise"], "--interpolate: invalid choice: 'noise'"),
-        (["--interpolate", "latent", "--frames", "1"], "--frames must be at least 2, the two ends of a walk, got 1"),
+        (["--interpolate", "latent", "--frames", "1"], "--frames must be at least 2, the two ends of an interpolation, got 1"),
         (["--interpolate", "latent", "--path", "curved"], "--path: invalid choice: 'curved'"),
         (["--interpolate", "class", "--path", "linear"], "--path is the way from noise to noise"),
-        (["--interpolate", "class", "--class-labels", "1"], "walks from class to class: name two or more"),
+        (["--interpolate", "class", "--class-labels", "1"], "goes from class to class: name two or more"),
         (["--interpolate", "class", "--class-labels", "1,7"], "class label 7 is outside 0..2"),
         (["--interpolate", "class", "--class-labels", "1,1"], "names a class twice"),
         (["--interpolate", "latent", "--fps", "0", "--output", "a.gif"], "--fps must be above 0 and at most 50, got 0"),
@@ -280,21 +280,24 @@ def test_families_that_cannot_interpolate(diffusion: Path, capsys: pytest.Captur
         (["--interpolate", "latent", "--fps", "5"], "--fps is for animations, and 'interpolation.png' is none"),
         (["--interpolate", "latent", "--loop"], "--loop is for animations, and 'interpolation.png' is none"),
         (["--interpolate", "latent", "--num-images-per-class", "0"], "--num-images-per-class must be at least 1, got 0"),
-        (["--interpolate", "latent", "--num-images-per-class", "99"], "297 walks are too many for one picture"),
+        (["--interpolate", "latent", "--num-images-per-class", "99"], "297 interpolations are too many for one picture"),
         (["--interpolate", "latent", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--interpolate", "latent", "--truncation", "0"], "truncation must be a positive threshold"),
         (["--interpolate", "latent", "--guidance-scale", "2"], "GANImagePipeline has no use for --guidance-scale"),
-        (["--interpolate", "latent", "--output", "walk.npz"], "'walk.npz' is of no kind that walks are written as"),
+        (
+            ["--interpolate", "latent", "--output", "latents.npz"],
+            "'latents.npz' is of no kind that interpolations are written as",
+        ),
         (["--interpolate", "latent", "--output", "taken"], "'taken' is there already; give a folder that is new or empty"),
         (["--interpolate", "latent", "--output", "folder.png"], "'folder.png' is a folder"),
         (["--interpolate", "latent", "--device", "nonsense"], "--device 'nonsense' cannot be used here"),
-        (["--frames", "8"], "--frames describes a walk between images; add --interpolate"),
-        (["--path", "linear"], "--path describes a walk"),
-        (["--fps", "8"], "--fps describes a walk"),
-        (["--loop"], "--loop describes a walk"),
+        (["--frames", "8"], "--frames describes an interpolation between images; add --interpolate"),
+        (["--path", "linear"], "--path describes an interpolation"),
+        (["--fps", "8"], "--fps describes an interpolation"),
+        (["--loop"], "--loop describes an interpolation"),
     ],
 )
-def test_wrong_walks(saved: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+def test_wrong_interpolations(saved: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
     Path("taken").mkdir()
     Path("taken/file").write_text("precious")
     Path("folder.png").mkdir()
@@ -365,7 +368,7 @@ def test_half_precision_changes_pixels_a_little_and_is_recorded(saved: Path) -> 
     assert json.loads(Path("half/manifest.json").read_text())["settings"]["mixed_precision"] == "bf16"
 
 
-def test_half_precision_of_a_walk_is_refused(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_half_precision_of_an_interpolation_is_refused(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--mixed-precision has no use for --interpolate" in failure(
         capsys, str(saved), "--interpolate", "latent", "--mixed-precision", "bf16"
     )
@@ -405,7 +408,7 @@ def test_wrong_names(named: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert message in capsys.readouterr().err
 
 
-def test_a_grid_of_walks_shows_the_names(named: Path, tmp_path: Path) -> None:
+def test_a_grid_of_interpolations_shows_the_names(named: Path, tmp_path: Path) -> None:
     arguments = ["--interpolate", "class", "--class-labels", "2,name=all", "--frames", "3", "--output", str(tmp_path / "x.png")]
     assert main(["sample", str(named), *arguments]) == 0
     with Image.open(tmp_path / "x.png") as grid:

@@ -128,16 +128,16 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_a_classifier_of_the_metrics_package(weights: Path) -> None:
-    judge = ClassifierJudge("resnet9", weights, 3)
+    classifier = ClassifierJudge("resnet9", weights, 3)
     images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
-    columns = torch.stack([judge.log_probabilities(images, [label] * 6) for label in range(3)], dim=1)
+    columns = torch.stack([classifier.log_probabilities(images, [label] * 6) for label in range(3)], dim=1)
     torch.testing.assert_close(columns.exp().sum(1), torch.ones(6))
-    mixed = judge.log_probabilities(images, [0, 1, 2, 2, 1, 0])
+    mixed = classifier.log_probabilities(images, [0, 1, 2, 2, 1, 0])
     torch.testing.assert_close(mixed, columns[torch.arange(6), torch.tensor([0, 1, 2, 2, 1, 0])], rtol=1e-4, atol=1e-5)
-    assert judge.description["extractor"] == "resnet9" and len(judge.description["weights_sha256"]) == 64
+    assert classifier.description["extractor"] == "resnet9" and len(classifier.description["weights_sha256"]) == 64
 
 
-def test_classifiers_that_cannot_judge_are_refused(weights: Path) -> None:
+def test_classifiers_that_cannot_score_are_refused(weights: Path) -> None:
     for arguments, message in (
         (("resnet9", weights, 10), "the classifier 'resnet9' has 3 classes but the pipeline has 10; train one"),
         (("resnet9", None, 3), "rejection: resnet9 has no weights of its own"),
