@@ -1,4 +1,4 @@
-"""How many tokens are masked, and which: the laws of MAR (arXiv 2406.11838) and eMIGM (arXiv 2503.07197)."""
+"""How many tokens are masked, and which: the distributions of MAR (arXiv 2406.11838) and eMIGM (arXiv 2503.07197)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class MaskDraw:
 
 
 class MaskingLaw(abc.ABC):
-    """Draws masks for training."""
+    """Distribution from which the masks of training are drawn."""
 
     @abc.abstractmethod
     def draw(self, batch_size: int, num_tokens: int, generator: torch.Generator) -> MaskDraw:
@@ -106,7 +106,7 @@ def random_subset(batch_size: int, num_tokens: int, size: int, generator: torch.
 
 
 def truncated_normal_ratio(uniform: float, min_ratio: float) -> float:
-    """Quantile of MAR's law of the share of masked tokens.
+    """Quantile of MAR's distribution of the share of masked tokens.
 
     Args:
         uniform: In [0, 1).
@@ -122,7 +122,7 @@ def truncated_normal_ratio(uniform: float, min_ratio: float) -> float:
 
 
 class TruncatedNormalMasking(MaskingLaw):
-    """MAR's law: one share for the batch, 1 - |N(0, 0.25)| cut at ``min_ratio``, rounded up to a count.
+    """MAR's distribution: one share for the batch, 1 - |N(0, 0.25)| cut at ``min_ratio``, rounded up to a count.
 
     Args:
         min_ratio: Smallest share of masked tokens.
@@ -149,7 +149,7 @@ def masking_time(uniform: Tensor, min_time: float) -> Tensor:
 
 
 class ScheduledMasking(MaskingLaw):
-    """eMIGM's law: a time, then each token masked with the schedule's probability at that time.
+    """eMIGM's distribution: a time, then each token masked with the schedule's probability at that time.
 
     Args:
         strategy: See ``mask_schedule``.

@@ -1,4 +1,4 @@
-"""Exponential moving averages of networks, buffers included, with the decay laws of the field."""
+"""Exponential moving averages of networks, buffers included, with the decay profiles of the field."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class EMASpec:
 
     Attributes:
         network: Name of the network it follows.
-        profile: Its decay law.
+        profile: Its decay profile.
         buffers: ``copy`` takes the network's buffers as they are; ``average`` averages the floating-point ones too (BigGAN: batch
             norm statistics and spectral vectors). Integer buffers are always copied.
     """

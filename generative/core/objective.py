@@ -197,10 +197,10 @@ class Objective(abc.ABC):
         return {}
 
     def warnings(self, history: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
-        """Judge the history of a run.
+        """Warn of trends in the history of a run.
 
         Args:
-            history: The latest log entries, oldest first (evaluations are judged for every family alike).
+            history: The latest log entries, oldest first (evaluations are watched for every family alike).
 
         Returns:
             One sentence by rule, of the rules that apply now; each is said once while it lasts.

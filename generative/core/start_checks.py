@@ -73,7 +73,7 @@ def check_sampling(objective: Objective, evaluator: Evaluator | None = None) -> 
         )
 
 
-def check_judge(objective: Objective, evaluator: Evaluator | None) -> None:
+def check_scoring_network(objective: Objective, evaluator: Evaluator | None) -> None:
     """Refuse scores by a network that the training itself looks through: they would flatter the generator.
 
     Raises:

@@ -33,7 +33,7 @@ from generative.core.schedules import Constant
 from generative.core.seeding import keyed_generator
 from generative.core.shared_copy import contiguous, share_weights
 from generative.core.signals import WorkerWatch, catch_signals, loader_workers, survive_first_signal
-from generative.core.start_checks import check_fit, check_judge, check_sampling
+from generative.core.start_checks import check_fit, check_sampling, check_scoring_network
 from generative.core.step import PhaseRunner, average_buffers, checkpoint_activations
 from generative.core.trained_state import TrainedState
 from generative.core.trainer_config import TrainerConfig
@@ -83,7 +83,7 @@ class Trainer:
             raise UserError("trainer.evaluate_interval_steps is set but there is no evaluation; add an `evaluation` section")
         if config.keep_best and evaluator is None:
             raise UserError("trainer.keep_best is set but there is no evaluation; add an `evaluation` section")
-        check_judge(objective, evaluator)
+        check_scoring_network(objective, evaluator)
         check_sampling(objective, evaluator)
         self.best = BestCheckpoint(config.output_dir, config.keep_best) if config.keep_best else None
         self.step = 0

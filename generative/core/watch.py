@@ -44,7 +44,7 @@ def main_score(entry: Entry) -> tuple[str, float] | None:
 
 
 def score_warnings(evaluations: Sequence[Entry]) -> dict[str, str]:
-    """Judge the trend of the main score.
+    """Warn of a bad trend of the main score.
 
     Args:
         evaluations: Entries that hold a main score, oldest first.

@@ -207,7 +207,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         return sum_pool(self.last(hidden))  # (B, D)
 
     def forward(self, images: Tensor, class_labels: Tensor) -> Tensor:
-        """Judge images.
+        """Compute the realness logits of images.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].

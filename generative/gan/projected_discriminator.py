@@ -92,7 +92,7 @@ class ProjectedDiscriminator(ModelMixin, ConfigMixin):
         cross_replica: Batch statistics over all processes.
 
     Attributes:
-        feature_extractors: Networks whose features it looks at, by the names of the scores' extractors: never judge with these.
+        feature_extractors: Networks whose features it looks at, by the names of the scores' extractors: never score with these.
     """
 
     feature_extractors: tuple[str, ...] = ("efficientnet-lite0",)
@@ -165,7 +165,7 @@ class ProjectedDiscriminator(ModelMixin, ConfigMixin):
         return maps if self.projector is None else self.projector(maps)
 
     def forward(self, images: Tensor, class_labels: Tensor) -> Tensor:
-        """Judge images.
+        """Compute the realness logits of images.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].

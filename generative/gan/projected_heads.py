@@ -132,7 +132,7 @@ class ProjectedHead(nn.Module):
         self.class_projection = None if num_classes is None else nn.Linear(embedding_dim, map_channels)
 
     def forward(self, feature: Tensor, class_labels: Tensor) -> Tensor:
-        """Judge a feature map.
+        """Compute the realness logits of a feature map.
 
         Args:
             feature: (B, C, H, W).
@@ -217,7 +217,7 @@ class MultiScaleHeads(ModelMixin, ConfigMixin):
         self.heads = nn.ModuleList(heads)
 
     def forward(self, features: Sequence[Tensor], class_labels: Tensor) -> Tensor:
-        """Judge feature maps.
+        """Compute the realness logits of feature maps.
 
         Args:
             features: Maps (B, C_i, H_i, W_i), largest first, at least as many as heads.

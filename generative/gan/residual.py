@@ -205,7 +205,7 @@ class ResidualDiscriminator(ModelMixin, ConfigMixin):
         return sum_pool(F.relu(hidden))  # (B, D)
 
     def forward(self, images: Tensor, class_labels: Tensor) -> Tensor:
-        """Judge images.
+        """Compute the realness logits of images.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].

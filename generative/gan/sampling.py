@@ -14,10 +14,10 @@ from generative.core.seeding import ImageNoise
 from generative.layers.batch_norm import BatchNorm2d, recompute_statistics
 
 TruncationLaw = Literal["truncated", "scaled_truncated", "scaled"]
-"""What a truncation t does to standard normal noise. Without one (None) the noise is standard normal under every law.
+"""What a truncation t does to standard normal noise. Without one (None) the noise is standard normal under each distribution.
 
 - ``truncated``: normal numbers, those beyond +-t drawn again (arXiv 1809.11096, section 3.1).
-- ``scaled_truncated``: t times normal numbers truncated at +-2, the law of BigGAN's TF-Hub modules and of
+- ``scaled_truncated``: t times normal numbers truncated at +-2, the distribution of BigGAN's TF-Hub modules and of
   pytorch-pretrained-biggan's ``truncated_noise_sample``.
 - ``scaled``: t times normal numbers, ``z_var`` of BigGAN-PyTorch, which is a standard deviation whatever its name says.
 """
@@ -35,8 +35,8 @@ def check_truncation(truncation: float | None) -> None:
 def truncated_normal(uniform: Tensor, threshold: float) -> Tensor:
     """Standard normal numbers truncated to [-threshold, threshold], by inverse CDF.
 
-    Equal in law to redrawing every value beyond the threshold (the truncation trick, arXiv 1809.11096, section 3.1), but each
-    number costs exactly one draw.
+    Equal in distribution to redrawing every value beyond the threshold (the truncation trick, arXiv 1809.11096, section 3.1), but
+    each number costs exactly one draw.
 
     Args:
         uniform: Uniform numbers in [0, 1), any shape.
@@ -56,13 +56,15 @@ def check_truncation_law(law: str) -> None:
         raise UserError(f"truncation_law must be one of {', '.join(get_args(TruncationLaw))}, got {law!r}")
 
 
-def _draw(randn: Callable[[], Tensor], rand: Callable[[], Tensor], truncation: float | None, law: TruncationLaw) -> Tensor:
-    """Draw float32 noise from whichever source, normal or uniform, the law takes."""
+def _draw(
+    randn: Callable[[], Tensor], rand: Callable[[], Tensor], truncation: float | None, distribution: TruncationLaw
+) -> Tensor:
+    """Draw float32 noise from whichever source, normal or uniform, the distribution takes."""
     if truncation is None:
         return randn()
-    if law == "scaled":
+    if distribution == "scaled":
         return truncation * randn()
-    if law == "scaled_truncated":
+    if distribution == "scaled_truncated":
         return truncation * truncated_normal(rand(), TF_HUB_THRESHOLD)
     return truncated_normal(rand(), truncation)
 
@@ -81,7 +83,7 @@ def draw_z(
         z_dim: Z.
         generator: Its device is the result's.
         truncation: Threshold or scale, or None.
-        law: What the truncation does.
+        law: Distribution of the truncated noise.
 
     Returns:
         (B, Z) float32.
@@ -97,7 +99,7 @@ def image_z(noise: ImageNoise, z_dim: int, truncation: float | None = None, law:
         noise: One stream per image.
         z_dim: Z.
         truncation: Threshold or scale, or None.
-        law: What the truncation does.
+        law: Distribution of the truncated noise.
 
     Returns:
         (B, Z) float32.
@@ -149,7 +151,7 @@ def take_standing_statistics(
         batch_size: Images in each.
         generator: Source of all draws.
         truncation: Threshold or scale of the noise, or None.
-        law: What the truncation does.
+        law: Distribution of the truncated noise.
 
     Raises:
         UserError: If the network has no batch norm, or keeps statistics for several truncations already.

@@ -59,7 +59,7 @@ class FrozenConv2d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        start = nn.Conv2d(in_channels, out_channels, kernel_size, groups=groups)  # a convolution's own initial law
+        start = nn.Conv2d(in_channels, out_channels, kernel_size, groups=groups)  # a convolution's default initialisation
         assert start.bias is not None
         self.register_buffer("weight", start.weight.detach().clone())
         self.register_buffer("bias", start.bias.detach().clone())

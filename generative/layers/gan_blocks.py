@@ -18,7 +18,7 @@ from generative.layers.spectral_norm import SpectralNormConv2d, SpectralNormEmbe
 
 WeightInit = Literal["xavier", "orthogonal", "normal"]
 NORMAL_INIT_STD = 0.02  # DCGAN (arXiv 1511.06434), "N02" in BigGAN-PyTorch
-WEIGHT_LAWS: dict[WeightInit, Callable[[Tensor], Tensor]] = {
+WEIGHT_INITS: dict[WeightInit, Callable[[Tensor], Tensor]] = {
     "xavier": nn.init.xavier_uniform_,
     "orthogonal": nn.init.orthogonal_,
     "normal": partial(nn.init.normal_, std=NORMAL_INIT_STD),
@@ -215,15 +215,15 @@ def initialise_weights(network: nn.Module, init: WeightInit | None, zero_biases:
         optional: Take ``init`` None too, which keeps all that torch drew.
 
     Raises:
-        UserError: If there is no such law.
+        UserError: If there is no such initialisation.
     """
     if init is None and optional:
         return
-    if init not in WEIGHT_LAWS:
-        choices = ", ".join(WEIGHT_LAWS) + (" or null" if optional else "")
+    if init not in WEIGHT_INITS:
+        choices = ", ".join(WEIGHT_INITS) + (" or null" if optional else "")
         raise UserError(f"weight_init must be one of {choices}, got {init!r}")
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)):
-            WEIGHT_LAWS[init](module.weight)
+            WEIGHT_INITS[init](module.weight)
             if zero_biases and not isinstance(module, nn.Embedding) and module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -153,7 +153,7 @@ class StoredSpectralVectorToMap(nn.Module):
 
     def __init__(self, in_features: int, out_channels: int, size: int = 4, eps: float = TORCH_EPS) -> None:
         super().__init__()
-        # A convolution's own initial law; its weight is (in_features, C, S, S).
+        # A convolution's default initialisation; its weight is (in_features, C, S, S).
         self.weight = nn.ConvTranspose2d(in_features, out_channels, size, bias=False).weight
         self.spectral_norm = SpectralNorm(out_channels, eps, num_inputs=in_features * size**2)
 

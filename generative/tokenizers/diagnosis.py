@@ -18,7 +18,7 @@ TRIVIAL_PERPLEXITY = 1.5
 def find_warnings(
     history: Sequence[Mapping[str, Any]], codebooks: Mapping[str, int], is_reviving: bool = False
 ) -> dict[str, str]:
-    """Judge the newest log entries.
+    """Find what is wrong in the newest log entries.
 
     Args:
         history: Entries of metrics.jsonl, oldest first.

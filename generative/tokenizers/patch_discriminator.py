@@ -1,4 +1,4 @@
-"""PatchGAN: a small convolutional discriminator that judges overlapping patches (arXiv 1611.07004, section 3.2.2)."""
+"""PatchGAN: a small convolutional discriminator that scores overlapping patches (arXiv 1611.07004, section 3.2.2)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
         return size - 2
 
     def forward(self, images: Tensor) -> Tensor:
-        """Judge patches.
+        """Compute the realness logits of patches.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].

@@ -1,4 +1,4 @@
-"""Images per second of GAN training and sampling on the CPU: ours against BigGAN-PyTorch, same sizes, weights and game.
+"""Images per second of GAN training and sampling on the CPU: ours against BigGAN-PyTorch, same sizes, weights and loss.
 
     python tests/benchmarks/gan_training.py --rival /path/to/BigGAN-PyTorch           # 32 and 64 px; about 4 minutes on two cores
     python tests/benchmarks/gan_training.py --rival ... --resolution 128 --batch 8    # one size

@@ -44,7 +44,7 @@ def build_networks(model: str, resolution: int, channels: int, state: dict[str, 
 
 
 def build_objective(model: str, networks: dict[str, nn.Module]) -> GANObjective:
-    """The rival's game, optimizers and average; our Adam in one fused kernel."""
+    """The rival's loss, optimizers and average; our Adam in one fused kernel."""
     options: dict[str, Any] = {"betas": BETAS, "eps": ADAM_EPS[model], "fused": True}
     return GANObjective(
         networks["generator"],

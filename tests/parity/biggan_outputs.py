@@ -136,7 +136,7 @@ def ema_outputs(inputs: Tensors) -> dict[str, Tensor]:
 
 
 def truncation_outputs(inputs: Tensors) -> dict[str, Tensor]:
-    """The three laws that go by the name of truncation."""
+    """The three distributions that go by the name of truncation."""
     threshold = inputs["trunc/threshold"].item()
     return {
         "trunc/z_truncated": truncated_normal(inputs["trunc/uniform"], threshold),

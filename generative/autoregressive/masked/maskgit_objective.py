@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class MaskGITObjective(MaskedTokenObjective):
     """Cross-entropy of the masked tokens given the class and the others (eq. 1), with a cosine-distributed share masked.
 
-    In eMIGM's view (arXiv 2503.07197) this is masked diffusion of discrete tokens, unweighted: its laws can be given as
+    In eMIGM's view (arXiv 2503.07197) this is masked diffusion of discrete tokens, unweighted: its mask distributions can be
     ``masking`` (``ScheduledMasking(strategy="linear", weighted=True, per_image=True)`` is masked diffusion's likelihood bound).
 
     Args:
@@ -90,7 +90,7 @@ class MaskGITObjective(MaskedTokenObjective):
             losses = losses * masks.weights[:, None]
         count = is_masked.sum()
         with torch.no_grad():
-            some = count.clamp(min=1)  # a law may leave a batch without masks
+            some = count.clamp(min=1)  # a mask distribution may leave a batch without masks
             accuracy = ((logits.argmax(dim=-1) == tokens) & is_masked).sum() / some
             bits = (nats * is_masked).sum() / some / math.log(2)
         return {

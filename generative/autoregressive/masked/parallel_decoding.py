@@ -1,5 +1,5 @@
-"""Masks of discrete token models (MaskGIT, arXiv 2202.04200): the cosine law in training (section 3.1) and in iterative parallel
-decoding (section 3.2), confidence, and the scheduler."""
+"""Masks of discrete token models (MaskGIT, arXiv 2202.04200): the cosine distribution in training (section 3.1) and in iterative
+parallel decoding (section 3.2), confidence, and the scheduler."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_choice_temperature(choice_temperature: float) -> None:
 
 
 class CosineMasking(MaskingLaw):
-    """MaskGIT's law: each image has its own share of masked tokens, cos(pi / 2 r) with r uniform in [0, 1), and random places.
+    """MaskGIT's masks: each image has its own share of masked tokens, cos(pi / 2 r) with r uniform in [0, 1), and random places.
 
     Args:
         min_ratio: Smaller shares are raised to this one.

@@ -107,7 +107,7 @@ class ResGenObjective(MaskedTokenObjective):
         return {
             "loss": torch.where(has_target, losses, 0).sum(),
             "denominator": count,
-            "mean_square_error": (error * has_target).sum() / count.clamp(min=1),  # a law may leave a batch without masks
+            "mean_square_error": (error * has_target).sum() / count.clamp(min=1),  # a draw may leave a batch without masks
         }
 
     def split(

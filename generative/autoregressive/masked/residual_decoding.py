@@ -98,7 +98,7 @@ class ResidualScheduler(ConfidenceScheduler):
 
     A code's confidence is the log-probability of the mixture component drawn for its position, plus that of the code and those
     before it (``quantize_remainder``), plus annealed Gumbel noise. The least confident codes of the image are masked; a position
-    keeps as many codes as it has confident ones, the coarsest. With much noise that is the law of the masks in training.
+    keeps as many codes as it has confident ones, the coarsest. With much noise that is the distribution of the masks in training.
 
     Args:
         codebooks: (depth, V, D) float32.

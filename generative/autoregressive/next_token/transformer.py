@@ -44,7 +44,7 @@ class ImageTransformer(ModelMixin, ConfigMixin):
         mlp_dropout: The same of the SwiGLUs, where they differ from the attention layers; None where they do not.
         drop_path: Rate of stochastic depth in the last block, falling to 0 in the first.
         mlp_multiplier: Of the SwiGLU's inner width before it is rounded up; None for 1.
-        initializer_range: Standard deviation of the initial weights (LlamaGen: 0.02); None for a law of width and depth, see
+        initializer_range: Standard deviation of the initial weights (LlamaGen: 0.02); None for one set by width and depth, see
             ``initialize``.
         null_class: Whether there is a null condition; without one there is no label dropout and no guidance.
     """

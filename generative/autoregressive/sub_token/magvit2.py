@@ -41,7 +41,7 @@ class MAGVIT2Transformer(ModelMixin, ConfigMixin):
         mlp_multiplier: Of that width before it is rounded up; None for 1.
         rope_base: Base of the rotary frequencies.
         norm_eps: Epsilon of all RMS norms.
-        initializer_range: Standard deviation of the initial weights; None for a law of width and depth, see ``initialize``.
+        initializer_range: Standard deviation of the initial weights; None for one set by width and depth, see ``initialize``.
         embedding_dropout: Share of embedded features dropped in training.
         attention_dropout: Share of attention weights dropped in training.
         residual_dropout: Share of each attention layer's output features dropped in training.

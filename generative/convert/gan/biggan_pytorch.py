@@ -86,8 +86,8 @@ class SAGANSource(OfficialSource):
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
         """Read the official options off a checkpoint's names and shapes.
 
-        What leaves no trace in a checkpoint (epsilons, initial law) is as the launch script of the model has it. A discriminator
-        alone may be SAGAN's or BigGAN's, which have one layout.
+        What leaves no trace in a checkpoint (epsilons, initialisation) is as the launch script of the model has it. A
+        discriminator alone may be SAGAN's or BigGAN's, which have one layout.
 
         Args:
             state: Tensors by ``<module>/<key>``, or those of one network by ``<key>``.

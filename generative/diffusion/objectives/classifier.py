@@ -87,8 +87,8 @@ class NoisedClassifierObjective(Objective):
         """Cross-entropy of a micro-batch, see ``LossFn``.
 
         Returns:
-            ``loss``, and the shares of images whose class is the likeliest (``top1``) or, of ten classes and more, among the five
-            likeliest (``top5``).
+            ``loss``, and the shares of images whose class is the most probable (``top1``) or, of ten classes and more, among
+            the five most probable (``top5``).
         """
         images, labels = batch["images"], batch["class_labels"]
         sample, times = self.noise(images, context.generator)
@@ -144,10 +144,10 @@ class NoisedClassifierObjective(Objective):
 
 
 def top_counts(num_classes: int) -> dict[str, int]:
-    """Accuracies that are measured: name, and among how many of the likeliest classes the right one must be."""
+    """Accuracies that are measured: name, and among how many of the most probable classes the right one must be."""
     return {"top1": 1} | ({"top5": 5} if num_classes >= TOP_FIVE_CLASSES else {})
 
 
 def is_among(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Whether the class (B,) is among the ``count`` likeliest of logits (B, K), (B,) float32."""
+    """Whether the class (B,) is among the ``count`` most probable of logits (B, K), (B,) float32."""
     return (logits.topk(count, dim=1).indices == labels[:, None]).any(1).float()

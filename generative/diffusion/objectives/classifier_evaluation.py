@@ -46,7 +46,7 @@ class ClassifierEvaluator(Evaluator):
             raise UserError(f"a {type(pipeline).__name__} classifies no images; score it with {pipeline.evaluator}")
 
     def prepare(self, accelerator: Accelerator, progress: bool = False) -> None:
-        """Nothing: the pipeline itself is what judges."""
+        """Nothing: the pipeline itself is the classifier that scores."""
 
     def prepare_or_skip(self, accelerator: Accelerator, training: ImageDataset) -> None:
         """Nothing is missing."""

@@ -38,7 +38,8 @@ class AMGANObjective(GANObjective):
             real classes in order, then "generated". ``DCGANDiscriminator`` with ``output_dim`` K + 1 and conditioning ``none``.
         generator_optimizer: See ``GANObjective``.
         discriminator_optimizer: See ``GANObjective``.
-        game: ``am_gan``, or one of those that the paper compares it with: ``label_gan``, ``ac_gan_star``, ``ac_gan_star_plus``.
+        game: The adversarial loss: ``am_gan``, or one of those that the paper compares it with: ``label_gan``, ``ac_gan_star``,
+            ``ac_gan_star_plus``.
         labelling: Target class of a generated image: ``dynamic``, the discriminator's most probable real class (the paper's own
             choice), or ``predefined``, the class that the generator was given.
         discriminator_steps: See ``GANObjective``, as all that follow.

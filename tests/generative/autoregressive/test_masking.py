@@ -1,4 +1,4 @@
-"""Mask laws of MAR and eMIGM: distributions by their formulas, weights by differentiation, wrong options."""
+"""Masks of MAR and eMIGM: distributions by their formulas, weights by differentiation, wrong options."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ STRATEGIES = ["exp", "cosine", "linear", "log", "poly-0.5", "poly-3"]
 
 @pytest.mark.parametrize("min_ratio", [0.7, 0.1])
 def test_share_of_masked_tokens_is_the_truncated_normal(min_ratio: float) -> None:
-    law = truncnorm((min_ratio - 1) / 0.25, 0, loc=1, scale=0.25)
+    distribution = truncnorm((min_ratio - 1) / 0.25, 0, loc=1, scale=0.25)
     for uniform in (0.0, 0.01, 0.3, 0.77, 0.999):
-        assert truncated_normal_ratio(uniform, min_ratio) == pytest.approx(law.ppf(uniform), abs=1e-9)
+        assert truncated_normal_ratio(uniform, min_ratio) == pytest.approx(distribution.ppf(uniform), abs=1e-9)
 
 
 def test_mar_masks_one_count_for_the_batch_and_each_image_its_own_subset() -> None:
-    law, counts = TruncatedNormalMasking(0.7), set()
+    masking, counts = TruncatedNormalMasking(0.7), set()
     for seed in range(20):
-        draw = law.draw(5, 64, generator(seed))
+        draw = masking.draw(5, 64, generator(seed))
         assert draw.weights is None and len(set(draw.masked.sum(1).tolist())) == 1
         counts.add(int(draw.masked[0].sum()))
         assert draw.masked.all() or not torch.equal(draw.masked[0], draw.masked[1])
@@ -58,15 +58,15 @@ def test_weight_is_the_logarithmic_derivative_and_probability_ends_right(strateg
 
 
 def test_emigm_masks_by_time_and_holds_at_least_two() -> None:
-    law = ScheduledMasking("exp", min_time=0.2, weighted=True)
+    masking = ScheduledMasking("exp", min_time=0.2, weighted=True)
     for seed in range(30):
-        draw = law.draw(3, 16, generator(seed))
+        draw = masking.draw(3, 16, generator(seed))
         counts = draw.masked.sum(1)
         assert counts.min() == counts.max() >= 2 and draw.weights is not None
-        assert draw.weights.shape == (3,) and draw.weights.max() <= law.schedule.weight(masking_time(torch.zeros(1), 0.2))
+        assert draw.weights.shape == (3,) and draw.weights.max() <= masking.schedule.weight(masking_time(torch.zeros(1), 0.2))
     assert ScheduledMasking("linear").draw(2, 2, generator()).masked.all()
     with pytest.raises(UserError, match="at least 2 tokens of an image, and this network has 1"):
-        law.draw(2, 1, generator())
+        masking.draw(2, 1, generator())
 
 
 def test_shares_per_image_follow_their_times() -> None:

@@ -20,7 +20,7 @@ from generative.report.scores import KNOWN_SCORES
 VALUES = {0: 0.5, 1: 9.0, 2: 7.0, 3: 3.0, 4: 8.0, 5: float("nan"), 6: 4.0}
 
 
-class Judge(Evaluator):
+class ScriptedEvaluator(Evaluator):
     """Gives each step its score."""
 
     def __init__(self, data: ImageDataset, name: str = "frechet_distance") -> None:
@@ -39,10 +39,10 @@ class Judge(Evaluator):
 
 
 def build(toy: ModuleType, run: Path, name: str = "frechet_distance", **settings: Any) -> Trainer:
-    judge = Judge(toy.ToyImages(), name)
+    evaluator = ScriptedEvaluator(toy.ToyImages(), name)
     options = {"keep_best": "frechet_distance", "evaluate_interval_steps": 1, "keep_last_checkpoints": 1, **settings}
-    trainer: Trainer = toy.build_trainer(toy.denoiser(), run, evaluator=judge, **options)
-    judge.trainer = trainer
+    trainer: Trainer = toy.build_trainer(toy.denoiser(), run, evaluator=evaluator, **options)
+    evaluator.trainer = trainer
     return trainer
 
 

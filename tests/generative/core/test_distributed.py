@@ -53,8 +53,8 @@ def test_two_processes_equal_one_that_accumulates(toy: ModuleType, two: Path, tm
         "masked": toy.masked,
         "dropout": lambda: toy.denoiser(batch_norm=False),
     }[case]()
-    judge = toy.evaluator(classifier_data=toy.ToyImages(seed=3))
-    scores = {"evaluator": judge, "evaluate_interval_steps": 3} if case == "dropout" else {}
+    evaluator = toy.evaluator(classifier_data=toy.ToyImages(seed=3))
+    scores = {"evaluator": evaluator, "evaluate_interval_steps": 3} if case == "dropout" else {}
     trainer = toy.build_trainer(objective, tmp_path, gradient_accumulation_steps=2, **scores)
     trainer.fit()
     assert_close(load_file(two / f"{case}-0.safetensors"), toy.snapshot(trainer))

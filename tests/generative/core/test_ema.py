@@ -1,4 +1,4 @@
-"""Averages against their closed forms, decay laws against their formulas, buffers and modes."""
+"""Averages against their closed forms, decay profiles against their formulas, buffers and modes."""
 
 from __future__ import annotations
 

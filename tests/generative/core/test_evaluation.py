@@ -89,15 +89,15 @@ def test_too_few_samples_are_refused(toy: ModuleType) -> None:
 
 
 def test_absent_weights_skip_evaluation_until_they_are_there(toy: ModuleType, tmp_path: Path, capsys) -> None:
-    judge = tmp_path / "my judge.safetensors"
+    weights = tmp_path / "my judge.safetensors"
 
     def trainer(folder: str) -> Any:
-        evaluator = toy.evaluator(extractor="resnet9", weights=judge, input_size=None)
+        evaluator = toy.evaluator(extractor="resnet9", weights=weights, input_size=None)
         return toy.build_trainer(toy.denoiser(), tmp_path / folder, evaluator=evaluator, evaluate_interval_steps=4)
 
     run = trainer("run")
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"fid-score --train-extractor TRAIN TEST '{judge}' --extractor resnet9`" in said
+    assert said.count("\n") == 1 and f"fid-score --train-extractor TRAIN TEST '{weights}' --extractor resnet9`" in said
     assert "--resume latest" in said
     run.fit()
     assert not any("evaluation/" in key for entry in read_metrics(tmp_path / "run") for key in entry)
@@ -105,7 +105,7 @@ def test_absent_weights_skip_evaluation_until_they_are_there(toy: ModuleType, tm
     assert stored["scores"] == {} and "resnet9" in stored["skipped"]
     report = read_run(tmp_path / "run", "run")
     assert report.scores == {} and any(text.startswith("no scores: evaluation is skipped") for text in report.missing)
-    save_resnet9(judge, ResNet9Network(2, 2), {"input_size": 8})
+    save_resnet9(weights, ResNet9Network(2, 2), {"input_size": 8})
     resumed = trainer("run")
     resumed.load_checkpoint(max((tmp_path / "run").glob("checkpoint-*")))
     resumed.fit()
@@ -118,7 +118,7 @@ def test_absent_weights_skip_evaluation_until_they_are_there(toy: ModuleType, tm
     sorted(path for path in _CONFIGS.rglob("*.yaml") if "\n    weights: runs/" in path.read_text()),
     ids=lambda path: path.stem,
 )
-def test_no_recipe_stops_for_want_of_a_judge(toy: ModuleType, tmp_path: Path, config: Path) -> None:
+def test_no_recipe_stops_for_want_of_a_scoring_network(toy: ModuleType, tmp_path: Path, config: Path) -> None:
     options = yaml.safe_load(config.read_text())["evaluation"]["init_args"]
     options = {name: options[name] for name in ("extractor", "metrics", "input_size", "resizer") if name in options}
     evaluator = toy.evaluator(**options, weights=tmp_path / "absent.safetensors")

@@ -56,17 +56,17 @@ def test_only_the_originals_of_the_reconstructions_are_the_reference(toy: Module
 
 def test_real_images_score_beside_it(toy: ModuleType) -> None:
     pipeline, accelerator = ImageReconstructionPipeline(PixelTokenizer(12, 16, 3)), build_accelerator()
-    judge = evaluator(toy)
-    first = judge.evaluate(pipeline, accelerator, {}).scores
-    other = judge.score_real(toy.ToyImages(num_images=10, image_size=12, seed=3), accelerator).scores
+    scorer = evaluator(toy)
+    first = scorer.evaluate(pipeline, accelerator, {}).scores
+    other = scorer.score_real(toy.ToyImages(num_images=10, image_size=12, seed=3), accelerator).scores
     assert other.keys() == {FRECHET} and other[FRECHET] > first[FRECHET]
-    assert judge.evaluate(pipeline, accelerator, {}).scores == pytest.approx(first)
+    assert scorer.evaluate(pipeline, accelerator, {}).scores == pytest.approx(first)
 
 
 def test_images_smaller_than_its_window_have_no_ssim(toy: ModuleType) -> None:
     data = toy.ToyImages(num_images=10, image_size=8)
-    judge = ReconstructionEvaluator(data, "efficientnet-lite0", input_size=32)
-    assert judge.evaluate(ImageReconstructionPipeline(PixelTokenizer(8, 4, 3)), build_accelerator(), {}).scores.keys() == {
+    scorer = ReconstructionEvaluator(data, "efficientnet-lite0", input_size=32)
+    assert scorer.evaluate(ImageReconstructionPipeline(PixelTokenizer(8, 4, 3)), build_accelerator(), {}).scores.keys() == {
         FRECHET,
         "psnr",
     }
@@ -75,13 +75,13 @@ def test_images_smaller_than_its_window_have_no_ssim(toy: ModuleType) -> None:
 def test_lpips_is_measured_where_weights_are_given(toy: ModuleType) -> None:
     from metrics.scores.lpips import LPIPS, lpips
 
-    judge = evaluator(toy)
+    scorer = evaluator(toy)
     torch.manual_seed(0)
-    judge._lpips = LPIPS()
+    scorer._lpips = LPIPS()
     images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
-    values = judge.compare(images, images.flip(3))
+    values = scorer.compare(images, images.flip(3))
     assert values.keys() == {"psnr", "ssim", "lpips"}
-    torch.testing.assert_close(values["lpips"], lpips(judge._lpips, images, images.flip(3)))
+    torch.testing.assert_close(values["lpips"], lpips(scorer._lpips, images, images.flip(3)))
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_bad_options_are_refused(toy: ModuleType, options: dict[str, Any], messa
 
 
 def test_missing_lpips_files_are_told_before_training(toy: ModuleType) -> None:
-    judge = evaluator(toy, lpips_vgg_weights=Path("nowhere.pth"), lpips_linear_weights=Path("nowhere.pth"))
+    scorer = evaluator(toy, lpips_vgg_weights=Path("nowhere.pth"), lpips_linear_weights=Path("nowhere.pth"))
     with pytest.raises(UserError, match="evaluation: weights file nowhere.pth does not exist"):
-        judge.prepare(build_accelerator())
+        scorer.prepare(build_accelerator())
 
 
 def test_a_pipeline_that_reconstructs_nothing_is_refused(toy: ModuleType) -> None:

@@ -104,7 +104,7 @@ def test_buffers_and_averages_that_a_step_spoiled_are_not_saved(toy: ModuleType,
     assert [p.name for p in ckpt.list_checkpoints(tmp_path)] == ["checkpoint-00000002"]
 
 
-def test_a_run_without_its_judge_s_independence_is_refused(toy: ModuleType, tmp_path: Path) -> None:
+def test_scores_by_a_network_of_the_loss_are_refused(toy: ModuleType, tmp_path: Path) -> None:
     objective = toy.gan()
     objective.loss_extractors = frozenset({"efficientnet-lite0", "vgg16"})
     with pytest.raises(

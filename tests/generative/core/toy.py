@@ -207,7 +207,7 @@ class ToyDenoiser(Objective):
         width: Width of the network.
         dropout: Share of hidden units dropped.
         batch_norm: Use batch norm.
-        ema: Decay law of the average.
+        ema: Decay profile of the average.
         ema_buffers: What the average does with buffers.
         num_classes: Classes that the network knows.
         nan_at_call: From this call of the loss on, it is NaN.

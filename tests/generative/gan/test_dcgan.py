@@ -197,9 +197,9 @@ def test_saving_and_loading_is_bit_equal(tmp_path: Path) -> None:
     generator(z, labels), discriminator(images, labels)  # move vectors and statistics away from where they start
     generator.save_pretrained(tmp_path / "g")
     discriminator.save_pretrained(tmp_path / "d")
-    again, judge = DCGANGenerator.from_pretrained(tmp_path / "g"), DCGANDiscriminator.from_pretrained(tmp_path / "d")
+    again, other = DCGANGenerator.from_pretrained(tmp_path / "g"), DCGANDiscriminator.from_pretrained(tmp_path / "d")
     assert torch.equal(again.eval()(z, labels), generator.eval()(z, labels))
-    assert torch.equal(judge.eval()(images, labels), discriminator.eval()(images, labels))
+    assert torch.equal(other.eval()(images, labels), discriminator.eval()(images, labels))
 
 
 def test_one_image_channel_makes_grey_images() -> None:

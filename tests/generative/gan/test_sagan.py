@@ -43,7 +43,7 @@ def test_the_class_changes_the_image_and_the_logit() -> None:
     assert not torch.allclose(logits[0], logits[1])
 
 
-def test_discriminator_judges_each_image_alone() -> None:
+def test_discriminator_scores_each_image_alone() -> None:
     torch.manual_seed(0)
     discriminator = SAGANDiscriminator(8, channels=4, num_classes=3, attention_resolutions=(4,)).eval()
     images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
@@ -105,7 +105,7 @@ def test_wrong_options_are_told(options: dict, message: str) -> None:
         SAGANGenerator(**{**small, **options})
 
 
-def test_an_unknown_law_of_the_discriminator_is_told() -> None:
+def test_an_unknown_initialisation_of_the_discriminator_is_told() -> None:
     with pytest.raises(UserError, match="weight_init must be one of xavier, orthogonal, normal, got 'ortho'"):
         SAGANDiscriminator(8, channels=4, attention_resolutions=(), weight_init="ortho")
 

@@ -25,14 +25,15 @@ from generative.layers.batch_norm import BatchNorm2d
 
 
 @pytest.mark.parametrize("threshold", [0.3, 1.0, 3.0])
-def test_truncated_normal_has_the_law_of_redrawing(threshold: float) -> None:
+def test_truncated_normal_has_the_distribution_of_redrawing(threshold: float) -> None:
     values = truncated_normal(torch.rand(20_000, generator=keyed_generator(0)), threshold).double().numpy()
     assert abs(values).max() <= threshold
     assert kstest(values, truncnorm(-threshold, threshold).cdf).pvalue > 1e-3
 
 
 def test_truncated_normal_at_the_ends_of_the_unit_interval() -> None:
-    values = truncated_normal(torch.tensor([0.0, 0.5, 1 - 2**-24]), 50.0)  # the normal law has no mass out there in float64
+    # The normal distribution has no mass out there in float64.
+    values = truncated_normal(torch.tensor([0.0, 0.5, 1 - 2**-24]), 50.0)
     assert values.isfinite().all() and values[1] == 0
     assert truncated_normal(torch.tensor([0.0]), 0.5).item() == pytest.approx(-0.5)
 
@@ -60,17 +61,17 @@ def test_draw_z_follows_its_generator() -> None:
         ("scaled", norm(scale=0.5).cdf),
     ],
 )
-def test_three_laws(law: TruncationLaw, cdf: Any) -> None:
+def test_three_distributions(law: TruncationLaw, cdf: Any) -> None:
     values = draw_z(200, 100, keyed_generator(3), 0.5, law)
     assert kstest(values.flatten().double().numpy(), cdf).pvalue > 1e-3
     noise = ImageNoise([keyed_generator(3)])
     assert torch.equal(image_z(noise, 7, 0.5, law)[0], draw_z(1, 7, keyed_generator(3), 0.5, law)[0])
-    # Without a truncation there is one law.
+    # Without a truncation there is one distribution.
     assert torch.equal(draw_z(2, 3, keyed_generator(4), None, law), draw_z(2, 3, keyed_generator(4)))
 
 
-def test_noise_is_what_it_was_before_there_were_laws() -> None:
-    """First numbers of two images' noise, written down when pipelines had one law only."""
+def test_noise_is_what_it_was_before_truncation_had_options() -> None:
+    """First numbers of two images' noise, written down when pipelines had one distribution only."""
     for truncation, expected in ((None, [-0.6176987, 0.0151801, 1.7024341]), (0.5, [0.1804778, 0.3884019, -0.2208960])):
         noise = ImageNoise([keyed_generator(0, "sample", 0, 0)])
         torch.testing.assert_close(image_z(noise, 6, truncation)[0, :3], torch.tensor(expected), rtol=0, atol=1e-6)

@@ -44,7 +44,7 @@ def test_same_width_without_resampling_has_no_shortcut_convolution() -> None:
     assert DiscriminatorBlock(2, 4, plain_conv, wide=False).conv1.out_channels == 2
 
 
-def test_initial_weights_follow_their_laws() -> None:
+def test_initial_weights_follow_their_distributions() -> None:
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(64, 64))
     initialise_weights(layer, "orthogonal")
@@ -72,12 +72,12 @@ def test_every_kind_of_layer_is_drawn_anew_and_biases_at_will() -> None:
 @pytest.mark.parametrize(
     ("optional", "choices"), [(False, "xavier, orthogonal, normal"), (True, "xavier, orthogonal, normal or null")]
 )
-def test_an_unknown_law_is_told(optional: bool, choices: str) -> None:
+def test_an_unknown_initialisation_is_told(optional: bool, choices: str) -> None:
     with pytest.raises(UserError, match=f"weight_init must be one of {choices}, got 'ortho'"):
         initialise_weights(nn.Linear(2, 2), "ortho", optional=optional)
 
 
-def test_none_is_a_law_only_where_it_is_said() -> None:
+def test_none_is_an_initialisation_only_where_it_is_said() -> None:
     with pytest.raises(UserError, match="weight_init must be one of xavier, orthogonal, normal, got None"):
         initialise_weights(nn.Linear(2, 2), None)
 

@@ -27,8 +27,8 @@ def test_the_divergence_is_torchs() -> None:
     network = build().eval()
     result = network(images(), torch.Generator().manual_seed(1))
     posterior = network.encode(images()).latent_dist
-    law = torch.distributions.Normal(posterior.mean, posterior.std)
-    divergence = torch.distributions.kl_divergence(law, torch.distributions.Normal(0.0, 1.0)).sum((1, 2, 3)).mean()
+    distribution = torch.distributions.Normal(posterior.mean, posterior.std)
+    divergence = torch.distributions.kl_divergence(distribution, torch.distributions.Normal(0.0, 1.0)).sum((1, 2, 3)).mean()
     assert result.losses["kl"].item() == pytest.approx(divergence.item() / (3 * 8 * 8), rel=1e-5)
     noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(result.latents, posterior.mean + posterior.std * noise)

@@ -1,4 +1,4 @@
-"""PatchGAN: the official layout, patch counts, receptive field, initial law, normalisation."""
+"""PatchGAN: the official layout, patch counts, receptive field, initialisation, normalisation."""
 
 from __future__ import annotations
 

@@ -72,12 +72,12 @@ def test_draws_follow_the_mixture() -> None:
     torch.testing.assert_close(mean, expected.mean[0], rtol=0, atol=5 * spread / math.sqrt(40000))
     torch.testing.assert_close(variance, expected.variance[0], rtol=0.05, atol=0)
     torch.testing.assert_close(component.bincount(minlength=4) / 40000, one.logits[0].softmax(0), rtol=0, atol=0.01)
-    likeliest = int(one.logits.argmax())
+    most_probable = int(one.logits.argmax())
     _, variance, component = moments(many, 40000, top_k=1, temperature=0.5)
-    assert (component == likeliest).all()
-    torch.testing.assert_close(variance, (0.5 * one.scales[0, likeliest]).square().expand(5), rtol=0.05, atol=0)
+    assert (component == most_probable).all()
+    torch.testing.assert_close(variance, (0.5 * one.scales[0, most_probable]).square().expand(5), rtol=0.05, atol=0)
     _, _, component = moments(many, 40000, top_p=1e-6)
-    assert (component == likeliest).all()
+    assert (component == most_probable).all()
 
 
 def repeated(one: GaussianMixture, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -135,7 +135,7 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
 def test_masks_of_the_unified_framework() -> None:
     objective = make_objective(masking=ScheduledMasking("linear", weighted=True, per_image=True), label_smoothing=0.0)
     records = [objective.loss(objective.networks, BATCH, StepContext(0, 0, generator(seed))) for seed in range(300)]
-    assert min(record["denominator"].item() for record in records) == 0, "this law may mask nothing"
+    assert min(record["denominator"].item() for record in records) == 0, "this distribution may mask nothing"
     assert all(value.isfinite() for record in records for value in record.values())
     # Weighted by 1 / p, a token counts once on average: the bound is L ln V for an even guess.
     average = sum(record["loss"].item() for record in records) / (300 * 2 * 4)

@@ -1,4 +1,4 @@
-"""Parallel decoding: counts, which tokens are kept, the scheduler, the law of the masks."""
+"""Parallel decoding: counts, which tokens are kept, the scheduler, the distribution of the masks."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_impossible_numbers_of_steps_are_refused(steps: int) -> None:
         run(steps)
 
 
-def test_much_noise_is_the_law_of_training() -> None:
+def test_much_noise_is_the_distribution_of_training() -> None:
     """With noise that drowns confidence, the number of codes a position keeps is hypergeometric: any codes are equally likely."""
     from generative.autoregressive.masked.parallel_decoding import keep_confident
 

@@ -32,16 +32,16 @@ def test_options_become_ours() -> None:
     config = networks["generator"].config
     assert (tuple(config.widths), config.activation, config.weight_init) == ((8, 8, 8, 8), "leaky_relu", "normal")
     assert (config.batch_norm_eps, config.batch_norm_momentum, config.class_conditional) == (1e-5, 0.1, True)
-    judge = networks["discriminator"].config
-    assert (judge.spectral_norm, judge.batch_norm, judge.conditioning, judge.weight_init) == (True, False, "projection", None)
+    config = networks["discriminator"].config
+    assert (config.spectral_norm, config.batch_norm, config.conditioning, config.weight_init) == (True, False, "projection", None)
     assert networks["generator"].image_size == networks["discriminator"].image_size == 32
 
 
 def test_official_defaults_and_divided_widths() -> None:
     networks = StudioGANSource().build({"generator": {}, "discriminator": {}, "width_divisor": 64, "gp_lambda": 10.0})
     assert tuple(networks["generator"].config.widths) == (8, 4, 2, 1)
-    judge = networks["discriminator"].config
-    assert (tuple(judge.widths), judge.last_width, judge.conditioning) == ((1, 2, 4), 8, "none")
+    config = networks["discriminator"].config
+    assert (tuple(config.widths), config.last_width, config.conditioning) == ((1, 2, 4), 8, "none")
     assert networks["generator"].z_dim == 128 and not networks["generator"].config.class_conditional
 
 

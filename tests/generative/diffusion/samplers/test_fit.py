@@ -228,9 +228,9 @@ def test_a_flow_is_guided_by_its_sigmas(name: str, shift: float) -> None:
 
 
 @pytest.mark.parametrize("name", EDM_SCHEDULERS)
-@pytest.mark.parametrize("law", ["karras", "exponential"])
-def test_edm_is_guided_by_its_noise(name: str, law: str) -> None:
-    scheduler, formulation = make(name, sigma_schedule=law), EDM()
+@pytest.mark.parametrize("sigma_schedule", ["karras", "exponential"])
+def test_edm_is_guided_by_its_noise(name: str, sigma_schedule: str) -> None:
+    scheduler, formulation = make(name, sigma_schedule=sigma_schedule), EDM()
     sigmas = DiffusersSampler(scheduler).set_timesteps(8, torch.device("cpu")).mul(4).exp()
     levels = levels_of(fit_scheduler(scheduler, formulation), formulation, 8)
     assert levels == pytest.approx((sigmas / (1 + sigmas)).tolist(), rel=1e-4)
