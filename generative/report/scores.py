@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from generative.report.collect import Run
+from pipelines import options_classes
 
 MINUS, TIMES, INFINITY, NONE = "\u2212", "\u00d7", "\u221e", "\u2013"
 ARROWS = {"lower": "\u2193", "higher": "\u2191"}
@@ -320,8 +321,17 @@ def protocol_facts(group: Sequence[Run]) -> list[tuple[str, str]]:
 def sampling_words(run: Run) -> str:
     """How the scored images of a run were sampled."""
     options, labels = run.protocol.get("sampling"), run.protocol.get("labels")
-    words = describe(options) if isinstance(options, dict) and options else "the pipeline's own options"
+    words = describe(chosen(options)) if isinstance(options, dict) and options else "the pipeline's own options"
     return f"seed {run.protocol.get('seed', 'unknown')}, {words}{f', {labels} classes' if labels else ''}"
+
+
+def chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of sampling but those left at what is their default in every family, most of which do not act there."""
+    usual: dict[str, list[Any]] = {}
+    for family in options_classes().values():
+        for name, value in family().to_dict().items():
+            usual.setdefault(name, []).append(value)
+    return {name: value for name, value in options.items() if any(value != default for default in usual.get(name, [None]))}
 
 
 def comparability(group: Sequence[Run]) -> str:

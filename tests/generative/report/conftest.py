@@ -33,7 +33,7 @@ PROTOCOL = {
     "classifier": "SVM (RBF, gamma 0.001) on grey pixels of 1297 real training images",
     "seed": 0,
     "labels": "balanced",
-    "sampling": {"guidance_scale": 1.5, "top_k": None},
+    "sampling": {"apg_momentum": 0.0, "guidance_scale": 1.5, "top_k": None},
 }
 REAL_SCORES = {
     "frechet_distance": 37.637,
