@@ -28,7 +28,7 @@ EPILOG = """Curves, as far as networks for them are there: classifier-free, inte
 classifier's factor is one less than its scale. The output folder gets guidance.json, .csv and .png.
   generative guidance-curve runs/cifar10-dit --reference test.npz --extractor resnet9 --num-samples 10000 --output curve
   generative guidance-curve runs/cifar10-dit --scales 1,1.25,1.5,2,3 --interval 0.2,0.8 --classifier runs/classifier \\
-      --guide runs/cifar10-dit/checkpoint-00001000 --guide sims=runs/cifar10-dit-selfimprove --reference test.npz --output curve
+      --guide runs/cifar10-dit/checkpoint-00002000 --guide sims=runs/cifar10-dit-selfimprove --reference test.npz --output curve
 Scales that are chosen by the images that score them flatter: with --selection-reference the sweep is scored on those images, and
 only the scale of least distance of each curve on --reference, from other seeds:
   generative guidance-curve RUN --selection-reference val.npz --selection-seed 1 --reference test.npz --seed 0 --output curve

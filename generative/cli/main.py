@@ -19,7 +19,7 @@ COMMANDS = {
     "cascade": "put a diffusion run and an upsampler of its images into one pipeline folder: generative cascade BASE UPSAMPLER",
     "encode": "turn images into a cache of token ids or latents that training reads: generative encode RUN --config cifar10/var",
     "reconstruct": "images through a tokenizer or an autoencoder and back, side by side and with PSNR and SSIM",
-    "selfimprove": "guide a diffusion away from a copy trained on its own samples: generative selfimprove runs/cifar10-dit-s",
+    "selfimprove": "guide a diffusion away from a copy trained on its own samples: generative selfimprove runs/cifar10-dit",
     "edit": "draw a part of an image anew with a VAR: generative edit runs/cifar10-var --image cat.png --box 8,8,24,24",
     "scaling-law": "fit a power law of loss against size: generative scaling-law runs/var-d2 runs/var-d4 runs/var-d6",
     "truncation-curve": "table and plot of FID and Inception Score of a GAN at several truncations of its noise",

@@ -29,13 +29,13 @@ EPILOG = """Three steps, each of which goes on where it was stopped when the com
      what a shorter training would have made)
   3. the run's average with that copy as its guide becomes a pipeline, w written into its defaults                  DIR/pipeline
 The guided prediction is (1 + w) base - w copy, so guide_scale is 1 + w:
-  generative selfimprove runs/cifar10-dit-s --samples 50000 --images 200000 --scale 1
-  generative sample runs/cifar10-dit-s-selfimprove --output samples/      fid-score test/ runs/cifar10-dit-s-selfimprove
+  generative selfimprove runs/cifar10-dit --samples 50000 --images 200000 --scale 1
+  generative sample runs/cifar10-dit-selfimprove --output samples/      fid-score test/ runs/cifar10-dit-selfimprove
 Several processes share both the sampling and the training:
   torchrun --nproc-per-node 8 -m generative.cli.main selfimprove RUN --samples 1000000
 Another w needs no command: --guide-scale of sample and fid-score. Another budget is this command with another --images: more
 trains on, and one of a checkpoint that is there only writes its pipeline. Or any of the checkpoints without a pipeline:
-  generative sample runs/cifar10-dit-s --guide runs/cifar10-dit-s-selfimprove/training/checkpoint-00000400 --guide-scale 2"""
+  generative sample runs/cifar10-dit --guide runs/cifar10-dit-selfimprove/training/checkpoint-00000782 --guide-scale 2"""
 
 VISITS = 4
 """How often the copy sees each sample, where the command does not say."""
