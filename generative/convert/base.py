@@ -152,6 +152,36 @@ class OfficialSource(abc.ABC):
         """
 
 
+class NetworkFreeSource(OfficialSource):
+    """A part of an official code that has options and no network, such as a process of noise: no file holds it.
+
+    Attributes:
+        owner: What it is, for messages.
+        refusal: Why it makes no images, and what to do instead.
+    """
+
+    owner: str
+    refusal: str
+
+    def convert_state(self, module: str, state: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:
+        """Refuse every tensor."""
+        if state:
+            raise UnknownKeysError(self.owner, state)
+        return {}
+
+    def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """No checkpoint is one."""
+        return None
+
+    def pipeline(self, networks: Mapping[str, ModelMixin], config: Mapping[str, Any]) -> ImageGenerationPipeline:
+        """Refuse.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(self.refusal)
+
+
 def show_names(names: list[str]) -> str:
     """List a few names for a message, and count the rest."""
     rest = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""

@@ -7,19 +7,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusers import ModelMixin
-from torch import Tensor
 
 from generative.convert.arguments import FLAG, NUMBERS, POSITIVE, Argument, Constructor, Kind, is_whole, one_of
-from generative.convert.base import OfficialSource, UnknownKeysError
+from generative.convert.base import NetworkFreeSource
 from generative.convert.diffusion.dit import LINEAR_BETA_END, LINEAR_BETA_START, LINEAR_STEPS
-from generative.core.errors import UserError
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.formulations.gaussian_process import Variance
 from generative.diffusion.respacing import respaced_timesteps
 from generative.diffusion.samplers.ancestral import AncestralSampler
 
 if TYPE_CHECKING:
-    from pipelines.base import ImagePipeline
+    pass
 
 REPOSITORY = "openai/guided-diffusion"
 RESCALED_STEPS = 1000
@@ -107,11 +105,13 @@ def official_sampler(values: Mapping[str, Any], trained: GaussianDiffusion) -> t
     return sampler, len(respaced_timesteps(length, respacing))
 
 
-class ADMDiffusionSource(OfficialSource):
+class ADMDiffusionSource(NetworkFreeSource):
     """A diffusion process by its options: no file holds one, and it has no network."""
 
     name = "adm_diffusion"
     repository = REPOSITORY
+    owner = "a diffusion process"
+    refusal = "a diffusion process alone makes no images; convert the checkpoint of a network with --source adm"
 
     def build(self, config: dict[str, Any]) -> dict[str, ModelMixin]:
         """Check the options; there is nothing to build.
@@ -132,21 +132,3 @@ class ADMDiffusionSource(OfficialSource):
         """What the options are here."""
         values = CONSTRUCTOR.values(config)
         return formulation(values, values["steps"], values["learn_sigma"])
-
-    def convert_state(self, module: str, state: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:
-        """Refuse every tensor."""
-        if state:
-            raise UnknownKeysError("a diffusion process", state)
-        return {}
-
-    def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """No checkpoint is one."""
-        return None
-
-    def pipeline(self, networks: Mapping[str, ModelMixin], config: Mapping[str, Any]) -> ImagePipeline:
-        """Refuse: a process without a network makes no images.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError("a diffusion process alone makes no images; convert the checkpoint of a network with --source adm")

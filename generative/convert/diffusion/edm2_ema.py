@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffusers import ModelMixin
-from torch import Tensor
 
 from generative.convert.arguments import NUMBER, POSITIVE, Argument, Constructor, optional
-from generative.convert.base import OfficialSource, UnknownKeysError
+from generative.convert.base import NetworkFreeSource
 from generative.convert.diffusion.edm2_options import ENCODER, SOME_NUMBERS, latent_scaling
 from generative.core.ema import HalfLifeEMA, PowerEMA
-from generative.core.errors import UserError
 from generative.core.schedules import Constant, InverseSqrt, LRSchedule
 
 if TYPE_CHECKING:
-    from pipelines.base import ImagePipeline
+    pass
 
 IMAGES_PER_MIMG = 1_000_000
 CONSTRUCTOR = Constructor(
@@ -80,11 +78,13 @@ def official_training(config: Mapping[str, Any]) -> EDM2Training:
     )
 
 
-class EDM2EMASource(OfficialSource):
+class EDM2EMASource(NetworkFreeSource):
     """How EDM2 trains, by its options: no file holds it, and it has no network."""
 
     name = "edm2_ema"
     repository = "NVlabs/edm2"
+    owner = "a way to train"
+    refusal = "edm2_ema is how EDM2 trains and makes no images itself; convert the checkpoint of a network"
 
     def build(self, config: dict[str, Any]) -> dict[str, ModelMixin]:
         """Check the options; there is nothing to build.
@@ -94,21 +94,3 @@ class EDM2EMASource(OfficialSource):
         """
         official_training(config)
         return {}
-
-    def convert_state(self, module: str, state: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:
-        """Refuse every tensor."""
-        if state:
-            raise UnknownKeysError("a way to train", state)
-        return {}
-
-    def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """No checkpoint is one."""
-        return None
-
-    def pipeline(self, networks: Mapping[str, ModelMixin], config: Mapping[str, Any]) -> ImagePipeline:
-        """Refuse: a way to train makes no images.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError("edm2_ema is how EDM2 trains and makes no images itself; convert the checkpoint of a network")

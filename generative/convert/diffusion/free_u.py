@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffusers import ModelMixin
-from torch import Tensor
 
 from generative.convert.arguments import LIST, NUMBER, POSITIVE, Argument, Constructor
-from generative.convert.base import OfficialSource, UnknownKeysError
-from generative.core.errors import UserError
+from generative.convert.base import NetworkFreeSource
 from generative.diffusion.free_u import FreeU
 from generative.diffusion.options import FreeUVersion
 
 if TYPE_CHECKING:
-    from pipelines.base import ImageGenerationPipeline
+    pass
 
 # The official signature's defaults; its widths are Stable Diffusion's, 1280 and half of it.
 CONSTRUCTOR = Constructor(
@@ -50,11 +48,13 @@ def official_free_u(config: Mapping[str, Any], version: FreeUVersion) -> FreeU:
     return FreeU(widths=widths, b=(values["b1"], values["b2"]), s=(values["s1"], values["s2"]), version=version)
 
 
-class FreeUSource(OfficialSource):
+class FreeUSource(NetworkFreeSource):
     """FreeU: no file holds one, and it has no network."""
 
     name = "freeu"
     repository = "ChenyangSi/FreeU"
+    owner = "FreeU"
+    refusal = "FreeU is an option of sampling and makes no images itself; give --free-u to `generative sample`"
 
     def build(self, config: dict[str, Any]) -> dict[str, ModelMixin]:
         """Check the options; there is nothing to build.
@@ -64,21 +64,3 @@ class FreeUSource(OfficialSource):
         """
         official_free_u(config, "v2")
         return {}
-
-    def convert_state(self, module: str, state: dict[str, Tensor], network: ModelMixin) -> dict[str, Tensor]:
-        """Refuse every tensor."""
-        if state:
-            raise UnknownKeysError("FreeU", state)
-        return {}
-
-    def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """No checkpoint is one."""
-        return None
-
-    def pipeline(self, networks: Mapping[str, ModelMixin], config: Mapping[str, Any]) -> ImageGenerationPipeline:
-        """Refuse: a transform makes no images.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError("FreeU is an option of sampling and makes no images itself; give --free-u to `generative sample`")

@@ -83,8 +83,8 @@ class ClassifierEvaluator(Evaluator):
         if accelerator.num_processes > 1:
             parts = gather_object(parts)
         levels, *hits = torch.cat(parts, dim=1)
-        names = ["noised_accuracy", "noised_top5_accuracy"]
-        scores = {name: float(hit.double().mean()) for name, hit in zip(names, hits, strict=False)}
+        names = ["noised_accuracy", "noised_top5_accuracy"][: len(hits)]  # the second where classes are many, see top_counts
+        scores = {name: float(hit.double().mean()) for name, hit in zip(names, hits, strict=True)}
         quarters = (levels * QUARTERS).long().clamp(0, QUARTERS - 1)
         for quarter in range(QUARTERS):
             if bool((quarters == quarter).any()):

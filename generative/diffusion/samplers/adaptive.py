@@ -55,10 +55,6 @@ class AdaptiveODESampler(ContinuousSampler):
         if max_steps < 1:
             raise UserError(f"max_steps must be at least 1, got {max_steps}")
 
-    def check_formulation(self, formulation: Formulation) -> None:
-        """A continuous one."""
-        formulation.sampling_times(1)
-
     def states(
         self,
         predict: Predict,
