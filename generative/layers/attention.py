@@ -7,9 +7,11 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generative.layers.short_attention import attend
+
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with one fused projection, computed by torch's scaled dot product.
+    """Multi-head self-attention with one fused projection.
 
     Args:
         dim: Width D.
@@ -28,12 +30,11 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
 
-    def forward(self, tokens: Tensor, is_causal: bool = False) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         """Mix tokens.
 
         Args:
             tokens: (B, L, D).
-            is_causal: Let a token see itself and earlier ones only.
 
         Returns:
             (B, L, D).
@@ -41,7 +42,7 @@ class SelfAttention(nn.Module):
         batch, length, dim = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)  # (B, L, 3, heads, D/heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, L, D/heads)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+        mixed = attend(query, key, value)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, dim))  # (B, L, D)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from generative.layers.short_attention import attend
 
 # Scales of at least so many tokens attend in a call of their own, without a mask: half of the work of the masked square is saved,
 # and flash kernels, which take no mask, may run. Smaller ones share a masked call: it costs less than its launches would.
@@ -83,33 +84,5 @@ def block_causal_attention(
         if part.is_masked:
             mask = levels[part.start : part.stop, None] >= levels[: part.stop]  # (queries, keys) bool
         queries = q[:, :, part.start - start : part.stop - start]
-        outputs.append(attend(queries, k[:, :, : part.stop], v[:, :, : part.stop], mask, scale, dropout))
+        outputs.append(attend(queries, k[:, :, : part.stop], v[:, :, : part.stop], mask, dropout, scale))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)  # (B, heads, S, d)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0) -> Tensor:
-    """Scaled dot-product attention, by whichever way is fastest on the device.
-
-    torch's fused CPU kernel multiplies 16-bit matrices at the speed of float32 ones, oneDNN several times as fast: there the
-    products are written out (forward and backward 4 times as fast at 130 tokens, 2.4 times at 680).
-
-    Args:
-        q: (B, heads, S, d).
-        k: (B, heads, T, d).
-        v: (B, heads, T, d).
-        mask: (S, T) bool, True where a query sees a key; None if it sees all.
-        scale: Factor on the products of queries and keys.
-        dropout: Share of attention weights dropped.
-
-    Returns:
-        (B, heads, S, d).
-    """
-    if q.device.type != "cpu" or q.dtype == torch.float32:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, dropout_p=dropout)
-    batch_size, num_heads = q.shape[:2]
-    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # (B * heads, S or T, d)
-    bias = q.new_zeros(1 if mask is None else mask.shape)
-    if mask is not None:
-        bias = bias.masked_fill(~mask, -torch.inf)
-    weights = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale).softmax(dim=-1)  # (B * heads, S, T)
-    return (F.dropout(weights, dropout) @ v).unflatten(0, (batch_size, num_heads))  # (B, heads, S, d)

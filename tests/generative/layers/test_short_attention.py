@@ -33,7 +33,7 @@ def test_values_and_gradients_are_those_of_the_fused_kernel(masked: bool) -> Non
         assert not gradients[2][0, :, 4:].any() and gradients[2][1, :, 4:].any()
 
 
-def test_float32_long_sequences_and_inference_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_and_long_sequences_take_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
     def fused(q: Tensor, *arguments: object, **options: object) -> Tensor:
@@ -45,7 +45,8 @@ def test_float32_long_sequences_and_inference_take_the_fused_kernel(monkeypatch:
     attend(*heads(short_attention.LONGEST + 1))
     attend(*(x.detach() for x in heads()))
     attend(*heads())
-    assert calls == [7, short_attention.LONGEST + 1, 7]
+    attend(*heads(dtype=torch.float16))
+    assert calls == [7, short_attention.LONGEST + 1]
 
 
 def test_dropout_keeps_the_mean() -> None:
@@ -54,3 +55,9 @@ def test_dropout_keeps_the_mean() -> None:
     mean = torch.stack([attend(q, k, v, dropout=0.5).float() for _ in range(300)]).mean(0)
     torch.testing.assert_close(mean, attend(q, k, v).float(), atol=0.35, rtol=0)
     assert not torch.equal(attend(q, k, v, dropout=0.5), attend(q, k, v, dropout=0.5))
+
+
+def test_a_scale_of_its_own() -> None:
+    q, k, v = heads()
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=0.9)
+    torch.testing.assert_close(attend(q, k, v, scale=0.9).float(), expected, atol=0.03, rtol=0.03)
