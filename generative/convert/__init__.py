@@ -23,6 +23,7 @@ SOURCES = MappingProxyType(
         "edm2": ("generative.convert.diffusion.edm2", "EDM2Source"),
         "edm2_ema": ("generative.convert.diffusion.edm2_ema", "EDM2EMASource"),
         "emigm": ("generative.convert.autoregressive.emigm", "EMIGMSource"),
+        "fitv2": ("generative.convert.diffusion.fit", "FiTSource"),
         "freeu": ("generative.convert.diffusion.free_u", "FreeUSource"),
         "llamagen": ("generative.convert.autoregressive.llamagen", "LlamaGenSource"),
         "magvit2-ar": ("generative.convert.autoregressive.open_magvit2_ar", "OpenMAGVIT2ARSource"),

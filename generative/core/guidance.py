@@ -83,8 +83,11 @@ def growth(schedule: GuidanceSchedule, progress: Tensor, exponent: float = 1.0) 
     Args:
         schedule: See ``GuidanceSchedule``.
         progress: p in [0, 1], any shape.
-        exponent: a of ``power_cosine``, (1 - cos(pi p^a)) / 2 (MDTv2, arXiv 2303.14389); above 1 guidance comes later.
+        exponent: a of ``power_cosine``, (1 - cos(pi p^a)) / 2 (MDTv2, arXiv 2303.14389); above 1 guidance comes later. FiT's
+            official sampler has the same of 1 - p, ``falling_power_cosine``: above 1 guidance goes sooner.
     """
+    if schedule == "falling_power_cosine":
+        return growth("power_cosine", 1 - progress, exponent)
     if schedule == "power_cosine":
         return (1 - (math.pi * progress**exponent).cos()) / 2
     return GROWTHS[schedule](progress)

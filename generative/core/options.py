@@ -17,8 +17,8 @@ from generative.core.errors import UserError
 
 GuidanceInterval = tuple[float, float]
 """``(low, high)`` noise levels with 0 <= low < high <= 1; see ``generative.core.guidance.is_inside``."""
-GuidanceSchedule = Literal["constant", "linear", "power", "cubic", "exp", "cosine", "power_cosine"]
-"""How the scale grows from 1 to s with the progress p; see ``generative.core.guidance.GROWTHS``."""
+GuidanceSchedule = Literal["constant", "linear", "power", "cubic", "exp", "cosine", "power_cosine", "falling_power_cosine"]
+"""How the scale grows from 1 to s with the progress p, or falls from s to 1; see ``generative.core.guidance.GROWTHS``."""
 COUNTS = {2: "two", 3: "three", 4: "four"}
 """Lengths of tuples in words."""
 

@@ -22,12 +22,16 @@ class Batch(TypedDict, total=False):
         latents: (B, C, h, w) float32, cached; replaces ``images``.
         tokens: (B, L) int64, cached likewise.
         class_labels: (B,) int64 in [0, num_classes).
+        sizes: (B, 2) int64 height and width in tokens, where images are of several sizes: ``images`` is then (B, 3, N, q^2).
+        packing: (R, L) int64, how those share rows of tokens.
     """
 
     images: Tensor
     latents: Tensor
     tokens: Tensor
     class_labels: Tensor
+    sizes: Tensor
+    packing: Tensor
 
 
 Losses = dict[str, Tensor]

@@ -66,6 +66,8 @@ class Condition:
         vector: (B, D) representation (RCG, arXiv 2312.03701).
         low_resolution: (B, 3, H', W') images in [-1, 1] to be brought to a higher resolution (ADM's upsampler, arXiv 2105.05233).
         sizes: (B, 2) int64 height and width in tokens, where one batch holds several (FiT, arXiv 2410.13925).
+        packing: (R, L) int64 which token stands where, where several images share a row of tokens, see
+            ``generative.diffusion.networks.packing``; absent in sampling.
         end_time: (B,) time that a step ends at (MeanFlow, arXiv 2505.13447).
         augment_labels: (B, D) how training images were augmented (EDM, arXiv 2206.00364, appendix F.2); absent in sampling.
     """
@@ -74,6 +76,7 @@ class Condition:
     vector: Tensor | None = None
     low_resolution: Tensor | None = None
     sizes: Tensor | None = None
+    packing: Tensor | None = None
     end_time: Tensor | None = None
     augment_labels: Tensor | None = None
 

@@ -28,7 +28,7 @@ class DiffusionOptions(SamplingOptions):
             diffusion, sigma of a flow, sigma / (1 + sigma) of EDM, whose papers give sigma: 0.19,1.61 is 0.16,0.617 here), so
             that 0,1 is everywhere, as none is.
         guidance_schedule: How the scales of classifier-free guidance and of the guide grow from 1 over 1 - noise level.
-        guidance_exponent: Power of the schedule power_cosine; above 1 guidance comes later.
+        guidance_exponent: Power of the schedule power_cosine; above 1 guidance comes later (falling_power_cosine: goes sooner).
         guidance_channels: Guide only the first so many channels; 3 is DiT's published sampler on its 4 latent channels. None
             guides all (never the variance values).
         guidance_rule: How predictions are combined, of classifier-free guidance and of the guide: plain, u + s (c - u); apg,

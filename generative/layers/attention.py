@@ -53,12 +53,13 @@ class MLP(nn.Module):
         dim: Width D.
         hidden_dim: Width between the layers.
         approximate: ``tanh`` approximation of the GELU (DiT) or ``none``, the exact one.
+        bias: Whether the layers have biases.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, approximate: Literal["tanh", "none"] = "tanh") -> None:
+    def __init__(self, dim: int, hidden_dim: int, approximate: Literal["tanh", "none"] = "tanh", bias: bool = True) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
+        self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
         self.approximate = approximate
 
     def forward(self, tokens: Tensor) -> Tensor:

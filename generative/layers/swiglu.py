@@ -23,21 +23,26 @@ def swiglu_hidden_size(hidden_size: int, multiple_of: int, multiplier: float | N
 
 
 class SwiGLU(nn.Module):
-    """``down(silu(gate(x)) * up(x))`` without biases (arXiv 2002.05202, eq. 6).
+    """``down(silu(gate(x)) * up(x))`` (arXiv 2002.05202, eq. 6).
 
     Args:
-        hidden_size: Width D of input and output.
+        hidden_size: Width D of the input.
         inner_size: Width between.
         dropout: Share of output features dropped in training.
+        bias: Whether the layers have biases.
+        output_size: Width of the output; None for D.
     """
 
-    def __init__(self, hidden_size: int, inner_size: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, hidden_size: int, inner_size: int, dropout: float = 0.0, bias: bool = False, output_size: int | None = None
+    ) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(hidden_size, 2 * inner_size)
-        self.down_proj = Linear(inner_size, hidden_size)
+        layer = nn.Linear if bias else Linear
+        self.gate_up_proj = layer(hidden_size, 2 * inner_size)
+        self.down_proj = layer(inner_size, output_size or hidden_size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
+        """(..., D) -> (..., output size)."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)  # 2 x (..., inner)
         return self.dropout(self.down_proj(F.silu(gate) * up))  # (..., D)

@@ -118,11 +118,15 @@ class Interpolant(Formulation):
 
     def draw_times(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Draw times (B,) float32 in [0, time_scale]."""
+        draw = torch.rand if self.config.density == "uniform" else torch.randn
+        return self.times_of_draws(draw(batch_size, generator=generator, device=generator.device))
+
+    def times_of_draws(self, draws: Tensor) -> Tensor:
+        """Times (B,) of uniform draws in [0, 1), or of standard normal ones where the density is of the logit."""
         if self.config.density == "uniform":
-            level = torch.rand(batch_size, generator=generator, device=generator.device)
+            level = draws
         else:
-            logit = torch.randn(batch_size, generator=generator, device=generator.device)
-            level = (self.config.density_mean + self.config.density_std * logit).sigmoid()
+            level = (self.config.density_mean + self.config.density_std * draws).sigmoid()
         if (self.config.min_level, self.config.max_level) != (0.0, 1.0):
             level = self.config.min_level + (self.config.max_level - self.config.min_level) * level
         return self.time_of_level(self.shifted(level))

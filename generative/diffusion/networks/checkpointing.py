@@ -7,7 +7,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 
-def run_block(network: ModelMixin, block: nn.Module, *inputs: Tensor) -> Tensor:
+def run_block(network: ModelMixin, block: nn.Module, *inputs: Tensor | None) -> Tensor:
     """Output of a network's block, of which a training with gradient checkpointing keeps the inputs only.
 
     Args:

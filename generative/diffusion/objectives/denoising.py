@@ -17,7 +17,7 @@ from generative.core.errors import UserError
 from generative.core.guidance import check_guidance
 from generative.core.objective import OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks, StepContext
-from generative.diffusion.denoiser import Condition
+from generative.diffusion.denoiser import Condition, DenoiserOutput
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.objectives.edm_augment import AUGMENT_DIM, EDMAugment
@@ -108,12 +108,18 @@ class DiffusionObjective(EncodedObjective):
         noise, sample = self.formulation.draw_noised(x_start, times, context.generator)
         network_input = self.formulation.network_input(sample, times)
         output = networks["denoiser"](*network_input, condition.class_labels, **condition.arguments()).float()
-        parts = self.formulation.losses(output, x_start, noise, sample, times)
+        parts = self.compare(output, x_start, noise, sample, times, condition)
         if self.timestep_sampling is not None and weights is not None:
             self.timestep_sampling.record(times, torch.stack(list(parts.values())).sum(0))
             parts = {name: weights.to(value.device) * value for name, value in parts.items()}
         losses = {name: value.mean() for name, value in parts.items()}
         return {"loss": sum(losses.values(), torch.zeros((), device=x_start.device)), **(losses if len(losses) > 1 else {})}
+
+    def compare(
+        self, output: DenoiserOutput, x_start: Tensor, noise: Tensor, sample: Tensor, times: Tensor, condition: Condition
+    ) -> dict[str, Tensor]:
+        """Parts of the loss of each image, (B,) by name; see ``Formulation.losses``."""
+        return self.formulation.losses(output, x_start, noise, sample, times)
 
     def draw_times(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Training times (B,), and the weights (B,) of their losses; None weighs all alike."""
