@@ -37,6 +37,7 @@ SOURCES = MappingProxyType(
         "sagan": ("generative.convert.gan.biggan_pytorch", "SAGANSource"),
         "sid": ("generative.convert.diffusion.sid", "SiDSource"),
         "sit": ("generative.convert.diffusion.sit", "SiTSource"),
+        "u-vit": ("generative.convert.diffusion.u_vit", "UViTSource"),
         "var": ("generative.convert.autoregressive.var", "VARSource"),
         "var-vqvae": ("generative.convert.tokenizers.var_vqvae", "VARVQVAESource"),
         "wgan-gp": ("generative.convert.gan.studiogan", "StudioGANSource"),

@@ -17,17 +17,18 @@ class SelfAttention(nn.Module):
         dim: Width D.
         num_heads: Heads; divides D.
         bias: Whether the two projections have biases.
+        qkv_bias: Whether the first of them has one; None for as ``bias`` says.
 
     Raises:
         ValueError: If ``num_heads`` does not divide ``dim``.
     """
 
-    def __init__(self, dim: int, num_heads: int, bias: bool = True) -> None:
+    def __init__(self, dim: int, num_heads: int, bias: bool = True, qkv_bias: bool | None = None) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads must divide the width {dim}, got {num_heads}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias if qkv_bias is None else qkv_bias)
         self.out = nn.Linear(dim, dim, bias=bias)
 
     def forward(self, tokens: Tensor) -> Tensor:

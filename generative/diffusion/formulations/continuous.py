@@ -127,6 +127,10 @@ class ContinuousDiffusion(Formulation):
         """Even times from 1 to ``min_time``, (num_steps + 1,) float64."""
         return torch.linspace(1, self.config.min_time, num_steps + 1, dtype=torch.float64)
 
+    def whole_way(self) -> Tensor:
+        """1 and 0, which ``min_time`` may keep out of ``sampling_times``."""
+        return torch.tensor([1.0, 0.0], dtype=torch.float64)
+
     def time_of_ratio(self, ratio: Tensor) -> Tensor:
         """Times at which sigma / alpha has these values, by bisection: the ratio rises with time in every schedule."""
         wanted = 1 / (1 + ratio.double().square())  # gamma

@@ -16,6 +16,7 @@ from generative.diffusion.formulations.base import Formulation, mean_over_image
 from generative.diffusion.formulations.gaussian_process import GaussianProcess, Variance
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+Interpolation = Literal["log_ratio", "log_alpha"]
 # Squared noise-to-signal ratio that stands for pure noise: a table of zero terminal signal has no logarithm there.
 MAX_SQUARED_RATIO = 1e14
 
@@ -40,6 +41,8 @@ class GaussianDiffusion(Formulation):
             the whole bound (ADM's ``use_kl``), T times the term of the step.
         variance_weight: Factor on the bound beside ``mse``; T / 1000 in ADM's ``rescale_learned_sigmas``.
         fixed_variance: Variance in the whole bound where none is learned: ``small`` (the posterior's) or ``large`` (beta).
+        interpolation: What is linear between steps, for solvers that ask there: the logarithm of the noise-to-signal ratio
+            (``log_ratio``, solvers of diffusers) or of alpha (``log_alpha``, the official DPM-Solver, which U-ViT samples with).
 
     Raises:
         UserError: If a number is out of range.
@@ -62,6 +65,7 @@ class GaussianDiffusion(Formulation):
         loss: Literal["mse", "variational_bound"] = "mse",
         variance_weight: float = 1.0,
         fixed_variance: Literal["small", "large"] = "small",
+        interpolation: Interpolation = "log_ratio",
     ) -> None:
         if not 0 < beta_start <= beta_end < 1:
             raise UserError(f"betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
@@ -75,6 +79,8 @@ class GaussianDiffusion(Formulation):
             raise UserError(f"variance_weight must be 0 or more, got {variance_weight}")
         if fixed_variance not in ("small", "large"):
             raise UserError(f"fixed_variance must be small or large, got {fixed_variance!r}")
+        if interpolation not in ("log_ratio", "log_alpha"):
+            raise UserError(f"interpolation must be log_ratio or log_alpha, got {interpolation!r}")
         # The same table as the schedulers that sample, to the bit.
         try:
             with torch.device("cpu"):  # a table is one wherever networks are built
@@ -99,7 +105,7 @@ class GaussianDiffusion(Formulation):
 
     def identity(self) -> dict[str, Any]:
         """All options but those of how times are drawn and errors weighted, which may change in mid-run."""
-        free = ("min_snr_gamma", "loss", "variance_weight", "fixed_variance")
+        free = ("min_snr_gamma", "loss", "variance_weight", "fixed_variance", "interpolation")
         return {key: value for key, value in super().identity().items() if key not in free}
 
     def meaning(self, predicts: bool = True) -> dict[str, Any]:
@@ -111,12 +117,15 @@ class GaussianDiffusion(Formulation):
         return self.process.draw_timesteps(batch_size, generator)
 
     def alpha_sigma(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Square roots of abar and 1 - abar, float32; between steps by linear log-ratios, as solvers of diffusers interpolate."""
+        """Square roots of abar and 1 - abar, float32; between steps see ``interpolation``."""
         if times.is_floating_point():
-            log_ratios = self._log_ratios().to(times.device)
-            below = times.floor().long().clamp(0, len(log_ratios) - 1)
-            above = (below + 1).clamp(max=len(log_ratios) - 1)
-            ratio = (log_ratios[below] + (times - below) * (log_ratios[above] - log_ratios[below])).exp()
+            table = self._steps().to(times.device)
+            below = times.floor().long().clamp(0, len(table) - 1)
+            above = (below + 1).clamp(max=len(table) - 1)
+            between = table[below] + (times - below) * (table[above] - table[below])
+            if self.config.interpolation == "log_alpha":
+                return (-between).exp().float(), (-(-2 * between).expm1()).sqrt().float()
+            ratio = between.exp()
             return (1 + ratio**2).rsqrt().float(), (ratio * (1 + ratio**2).rsqrt()).float()
         kept = self.process.alphas_cumprod.to(times.device)[times]
         return kept.sqrt().float(), (1 - kept).sqrt().float()
@@ -139,14 +148,18 @@ class GaussianDiffusion(Formulation):
         return right - is_left.long()
 
     def continuous_time_of_ratio(self, ratio: Tensor) -> Tensor:
-        """Times in [0, T - 1] float64, by linear log-ratios between steps, as ``alpha_sigma``."""
-        log_ratios, wanted = self._log_ratios().to(ratio.device), ratio.double().log()
-        above = torch.searchsorted(log_ratios, wanted).clamp(1, len(log_ratios) - 1)
-        share = (wanted - log_ratios[above - 1]) / (log_ratios[above] - log_ratios[above - 1])
+        """Times in [0, T - 1] float64, see ``interpolation``."""
+        table, wanted = self._steps().to(ratio.device), ratio.double().log()
+        if self.config.interpolation == "log_alpha":
+            wanted = 0.5 * ratio.double().square().log1p()
+        above = torch.searchsorted(table, wanted).clamp(1, len(table) - 1)
+        share = (wanted - table[above - 1]) / (table[above] - table[above - 1])
         return above - 1 + share.clamp(0, 1)
 
-    def _log_ratios(self) -> Tensor:
-        """Logarithms of the noise-to-signal ratio at the steps, (T,) float64, ascending."""
+    def _steps(self) -> Tensor:
+        """What is linear between steps, at the steps: (T,) float64, ascending."""
+        if self.config.interpolation == "log_alpha":
+            return -0.5 * self.process.alphas_cumprod.clamp(min=1 / (1 + MAX_SQUARED_RATIO)).log()
         return 0.5 * (1 / self.process.alphas_cumprod - 1).clamp(max=MAX_SQUARED_RATIO).log()
 
     def sampling_times(self, num_steps: int) -> Tensor:

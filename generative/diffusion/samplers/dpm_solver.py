@@ -1,8 +1,10 @@
-"""DPM-Solver++ (arXiv 2211.01095), singlestep: exact in the linear part of the ODE, a Taylor series in the data predicted.
+"""DPM-Solver (arXiv 2206.00927) and DPM-Solver++ (2211.01095), singlestep: exact in the linear part of the ODE.
 
-All is in lambda = log(alpha / sigma), the half log-SNR, which grows from noise to data. A step from s to t of width h is
+All is in lambda = log(alpha / sigma), the half log-SNR, which grows from noise to data. A step from s to t of width h is, in
+DPM-Solver++, a Taylor series in m, the data predicted, and in DPM-Solver in the noise predicted:
 
-    x_t = sigma_t / sigma_s x_s + alpha_t (1 - e^-h) m_s + terms of how m, the data predicted, has changed within the step.
+    x_t = sigma_t / sigma_s x_s + alpha_t (1 - e^-h) m_s + terms of how m has changed within the step,
+    x_t = alpha_t / alpha_s x_s - sigma_t (e^h - 1) m_s + terms of the same kind.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from generative.diffusion.samplers.base import Progress, Sampler
 from generative.diffusion.samplers.ode import start_state
 
 Grid = Literal["log_snr", "time_uniform"]
+Algorithm = Literal["dpmsolver++", "dpmsolver"]
 MIN_HALF_LOG_SNR = -5.1
 """Least lambda: near pure noise some schedules have no usable one (official implementation)."""
 
@@ -65,7 +68,7 @@ def solver_orders(num_evaluations: int, order: int = 3) -> list[int]:
 class Stage:
     """One evaluation and what follows from it: ``base * x_s + first * m_s + difference * (m - m_s)``.
 
-    x_s is the sample at the start of the solver's step, m_s the data predicted there, m those predicted now.
+    x_s is the sample at the start of the solver's step, m_s the data (or the noise) predicted there, m those predicted now.
 
     Attributes:
         time: Of the evaluation, a number of the schedule's.
@@ -99,8 +102,15 @@ class Stage:
         return sample
 
 
-def step_stages(schedule: NoiseSchedule, start: Tensor, end: Tensor, order: int, grid: Grid = "log_snr") -> list[Stage]:
-    """Evaluations of one step of the solver (arXiv 2211.01095, algorithm 1; 2206.00927, algorithm 2).
+def step_stages(
+    schedule: NoiseSchedule,
+    start: Tensor,
+    end: Tensor,
+    order: int,
+    grid: Grid = "log_snr",
+    algorithm: Algorithm = "dpmsolver++",
+) -> list[Stage]:
+    """Evaluations of one step of the solver (arXiv 2211.01095, algorithm 1; 2206.00927, algorithms 1 and 2).
 
     Args:
         schedule: The noising process.
@@ -108,6 +118,7 @@ def step_stages(schedule: NoiseSchedule, start: Tensor, end: Tensor, order: int,
         end: Time at the end.
         order: 1, 2 or 3, the number of evaluations.
         grid: How they are spaced.
+        algorithm: See ``DPMSolverSampler``.
     """
     edges = schedule.half_log_snr(even_times(schedule, start, end, order, grid))
     first, last = schedule.half_log_snr(torch.stack([start, end]))
@@ -115,22 +126,24 @@ def step_stages(schedule: NoiseSchedule, start: Tensor, end: Tensor, order: int,
     gone = (edges - edges[0]) / (edges[-1] - edges[0]) * width  # lambda gone at each evaluation and at the end
     times = torch.cat([start[None], schedule.times_of(first + gone[1:-1]), end[None]])
     alphas, sigmas = schedule.alpha_sigma(times)
+    # Data are what is left of x as lambda grows without end, noise as it falls: the formulas are mirror images.
+    kept, added, direction = (sigmas, alphas, -1) if algorithm == "dpmsolver++" else (alphas, sigmas, 1)
     stages = []
     for index in range(order):
         reached = gone[index + 1] if index + 1 < order else width
-        phi = torch.expm1(-reached)
+        phi = torch.expm1(direction * reached)
         # What the slope of m since the start adds: order 3 integrates it, order 2 takes its middle.
         slope = 0.0
         if index > 0:
-            share = phi / reached + 1 if order == 3 else -0.5 * phi
-            slope = float(alphas[index + 1] * share * reached / gone[index])
+            share = phi / (direction * reached) - 1 if order == 3 else 0.5 * phi
+            slope = float(-added[index + 1] * share * reached / gone[index])
         stages.append(
             Stage(
                 time=times[index],
                 alpha=float(alphas[index]),
                 sigma=float(sigmas[index]),
-                base=float(sigmas[index + 1] / sigmas[0]),
-                first=float(-alphas[index + 1] * phi),
+                base=float(kept[index + 1] / kept[0]),
+                first=float(-added[index + 1] * phi),
                 difference=slope,
                 starts=index == 0,
             )
@@ -149,11 +162,17 @@ def solver_times(schedule: NoiseSchedule, start: Tensor, end: Tensor, orders: li
     return even_times(schedule, start, end, sum(orders), grid)[places]
 
 
-def solver_stages(schedule: NoiseSchedule, times: Tensor, orders: list[int], grid: Grid = "log_snr") -> list[Stage]:
+def solver_stages(
+    schedule: NoiseSchedule,
+    times: Tensor,
+    orders: list[int],
+    grid: Grid = "log_snr",
+    algorithm: Algorithm = "dpmsolver++",
+) -> list[Stage]:
     """Evaluations of a whole run; times from ``solver_times``."""
     stages: list[Stage] = []
     for order, start, end in zip(orders, times[:-1], times[1:], strict=True):
-        stages += step_stages(schedule, start, end, order, grid)
+        stages += step_stages(schedule, start, end, order, grid, algorithm)
     return stages
 
 
@@ -161,7 +180,7 @@ class FormulationSchedule:
     """Any formulation as a ``NoiseSchedule``, in float64.
 
     Args:
-        formulation: A continuous one or a Gaussian chain, whose times between its steps are those of linear log-ratios.
+        formulation: A continuous one or a Gaussian chain, whose times between its steps are those of its ``interpolation``.
     """
 
     def __init__(self, formulation: Formulation) -> None:
@@ -198,18 +217,22 @@ class DPMSolverSampler(Sampler):
 
     Args:
         order: The highest; fewer where the evaluations do not come out even.
-        grid: Evaluations evenly spaced in the log-SNR (``log_snr``) or, as U-ViT's, in time (``time_uniform``).
+        grid: Evaluations evenly spaced in the log-SNR (``log_snr``) or, as those of U-ViT's latent models, in time
+            (``time_uniform``).
+        algorithm: ``dpmsolver++`` expands the data predicted, ``dpmsolver`` the noise, as U-ViT's pixel models are sampled.
 
     Raises:
         UserError: If a value is not known.
     """
 
     @register_to_config
-    def __init__(self, order: int = 3, grid: Grid = "log_snr") -> None:
+    def __init__(self, order: int = 3, grid: Grid = "log_snr", algorithm: Algorithm = "dpmsolver++") -> None:
         if order not in (1, 2, 3):
             raise UserError(f"order must be 1, 2 or 3, got {order}")
         if grid not in ("log_snr", "time_uniform"):
             raise UserError(f"grid must be log_snr or time_uniform, got {grid!r}")
+        if algorithm not in ("dpmsolver++", "dpmsolver"):
+            raise UserError(f"algorithm must be dpmsolver++ or dpmsolver, got {algorithm!r}")
 
     def states(
         self,
@@ -221,18 +244,44 @@ class DPMSolverSampler(Sampler):
         progress: Progress = iter,
     ) -> Iterator[SampleState]:
         """Solve; see ``Sampler.states``."""
-        schedule = FormulationSchedule(formulation)
-        start, end = schedule.ends()
-        orders = solver_orders(num_inference_steps, self.config.order)
-        times = solver_times(schedule, start, end, orders, self.config.grid)
-
+        start, end = FormulationSchedule(formulation).ends()
         state = start_state(state, formulation, start[None])
-        first_sample = first_data = state.sample
-        for stage in progress(solver_stages(schedule, times, orders, self.config.grid)):
+        return self.solve(predict, state, start, end, num_inference_steps, formulation, progress)
+
+    def solve(
+        self,
+        predict: Predict,
+        state: SampleState,
+        start: Tensor,
+        end: Tensor,
+        num_evaluations: int,
+        formulation: Formulation,
+        progress: Progress = iter,
+    ) -> Iterator[SampleState]:
+        """Solve from a sample at one time to another.
+
+        Args:
+            predict: The denoiser, conditions bound and guided.
+            state: x_start (B, C, h, w).
+            start: () float64 time of the formulation.
+            end: () float64 time nearer to the data.
+            num_evaluations: Calls of the denoiser.
+            formulation: What the denoiser's output means.
+            progress: Wraps the evaluations.
+
+        Yields:
+            The state after each evaluation.
+        """
+        grid, algorithm = self.config.grid, self.config.algorithm
+        schedule, orders = FormulationSchedule(formulation), solver_orders(num_evaluations, self.config.order)
+        times = solver_times(schedule, start, end, orders, grid)
+        expanded = formulation.predict_start if algorithm == "dpmsolver++" else formulation.predict_noise
+        first_sample = first = state.sample
+        for stage in progress(solver_stages(schedule, times, orders, grid, algorithm)):
             time = stage.time[None]
             output = formulation.shift_score(predict(state, time), state.sample, time)
-            data = formulation.predict_start(output, state.sample, time)
+            predicted = expanded(output, state.sample, time)
             if stage.starts:
-                first_sample, first_data = state.sample, data
-            state = SampleState(stage.advance(data, first_sample, first_data), state.memory)
+                first_sample, first = state.sample, predicted
+            state = SampleState(stage.advance(predicted, first_sample, first), state.memory)
             yield state

@@ -180,6 +180,27 @@ def test_network_time_of_each_kind() -> None:
     assert float(GaussianDiffusion(time_offset=1.0).network_time(torch.tensor([0]))) == 1
 
 
+@pytest.mark.parametrize("interpolation", ["log_ratio", "log_alpha"])
+def test_times_between_the_steps_of_a_chain(interpolation: str) -> None:
+    chain = GaussianDiffusion(interpolation=interpolation)  # type: ignore[arg-type]
+    steps = torch.tensor([0, 3, 999])
+    for exact, between in zip(chain.alpha_sigma(steps), chain.alpha_sigma(steps.double()), strict=True):
+        torch.testing.assert_close(between, exact)
+    times = torch.tensor([0.5, 400.25], dtype=torch.float64)
+    alpha, sigma = chain.alpha_sigma(times)
+    torch.testing.assert_close(alpha.square() + sigma.square(), torch.ones(2))
+    torch.testing.assert_close(chain.continuous_time_of_ratio(sigma.double() / alpha.double()), times, rtol=0, atol=1e-4)
+    before, after = (chain.alpha_sigma(torch.tensor([step])) for step in (0, 1))
+    half = {"log_alpha": lambda pair: pair[0].log(), "log_ratio": lambda pair: (pair[1] / pair[0]).log()}[interpolation]
+    torch.testing.assert_close(half((alpha, sigma))[:1], (half(before) + half(after)) / 2)
+    assert chain.identity() == GaussianDiffusion().identity()
+
+
+def test_the_whole_way_of_a_continuous_process_goes_on_to_the_data() -> None:
+    process = ContinuousDiffusion("vp_sde", min_time=1e-3)
+    assert process.whole_way().tolist() == [1, 0] and process.sampling_times(1).tolist() == [1, 1e-3]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -191,6 +212,7 @@ def test_network_time_of_each_kind() -> None:
         (lambda: ContinuousDiffusion("square"), "schedule must be one of vp_sde"),  # type: ignore[arg-type]
         (lambda: GaussianDiffusion(beta_start=0.5, beta_end=0.1), "betas must satisfy"),
         (lambda: GaussianDiffusion(num_train_timesteps=1), "at least 2 steps"),
+        (lambda: GaussianDiffusion(interpolation="cubic"), "interpolation must be log_ratio or log_alpha"),  # type: ignore[arg-type]
     ],
 )
 def test_options_out_of_range_are_refused(make: object, message: str) -> None:

@@ -159,6 +159,16 @@ def test_dpm_solver_converges_at_its_order_on_every_formulation(order: int, step
     assert fine < {1: 0.04, 2: 0.004, 3: 1e-5}[order]
 
 
+@pytest.mark.parametrize("name", ["linear, noise", "vp", "vp-sde", "noise", "v"])
+@pytest.mark.parametrize(("order", "steps"), [(1, 48), (2, 48), (3, 95)])
+def test_dpm_solver_of_the_noise_converges_at_its_order(order: int, steps: int, name: str) -> None:
+    known = CONTINUOUS | GAUSSIAN | {"linear, noise": Interpolant(prediction_type="epsilon", min_level=1e-3, max_level=0.98)}
+    sampler = DPMSolverSampler(order, algorithm="dpmsolver")
+    coarse, fine = (dpm_error(sampler, known[name], number) for number in (steps, 2 * steps + (order == 3)))
+    assert math.log2(coarse / fine) > order - 0.5
+    assert fine < {1: 0.1, 2: 0.01, 3: 1e-4}[order]
+
+
 @pytest.mark.parametrize("name", ["linear", "gvp", "vp", "noise", "v"])
 def test_dpm_solver_converges_in_even_times_too(name: str) -> None:
     coarse, fine = (dpm_error(DPMSolverSampler(grid="time_uniform"), (CONTINUOUS | GAUSSIAN)[name], steps) for steps in (95, 191))
@@ -286,3 +296,5 @@ def test_wrong_options_of_dpm_solver_are_refused() -> None:
         DPMSolverSampler(4)
     with pytest.raises(UserError, match="grid must be log_snr or time_uniform, got 'karras'"):
         DPMSolverSampler(grid="karras")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"algorithm must be dpmsolver\+\+ or dpmsolver, got 'ddim'"):
+        DPMSolverSampler(algorithm="ddim")  # type: ignore[arg-type]
