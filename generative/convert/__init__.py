@@ -19,6 +19,7 @@ SOURCES = MappingProxyType(
         "biggan-deep": ("generative.convert.gan.biggan_deep", "BigGANDeepSource"),
         "dit-pipeline": ("generative.convert.diffusion.dit_pipeline", "DiTPipelineSource"),
         "dit": ("generative.convert.diffusion.dit", "DiTSource"),
+        "dimr": ("generative.convert.diffusion.dimr", "DiMRSource"),
         "edm": ("generative.convert.diffusion.edm", "EDMSource"),
         "edm2": ("generative.convert.diffusion.edm2", "EDM2Source"),
         "edm2_ema": ("generative.convert.diffusion.edm2_ema", "EDM2EMASource"),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers import ModelMixin
 from torch import Tensor, nn
 
 
-def run_block(network: ModelMixin, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+def run_block(network: Any, block: nn.Module, *inputs: Tensor | None) -> Tensor:
     """Output of a network's block, of which a training with gradient checkpointing keeps the inputs only.
 
     Args:
-        network: One with ``gradient_checkpointing``, which ``enable_gradient_checkpointing`` sets.
+        network: One with ``gradient_checkpointing``, or a part of it; ``enable_gradient_checkpointing`` sets it.
         block: Of the network.
         *inputs: Of the block.
     """
