@@ -89,6 +89,8 @@ class CascadePipeline(ImageGenerationPipeline):
 
     def plan(self, options: CascadeOptions) -> tuple[DiffusionOptions, DiffusionOptions]:
         """The options of base and upsampler, once both have checked theirs; see ``ImagePipeline.plan``."""
+        if options.size is not None:
+            raise UserError(f"size {options.size} cannot be made by a cascade, whose upsampler takes one size; leave it out")
         values = options.to_dict()
         base = DiffusionOptions.from_dict({name: values[name] for name in DiffusionOptions.names()})
         own = {name.removeprefix(PREFIX): value for name, value in values.items() if name.startswith(PREFIX)}

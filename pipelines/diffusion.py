@@ -18,6 +18,7 @@ from generative.diffusion.free_u import free_u_of, transformed_skips
 from generative.diffusion.guidance.combined import Guidance
 from generative.diffusion.guidance.components import check_classifier, check_guide, has_classes
 from generative.diffusion.guidance.plan import plan_guidance
+from generative.diffusion.image_size import sample_shape
 from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.adaptive import AdaptiveODESampler
 from generative.diffusion.samplers.base import Sampler
@@ -132,7 +133,12 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
     @property
     def image_size(self) -> int:
         """Height and width of the images, in pixels."""
-        return self.denoiser.config.sample_size * (latent_stride(self.autoencoder) if self.autoencoder else 1)
+        return self.denoiser.config.sample_size * self.stride
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent along an axis; 1 on pixels."""
+        return latent_stride(self.autoencoder) if self.autoencoder else 1
 
     def sample(self, class_labels: Tensor, options: DiffusionOptions, noise: ImageNoise) -> SampleState:
         """Denoise from noise to data; see the base class."""
@@ -141,7 +147,7 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
     def denoise(self, condition: Condition, options: DiffusionOptions, noise: ImageNoise) -> SampleState:
         """Denoise from noise to data under any condition that the denoiser takes; begins with ``plan``."""
         sampler, guidance = self.plan(options)
-        state, count = self.prepare_state(condition.class_labels, noise), CallCount()
+        state, count = self.prepare_state(condition.class_labels, noise, options.size), CallCount()
         predict = guidance.bind(count.watch(evaluator(self.denoiser, self.formulation)), condition, self.formulation)
         with transformed_skips(self.denoiser, free_u_of(self.denoiser, options.free_u, options.free_u_version)):
             state = sampler.sample(predict, state, options.num_inference_steps, noise, self.formulation, self.progress_bar)
@@ -151,6 +157,7 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
     def plan(self, options: DiffusionOptions) -> tuple[Sampler | DiffusersSampler, Guidance]:
         """The sampler and the guidance, once all options are checked; see ``ImagePipeline.plan``."""
         self.check_decodable()
+        self.sample_shape(options.size, self.companions(options))
         guidance = self.guidance(options)
         free_u_of(self.denoiser, options.free_u, options.free_u_version)
         named = self.scheduler if options.sampler is None else named_sampler(options.sampler, self.formulation, self.scheduler)
@@ -167,10 +174,18 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         """What guides, checked; see ``plan_guidance``."""
         return plan_guidance(options, self.denoiser, self.formulation, self.guide, self.classifier)
 
-    def prepare_state(self, class_labels: Tensor, noise: ImageNoise) -> SampleState:
-        """Standard normal noise (B, C, h, w)."""
-        config = self.denoiser.config
-        return SampleState(noise.randn(config.in_channels, config.sample_size, config.sample_size))
+    def companions(self, options: DiffusionOptions) -> dict[str, ModelMixin]:
+        """Networks by their role that options let run beside the denoiser."""
+        guides = {"guide": self.guide} if options.guide_scale != 1 and self.guide is not None else {}
+        return guides | ({"classifier": self.classifier} if options.classifier_scale and self.classifier is not None else {})
+
+    def sample_shape(self, size: str | None, companions: dict[str, ModelMixin] | None = None) -> tuple[int, int]:
+        """Height and width of samples for images of a size, see ``generative.diffusion.image_size.sample_shape``."""
+        return sample_shape(size, self.denoiser, self.stride, companions or {})
+
+    def prepare_state(self, class_labels: Tensor, noise: ImageNoise, size: str | None = None) -> SampleState:
+        """Standard normal noise (B, C, h, w), for images of the denoiser's own size or another one."""
+        return SampleState(noise.randn(self.denoiser.config.in_channels, *self.sample_shape(size)))
 
     def check_decodable(self) -> None:
         """Refuse, before anything is drawn, to make latents that nothing decodes.

@@ -23,6 +23,8 @@ class DiffusionOptions(SamplingOptions):
 
     Attributes:
         num_inference_steps: Steps asked of the sampler.
+        size: WIDTHxHEIGHT of the images in pixels, 320x192 being 320 wide and 192 high; also sizes never trained on, of networks
+            for images of any size (FiT). None makes the network's own, and others take no other.
         guidance_scale: Classifier-free guidance s in u + s (c - u); 1 is none and costs half as much.
         guidance_interval: Guide only where low < noise level <= high, 0 being clean data and 1 pure noise (timestep / T of a
             diffusion, sigma of a flow, sigma / (1 + sigma) of EDM, whose papers give sigma: 0.19,1.61 is 0.16,0.617 here), so
@@ -52,6 +54,7 @@ class DiffusionOptions(SamplingOptions):
     """
 
     num_inference_steps: int = 50
+    size: str | None = None
     guidance_scale: float = 1.0
     guidance_interval: GuidanceInterval | None = None
     guidance_schedule: GuidanceSchedule = "constant"
