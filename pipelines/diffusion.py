@@ -12,7 +12,7 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
-from generative.diffusion.denoiser import CallCount, Condition, evaluator
+from generative.diffusion.denoiser import CallCount, Condition, evaluator, has_memory
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.free_u import free_u_of, transformed_skips
 from generative.diffusion.guidance.combined import Guidance
@@ -162,11 +162,17 @@ class DiffusionImagePipeline(ImageGenerationPipeline):
         free_u_of(self.denoiser, options.free_u, options.free_u_version)
         named = self.scheduler if options.sampler is None else named_sampler(options.sampler, self.formulation, self.scheduler)
         sampler = as_sampler(named)
-        if options.apg_momentum and isinstance(sampler, AdaptiveODESampler):
-            raise UserError(
-                "apg_momentum remembers what was predicted before, and the adaptive solver tries steps again; set it to 0 or "
-                "take another sampler"
-            )
+        if isinstance(sampler, AdaptiveODESampler):
+            if options.apg_momentum:
+                raise UserError(
+                    "apg_momentum remembers what was predicted before, and the adaptive solver tries steps again; set it to 0 or "
+                    "take another sampler"
+                )
+            if has_memory(self.denoiser) or has_memory(self.guide):
+                raise UserError(
+                    "this denoiser remembers what it gave at the step before, and the adaptive solver tries steps again; take "
+                    "another sampler, such as gamma or ode"
+                )
         sampler.check(self.formulation, options.num_inference_steps)
         return sampler, guidance
 

@@ -34,6 +34,7 @@ SOURCES = MappingProxyType(
         "pretrained-biggan": ("generative.convert.gan.pretrained_biggan", "PretrainedBigGANSource"),
         "projected-gan": ("generative.convert.gan.projected_gan", "ProjectedGANSource"),
         "projected-gan_256": ("generative.convert.gan.projected_gan", "ProjectedGANSource"),
+        "rin": ("generative.convert.diffusion.rin", "RINSource"),
         "rvq": ("generative.convert.tokenizers.rvq", "RVQSource"),
         "sagan": ("generative.convert.gan.biggan_pytorch", "SAGANSource"),
         "sid": ("generative.convert.diffusion.sid", "SiDSource"),

@@ -50,16 +50,22 @@ class Cosine(LRSchedule):
 
     Args:
         warmup_images: Linear warm-up from 0 over so many images.
-        final: Factor at the end.
+        final: Factor at the end of the half.
+        share: How much of the half the run gets through, 1 all of it (RIN: 0.7).
+
+    Raises:
+        UserError: If the share is not in (0, 1].
     """
 
-    def __init__(self, warmup_images: int = 0, final: float = 0.0) -> None:
+    def __init__(self, warmup_images: int = 0, final: float = 0.0, share: float = 1.0) -> None:
         super().__init__(warmup_images)
-        self.final = final
+        if not 0 < share <= 1:
+            raise UserError(f"share must be in (0, 1], got {share}")
+        self.final, self.share = final, share
 
     def decay(self, images_seen: int, total_images: int) -> float:
         """Cosine from the end of warm-up to the end of the run."""
-        progress = progress_after(self.warmup_images, images_seen, total_images)
+        progress = self.share * progress_after(self.warmup_images, images_seen, total_images)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

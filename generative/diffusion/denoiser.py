@@ -26,7 +26,7 @@ class DenoiserOutput:
         log_variance: (B,) uncertainty u(sigma) that EDM2 learns (arXiv 2312.02696, eq. 21).
         pyramid: Predictions at lower resolutions, smallest first (DiMR, arXiv 2406.09416).
         features: (B, L, D) hidden tokens for an auxiliary loss (REPA, arXiv 2410.06940).
-        memory: What the network reads back at the next step (RIN's latents, arXiv 2212.11972).
+        memory: What the network reads back at the next step (RIN's latents, arXiv 2212.11972), each (B, ...); see ``has_memory``.
         gradient: (B, C, h, w) of log p(y | x_t), of classifier guidance; samplers add it to the score, as their papers do.
     """
 
@@ -35,13 +35,13 @@ class DenoiserOutput:
     log_variance: Tensor | None = None
     pyramid: tuple[Tensor, ...] = ()
     features: Tensor | None = None
-    memory: Tensor | None = None
+    memory: tuple[Tensor, ...] = ()
     gradient: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> DenoiserOutput:
         """Apply a function to every tensor."""
-        changed: dict[str, Any] = {"pyramid": tuple(function(level) for level in self.pyramid)}
-        for name in ("prediction", "variance", "log_variance", "features", "memory", "gradient"):
+        changed: dict[str, Any] = {name: tuple(map(function, getattr(self, name))) for name in ("pyramid", "memory")}
+        for name in ("prediction", "variance", "log_variance", "features", "gradient"):
             value = getattr(self, name)
             changed[name] = None if value is None else function(value)
         return DenoiserOutput(**changed)
@@ -70,6 +70,7 @@ class Condition:
             ``generative.diffusion.networks.packing``; absent in sampling.
         end_time: (B,) time that a step ends at (MeanFlow, arXiv 2505.13447).
         augment_labels: (B, D) how training images were augmented (EDM, arXiv 2206.00364, appendix F.2); absent in sampling.
+        memory: What the network gave back at the step before (``DenoiserOutput.memory``); none at the first step.
     """
 
     class_labels: Tensor
@@ -79,15 +80,16 @@ class Condition:
     packing: Tensor | None = None
     end_time: Tensor | None = None
     augment_labels: Tensor | None = None
+    memory: tuple[Tensor, ...] = ()
 
     def null(self, null_label: int) -> Condition:
         """The same with every class label replaced by the null label."""
         return replace(self, class_labels=torch.full_like(self.class_labels, null_label))
 
-    def arguments(self) -> dict[str, Tensor]:
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments of a network: those that are set, besides the class labels."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "class_labels"}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None and not (name == "memory" and not value)}
 
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
@@ -97,7 +99,10 @@ class Condition:
         joined: dict[str, Any] = {}
         for field in fields(Condition):
             values = [getattr(condition, field.name) for condition in conditions]
-            joined[field.name] = None if values[0] is None else torch.cat(values)
+            if field.name == "memory":
+                joined[field.name] = tuple(torch.cat(parts) for parts in zip(*values, strict=True))
+            else:
+                joined[field.name] = None if values[0] is None else torch.cat(values)
         return Condition(**joined)
 
 
@@ -112,6 +117,15 @@ class Branch:
 
     condition: Condition
     network: nn.Module | None = None
+
+
+NETWORK_MEMORY = "network memory"
+"""Where ``SampleState.memory`` keeps what networks gave back, by the ``id`` of the network."""
+
+
+def has_memory(network: Any) -> bool:
+    """Whether a denoiser reads back at a step of sampling what it gave back at the one before (``carries_memory``)."""
+    return bool(getattr(network, "carries_memory", False))
 
 
 Evaluate = Callable[[SampleState, Tensor, Sequence[Branch]], list[DenoiserOutput]]
@@ -144,6 +158,8 @@ class CallCount:
 def evaluator(network: nn.Module, formulation: Formulation) -> Evaluate:
     """The evaluation of branches: those of one network in one forward pass, each input as the formulation scales it.
 
+    All branches of a network with a memory read what its first one, the conditional, gave back at the evaluation before.
+
     Args:
         network: The pipeline's own, for branches that name no other. A denoiser is called as ``(sample, time, class_labels,
             **other conditions) -> DenoiserOutput``.
@@ -159,12 +175,15 @@ def evaluator(network: nn.Module, formulation: Formulation) -> Evaluate:
         for place, branch in enumerate(branches):
             chosen = network if branch.network is None else branch.network
             places.setdefault(id(chosen), (chosen, []))[1].append(place)
+        memories = state.memory.setdefault(NETWORK_MEMORY, {})
         for chosen, members in places.values():
             assert isinstance(chosen.dtype, torch.dtype)
-            condition = Condition.cat([branches[place].condition for place in members])
+            memory = memories.get(id(chosen), ())
+            condition = Condition.cat([replace(branches[place].condition, memory=memory) for place in members])
             repeated = sample.to(chosen.dtype).repeat(len(members), *[1] * (sample.dim() - 1))
             output = chosen(repeated, told.repeat(len(members)), condition.class_labels, **condition.arguments())
             outputs |= zip(members, output.float().unbind(len(members)), strict=True)
+            memories[id(chosen)] = outputs[members[0]].memory
         return [outputs[place] for place in range(len(branches))]
 
     return evaluate

@@ -49,8 +49,9 @@ class DiffusionOptions(SamplingOptions):
             half of the decoder's features, s the low frequencies of the skips; none leaves the network alone. Not on a guide.
         free_u_version: v1 scales features by b, v2 as far as their mean stands out.
         sampler: Another sampler than the pipeline's, by name, with options after a colon: ancestral, ddim:eta=0.5, heun:churn=40,
-            ode:method=midpoint, dopri5:rtol=1e-4, sde:form=sigma, dpm-solver:order=2, or a scheduler of diffusers,
-            UniPCMultistepScheduler:solver_order=3. `generative list samplers` tells all options; none takes the pipeline's.
+            ode:method=midpoint, dopri5:rtol=1e-4, sde:form=sigma, dpm-solver:order=2, gamma:method=ddim, or a scheduler of
+            diffusers, UniPCMultistepScheduler:solver_order=3. `generative list samplers` tells all options; none takes the
+            pipeline's.
     """
 
     num_inference_steps: int = 50

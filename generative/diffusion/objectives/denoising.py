@@ -21,6 +21,7 @@ from generative.diffusion.denoiser import Condition, DenoiserOutput
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.objectives.edm_augment import AUGMENT_DIM, EDMAugment
+from generative.diffusion.objectives.self_conditioning import SelfConditioning, check_self_conditioning
 from generative.diffusion.objectives.timestep_sampling import LossSecondMoment
 from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.choose import check_sampler, default_sampler
@@ -48,6 +49,7 @@ class DiffusionObjective(EncodedObjective):
         autoencoder: Frozen; the denoiser then works on its latents. None works on pixels.
         timestep_sampling: Draws the steps of a chain by the size of their losses; None draws times as the formulation does.
         augment: Augments the images and tells the denoiser how (EDM); None leaves them as they are.
+        self_conditioning: Of a denoiser that reads back what it gave at the step before (RIN).
 
     Raises:
         UserError: If options contradict one another.
@@ -65,6 +67,7 @@ class DiffusionObjective(EncodedObjective):
         autoencoder: ModelMixin | None = None,
         timestep_sampling: LossSecondMoment | None = None,
         augment: EDMAugment | None = None,
+        self_conditioning: SelfConditioning | None = None,
     ) -> None:
         null_probability = getattr(denoiser.config, "class_dropout_prob", 0.0)
         if label_dropout is None:
@@ -77,7 +80,9 @@ class DiffusionObjective(EncodedObjective):
         super().__init__("denoiser", denoiser, autoencoder, optimizer, ema, label_dropout)
         if augment is not None:
             check_augment(denoiser, autoencoder)
+        check_self_conditioning(denoiser, self_conditioning)
         self.augment = augment
+        self.self_conditioning = self_conditioning
         self.formulation = formulation
         self.sampler = check_sampler(default_sampler(formulation) if sampler is None else sampler, formulation)
         self.sampling = sampling
@@ -107,6 +112,8 @@ class DiffusionObjective(EncodedObjective):
         times = times.to(x_start.device)
         noise, sample = self.formulation.draw_noised(x_start, times, context.generator)
         network_input = self.formulation.network_input(sample, times)
+        if self.self_conditioning is not None:
+            condition = self.self_conditioning.remember(networks["denoiser"], network_input, condition, context.generator)
         output = networks["denoiser"](*network_input, condition.class_labels, **condition.arguments()).float()
         parts = self.compare(output, x_start, noise, sample, times, condition)
         if self.timestep_sampling is not None and weights is not None:

@@ -19,6 +19,7 @@ from generative.diffusion.samplers.choose import check_sampler, default_sampler
 from generative.diffusion.samplers.ddim import DDIMSampler
 from generative.diffusion.samplers.dpm_solver import DPMSolverSampler
 from generative.diffusion.samplers.fit import SCHEDULERS
+from generative.diffusion.samplers.gamma import GammaSampler
 from generative.diffusion.samplers.heun import HeunSampler
 from generative.diffusion.samplers.ode import ODESampler
 from generative.diffusion.samplers.sde import SDESampler
@@ -29,6 +30,7 @@ SAMPLERS: MappingProxyType[str, type[Sampler]] = MappingProxyType(
         "ddim": DDIMSampler,
         "dopri5": AdaptiveODESampler,
         "dpm-solver": DPMSolverSampler,
+        "gamma": GammaSampler,
         "heun": HeunSampler,
         "ode": ODESampler,
         "sde": SDESampler,

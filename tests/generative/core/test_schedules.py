@@ -32,6 +32,12 @@ def test_cosine() -> None:
     assert factors(Cosine(warmup_images=200, final=0.2), 100, 200, 600, 1000) == pytest.approx([0.55, 1.0, 0.6, 0.2])
 
 
+def test_a_share_of_the_cosine() -> None:
+    assert factors(Cosine(share=0.5), 0, 500, 1000) == pytest.approx([1.0, 0.5 + math.sqrt(0.5) / 2, 0.5])
+    with pytest.raises(UserError, match=r"share must be in \(0, 1\], got 0"):
+        Cosine(share=0.0)
+
+
 def test_linear() -> None:
     assert factors(Linear(), 0, 250, 1000) == pytest.approx([1.0, 0.75, 0.0])
     assert factors(Linear(final=0.1, flat=0.5), 0, 500, 750, 1000) == pytest.approx([1.0, 1.0, 0.55, 0.1])

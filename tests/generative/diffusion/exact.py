@@ -28,6 +28,7 @@ CONTINUOUS: dict[str, Formulation] = {
     "vp-sde": ContinuousDiffusion("vp_sde", min_time=1e-3, time_scale=999.0),
     "cosine": ContinuousDiffusion("cosine", "v_prediction"),
     "sigmoid": ContinuousDiffusion("sigmoid", start=-3.0, end=3.0, network_time="gamma"),
+    "cosine, half data, v": ContinuousDiffusion("cosine", "v_prediction", data_scale=0.5),
 }
 GAUSSIAN: dict[str, Formulation] = {
     "noise": GaussianDiffusion(),
@@ -48,7 +49,7 @@ def exact_output(formulation: Formulation, sample: Tensor, times: Tensor) -> Den
     start = exact_start(formulation, sample, times)
     alpha, sigma = (over_image(factor, sample) for factor in formulation.alpha_sigma(times))
     if formulation.prediction_type == "sample" and not isinstance(formulation, EDM):
-        return DenoiserOutput(start)
+        return DenoiserOutput(formulation.config.get("data_scale", 1.0) * start)
     if formulation.prediction_type == "velocity":
         # At the noise's very start sigma may be 0 in nothing but the data's end, where x_0 is the sample itself.
         variance = alpha**2 * STD**2 + sigma**2

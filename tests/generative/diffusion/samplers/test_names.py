@@ -9,6 +9,7 @@ from diffusers import UniPCMultistepScheduler
 
 from generative.core.errors import UserError
 from generative.diffusion.formulations.base import Formulation
+from generative.diffusion.formulations.continuous import ContinuousDiffusion
 from generative.diffusion.formulations.edm import EDM
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.formulations.interpolant import Interpolant
@@ -21,7 +22,7 @@ CHAIN, FLOW = GaussianDiffusion(learned_variance=True), Interpolant()
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
 def test_every_name_makes_its_sampler(name: str) -> None:
-    formulation = CHAIN if name in ("ancestral", "ddim") else FLOW
+    formulation = {"ancestral": CHAIN, "ddim": CHAIN, "gamma": ContinuousDiffusion()}.get(name, FLOW)
     made = named_sampler(name, formulation)
     assert type(made) is SAMPLERS[name]
     said = named_sampler(f"{name}:{describe_options(type(made))}", formulation)  # what the list shows can be given
@@ -61,7 +62,11 @@ def test_what_the_saved_sampler_says_of_the_data_is_kept() -> None:
 @pytest.mark.parametrize(
     ("text", "formulation", "message"),
     [
-        ("eular", FLOW, "there is no sampler named 'eular'; known: ancestral, ddim, dopri5, dpm-solver, heun, ode, sde, DDIM"),
+        (
+            "eular",
+            FLOW,
+            "there is no sampler named 'eular'; known: ancestral, ddim, dopri5, dpm-solver, gamma, heun, ode, sde, DDIM",
+        ),
         ("ode:eta=0.5", FLOW, r"'ode' has no option eta \(eta is noise within the steps of 'ddim:eta=...'\); it takes method"),
         ("dopri5:churn=1", FLOW, "no option churn .churn is noise within the steps of 'heun:churn=...'.; it takes atol, rtol"),
         ("heun:churn", FLOW, "are given as option=value with commas between them, got 'churn'"),

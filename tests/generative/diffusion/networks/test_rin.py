@@ -1,0 +1,181 @@
+"""The RIN network. Its agreement with the official implementation is tested in tests/parity."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from generative.core.errors import UserError
+from generative.diffusion.networks.rin import RIN
+from generative.diffusion.networks.rin_blocks import grid_sinusoid, sinusoid
+
+
+def make_rin(**options: Any) -> RIN:
+    """A tiny RIN whose zero-initialised layers are made random, so that everything shows in its output."""
+    torch.manual_seed(0)
+    arguments = {
+        "sample_size": 8,
+        "patch_size": 2,
+        "num_layers": (1, 2),
+        "latent_slots": 6,
+        "latent_dim": 16,
+        "latent_num_heads": 2,
+        "tape_dim": 12,
+        "tape_mlp_ratio": 2,
+        "rw_num_heads": 2,
+        "num_classes": 4,
+    }
+    model = RIN(**(arguments | options))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+READ = {"time_on_latent": False, "cond_on_latent": False}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "official": {},
+    "both memories": {"self_cond": "latent+tape"},
+    "memory of the tape": {"self_cond": "tape"},
+    "no memory": {"self_cond": "none"},
+    "all read": READ,
+    "time read": {"time_on_latent": False},
+    "class read, normed": {"cond_on_latent": False, "xattn_enc_ln": True},
+    "writable": {**READ, "cond_tape_writable": True},
+    "decoupled": {**READ, "cond_decoupled_read": True, "cond_dim": 8},
+    "convolution": {"conv_kernel_size": 3, "conv_drop_units": 0.1},
+    "even convolution": {"conv_kernel_size": 4, **READ, "cond_tape_writable": True},
+    "fixed positions": {"latent_pos_encoding": "sin_cos", "tape_pos_encoding": "sin_cos"},
+    "fixed and learned": {"latent_pos_encoding": "sin_cos_plus_learned", "tape_pos_encoding": "sin_cos_plus_learned"},
+    "reads only": {"num_layers": (1, 0), "tape_mlp_ratio": 0},
+    "one-hot": {"cond_proj": False, "num_classes": 16},
+    "no classes": {"class_conditional": False, "num_classes": 1},
+    "dropout": {"drop_path": 0.1, "drop_units": 0.1, "drop_att": 0.1, "class_dropout_prob": 0.1},
+    "uneven heads": {"rw_num_heads": 5, "latent_num_heads": 3},
+}
+
+
+@pytest.fixture(params=list(VARIANTS))
+def variant(request: pytest.FixtureRequest) -> RIN:
+    return make_rin(**VARIANTS[request.param])
+
+
+def inputs(count: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 8, 8, generator=generator), torch.rand(count, generator=generator) * 1000, torch.arange(count)
+
+
+def test_every_option_makes_images_that_depend_on_their_own_inputs_only(variant: RIN) -> None:
+    sample, told, labels = inputs()
+    labels = labels.clamp(max=variant.config.num_classes - 1)
+    first = variant(sample, told, labels)
+    assert first.prediction.shape == sample.shape
+    assert len(first.memory) == {"none": 0, "latent+tape": 2}.get(variant.config.self_cond, 1)
+    together = variant(sample, told, labels, first.memory)
+    assert variant.carries_memory == bool(first.memory)
+    assert variant.carries_memory != torch.allclose(first.prediction, together.prediction)
+    for row in range(len(sample)):
+        memory = tuple(part[row : row + 1] for part in first.memory)
+        alone = variant(sample[row : row + 1], told[row], labels[row : row + 1], memory)
+        torch.testing.assert_close(alone.prediction[0], together.prediction[row], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together.prediction, variant(sample, told / 2, labels, first.memory).prediction)
+    changed = variant(sample, told, labels.flip(0), first.memory).prediction
+    assert variant.config.class_conditional != torch.allclose(together.prediction, changed)
+
+
+def test_every_parameter_has_a_part_in_the_output(variant: RIN) -> None:
+    sample, told, labels = inputs()
+    labels = labels.clamp(max=variant.config.num_classes - 1)
+    memory = tuple(part.detach() for part in variant(sample, told, labels).memory)
+    output = variant(sample, told, labels, memory)
+    (output.prediction.square().sum() + sum(part.square().sum() for part in output.memory)).backward()
+    without = [name for name, value in variant.named_parameters() if value.grad is None]
+    # The class projection's rows of classes that are not there have none, which is a zero.
+    assert without == []
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    model = make_rin(conv_kernel_size=3).train()
+    sample, told, labels = inputs()
+    gradients = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model(sample, told, labels).prediction.square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, plain in gradients[0].items():
+        torch.testing.assert_close(plain, gradients[1][name])
+
+
+def test_no_memory_is_zeros_and_a_fresh_network_reads_none() -> None:
+    sample, told, labels = inputs()
+    model = make_rin()
+    first = model(sample, told, labels)
+    zeros = tuple(torch.zeros_like(part) for part in first.memory)
+    assert torch.equal(first.prediction, model(sample, told, labels, zeros).prediction)
+    torch.manual_seed(0)
+    sizes = {"sample_size": 8, "patch_size": 4, "num_layers": (1,), "latent_slots": 4, "latent_dim": 16, "tape_dim": 8}
+    fresh = RIN(**sizes, latent_num_heads=2, rw_num_heads=2)
+    before = fresh(sample, told, labels)
+    assert torch.equal(before.prediction, fresh(sample, told, labels, before.memory).prediction)
+
+
+def test_the_null_label_is_no_class() -> None:
+    model = make_rin(class_dropout_prob=0.1)
+    sample, told, _ = inputs()
+    assert model.null_label == 4 and make_rin().null_label is None
+    null = torch.full((3,), 4)
+    assert torch.equal(model(sample, told, null).prediction, model(sample, told).prediction)
+    model.class_projection.weight.data.zero_()
+    torch.testing.assert_close(model(sample, told, null).prediction, model(sample, told, torch.arange(3)).prediction)
+
+
+def test_positions_by_hand() -> None:
+    waves = sinusoid(torch.tensor([2.0]), 4)
+    expected = [math.sin(2), math.sin(0.02), math.cos(2), math.cos(0.02)]
+    torch.testing.assert_close(waves[0], torch.tensor(expected))
+    grid = grid_sinusoid(2, 3, 4, extent=6.0)  # rows at 0 and 6, columns at 0, 3 and 6
+    torch.testing.assert_close(grid[5], torch.tensor([math.sin(6), math.cos(6), math.sin(6), math.cos(6)]))
+    torch.testing.assert_close(grid[1], torch.tensor([0.0, 1.0, math.sin(3), math.cos(3)]))
+    line = grid_sinusoid(3, 1, 2, extent=1.0)
+    torch.testing.assert_close(line[1], torch.tensor([math.sin(0.5), math.cos(0.5)]))
+
+
+def test_save_load_and_bfloat16(tmp_path: Path) -> None:
+    model = make_rin(tape_pos_encoding="sin_cos_plus_learned")
+    model.save_pretrained(tmp_path)
+    loaded = RIN.from_pretrained(tmp_path).eval()
+    sample, told, labels = inputs()
+    assert torch.equal(model(sample, told, labels).prediction, loaded(sample, told, labels).prediction)
+    half = loaded.to(torch.bfloat16)
+    assert half(sample.bfloat16(), told, labels, (torch.randn(3, 6, 16),)).prediction.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch_size": 3}, "RIN: patch_size must divide sample_size 8, got 3"),
+        ({"num_layers": ()}, "RIN: num_layers must be counts of 0 or more, of one block at least"),
+        ({"rw_num_heads": 13}, "RIN: rw_num_heads must be at most 12"),
+        ({"latent_num_heads": 17}, "RIN: latent_num_heads must be at most latent_dim 16, got 17"),
+        ({"latent_slots": 2}, "RIN: latent_slots must be more than the 2 that time and class take, got 2"),
+        ({"self_cond": "tape", "tape_mlp_ratio": 0}, "RIN: tape_mlp_ratio must be 0 or more, with self_cond of the tape"),
+        ({"self_cond": "x"}, "RIN: self_cond must be one of none, latent, tape"),
+        ({"latent_dim": 18}, "RIN: the width of the time's token must be a multiple of 4"),
+        ({"cond_proj": False}, "RIN: without cond_proj the class's token has num_classes 4 values and must have 16"),
+        ({**READ, "cond_dim": 8}, "RIN: cond_dim 8 other than tape_dim 12 needs cond_decoupled_read"),
+        ({"cond_decoupled_read": True}, "RIN: cond_decoupled_read needs something to read"),
+        ({"tape_pos_encoding": "rotary"}, "RIN: positions must be learned"),
+        ({"latent_slots": 3, "latent_pos_encoding": "sin_cos"}, "RIN: positions sin_cos need at least 2 tokens, got 1"),
+        ({"tape_dim": 13, "tape_pos_encoding": "sin_cos"}, "RIN: positions sin_cos on a grid need an even width, got 13"),
+        ({"conv_kernel_size": 3, "tape_dim": 13}, "RIN: conv_kernel_size needs a tape_dim that 3 groups divide, got 13"),
+        ({"class_conditional": False, "class_dropout_prob": 0.1}, "RIN: class_dropout_prob 0.1 has no meaning without classes"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_rin(**options)
