@@ -67,7 +67,7 @@ class Condition:
         low_resolution: (B, 3, H', W') images in [-1, 1] to be brought to a higher resolution (ADM's upsampler, arXiv 2105.05233).
         sizes: (B, 2) int64 height and width in tokens, where one batch holds several (FiT, arXiv 2410.13925).
         packing: (R, L) int64 which token stands where, where several images share a row of tokens, see
-            ``generative.diffusion.networks.packing``; absent in sampling.
+            ``generative.layers.packing``; absent in sampling.
         end_time: (B,) time that a step ends at (MeanFlow, arXiv 2505.13447).
         augment_labels: (B, D) how training images were augmented (EDM, arXiv 2206.00364, appendix F.2); absent in sampling.
         memory: What the network gave back at the step before (``DenoiserOutput.memory``); none at the first step.

@@ -26,9 +26,9 @@ from generative.diffusion.networks.fit_blocks import (
     ModulationKind,
     NormKind,
 )
-from generative.diffusion.networks.packing import pack, to_images, to_patches, unpack, valid_tokens
 from generative.layers.attention import MLP
 from generative.layers.embeddings import TimestepEmbedder
+from generative.layers.packing import pack, to_images, to_patches, unpack, valid_tokens
 from generative.layers.scaled_rope import FrequencyScaling, ScaledAxialRotary
 from generative.layers.swiglu import SwiGLU
 
@@ -254,7 +254,7 @@ class FiT(ModelMixin, ConfigMixin):
 
         Args:
             sample: (B, C, H, W) float, noised samples of one size, multiples of the patch; with ``sizes`` their patches
-                (B, C, N, p^2), padded to N, see ``generative.diffusion.networks.packing``.
+                (B, C, N, p^2), padded to N, see ``generative.layers.packing``.
             timestep: (B,) or scalar, int or float: the formulation's ``network_time``.
             class_labels: (B,) int64 in [0, num_classes]; ``num_classes`` or None is the null condition.
             sizes: (B, 2) int64 height and width of each image in tokens; None for images of one size.

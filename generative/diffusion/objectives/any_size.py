@@ -13,8 +13,8 @@ from generative.core.objective import Phase
 from generative.core.types import Batch, StepContext
 from generative.diffusion.denoiser import Condition, DenoiserOutput
 from generative.diffusion.formulations.base import Formulation
-from generative.diffusion.networks.packing import to_images, to_patches, valid_tokens
 from generative.diffusion.objectives.denoising import DiffusionObjective
+from generative.layers.packing import to_images, to_patches, valid_tokens
 from generative.tokenizers.encoded_objective import drop_labels
 from generative.tokenizers.latents import encode_images
 

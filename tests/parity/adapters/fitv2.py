@@ -14,8 +14,8 @@ from generative.core.sampling import SampleState
 from generative.diffusion.denoiser import Branch, Condition, DenoiserOutput, evaluator
 from generative.diffusion.formulations.interpolant import Interpolant
 from generative.diffusion.guidance.extrapolation import Extrapolation
-from generative.diffusion.networks.packing import to_images, valid_tokens
 from generative.diffusion.objectives.any_size import masked_losses
+from generative.layers.packing import to_images, valid_tokens
 
 SOURCE = "fitv2"
 GUIDED_CHANNELS = 3  # the official forward's, whatever the number of channels

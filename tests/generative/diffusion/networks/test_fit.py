@@ -11,7 +11,7 @@ from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.diffusion.networks.fit import FIT_SIZES, FiT
-from generative.diffusion.networks.packing import pack, pack_rows, to_images, to_patches, unpack, valid_tokens
+from generative.layers.packing import pack, pack_rows, to_images, to_patches, unpack, valid_tokens
 
 SIZES = torch.tensor([[4, 4], [2, 3], [1, 5], [3, 2]])
 LENGTH = 16
