@@ -54,6 +54,8 @@ class OfficialSource(abc.ABC):
         is_autoencoder: Whether its network decodes what other sources' networks make, and its file may be given beside theirs.
         script_arguments: Arguments of its training script that are options of ``build`` and no tensor tells.
         autoencoder_file: Official file of such an autoencoder, where its networks need one and one is known here.
+        file_names: Regular expression of its authors' file names, where its tensors are another source's too: without a source
+            given, a file is of this one if it is named so, and else of the other.
     """
 
     name: str
@@ -61,6 +63,7 @@ class OfficialSource(abc.ABC):
     modules: tuple[str, ...] = ("generator", "discriminator")
     is_autoencoder: bool = False
     autoencoder_file: str = ""
+    file_names: str = ""
     script_arguments: tuple[str, ...] = ()
 
     @abc.abstractmethod

@@ -146,7 +146,7 @@ def recognise(
         found = [Recognised(get_source(source), best_arrangement(get_source(source), mine), {}, tuple(mine))]
     if not found:
         raise UserError(unknown_layout(parts, source))
-    found = named_by_file(found) if len(found) > 1 else found
+    found = named_by_file(told_by_file(found)) if len(found) > 1 else found
     if len(found) > 1:
         names = ", ".join(hit.source.name for hit in found)
         raise UserError(f"the checkpoint may be of any of {names}; say which with --source")
@@ -158,6 +158,13 @@ def recognise(
         autoencoder = Recognised(autoencoder.source, autoencoder.state, config, autoencoder.parts)
     config = state_options(hit.source, hit.config, checkpoint, hit.parts)
     return Recognised(hit.source, hit.state, merge(config, place(config, given)), hit.parts, autoencoder)
+
+
+def told_by_file(found: Sequence[Recognised]) -> list[Recognised]:
+    """Of several sources, the one that only the file's name can tell if it does, else the others; see ``file_names``."""
+    hidden = [hit for hit in found if hit.source.file_names]
+    named = [hit for hit in hidden if any(re.fullmatch(hit.source.file_names, part.path.name) for part in hit.parts)]
+    return named or [hit for hit in found if hit not in hidden] or list(found)
 
 
 def named_by_file(found: Sequence[Recognised]) -> list[Recognised]:

@@ -78,10 +78,14 @@ class EDM(Formulation):
 
     def sampling_times(self, num_steps: int) -> Tensor:
         """The paper's grid (eq. 5), and 0 behind it: (num_steps + 1,) float64."""
+        grid = self.grid_level(torch.linspace(0, 1, num_steps, dtype=torch.float64))
+        return torch.cat([grid, grid.new_zeros(1)])
+
+    def grid_level(self, place: Tensor) -> Tensor:
+        """Noise levels at places of the paper's grid (eq. 5), 0 being ``sigma_max`` and 1 ``sigma_min``; shaped as they are."""
         inverse = 1 / self.config.rho
         largest, smallest = self.config.sigma_max**inverse, self.config.sigma_min**inverse
-        grid = largest + torch.linspace(0, 1, num_steps, dtype=torch.float64) * (smallest - largest)
-        return torch.cat([grid**self.config.rho, grid.new_zeros(1)])
+        return (largest + place * (smallest - largest)) ** self.config.rho
 
     def network_time(self, times: Tensor) -> Tensor:
         """c_noise = ln(sigma) / 4."""
@@ -106,13 +110,17 @@ class EDM(Formulation):
         skip, out = (over_image(factor, x_start) for factor in self._skip_out(times))
         return (x_start - skip * self.add_noise(x_start, noise, times)) / out
 
+    def loss_weight(self, times: Tensor) -> Tensor:
+        """Weight lambda of the squared error of D (table 1), shaped as the times."""
+        return (times.square() + self.config.sigma_data**2) / (times * self.config.sigma_data).square()
+
     def losses(self, output: DenoiserOutput, x_start: Tensor, noise: Tensor, sample: Tensor, times: Tensor) -> dict[str, Tensor]:
         """Weighted squared error of D (eq. 2 with table 1's weight), each image's mean over its elements.
 
         With a learned uncertainty u it is weighted by exp(-u), and ``uncertainty`` is u itself (EDM2, eq. 22): where u is right,
         the weighted error is 1 at every noise level.
         """
-        weight = (times.square() + self.config.sigma_data**2) / (times * self.config.sigma_data).square()
+        weight = self.loss_weight(times)
         error = mean_over_image((self.predict_start(output, sample, times) - x_start).square())
         losses = {"mse": weight * error}
         if output.log_variance is not None:

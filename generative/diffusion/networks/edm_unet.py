@@ -211,10 +211,23 @@ class EDMUNet(SkipNetwork, ModelMixin, ConfigMixin, abc.ABC):
         Returns:
             Predictions (B, C, H, W).
         """
+        return DenoiserOutput(self.decode(*self.encode_conditioned(sample, timestep, class_labels, augment_labels)))
+
+    def encode_conditioned(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The half of ``forward`` before the decoder, with the same arguments.
+
+        Returns:
+            The lowest map (B, D, h, w), all skips, the first first, and the conditions (B, E): what ``decode`` takes.
+        """
         times = timestep.reshape(-1).expand(len(sample))
         embedding = self.embed(times, class_labels, augment_labels)  # (B, E)
-        hidden, skips = self.encode(sample.contiguous(memory_format=torch.channels_last), embedding)
-        return DenoiserOutput(self.decode(hidden, skips, embedding))
+        return *self.encode(sample.contiguous(memory_format=torch.channels_last), embedding), embedding
 
 
 def scale_weight(module: nn.Module, init: Callable[[Tensor], Any], factor: float) -> None:

@@ -10,11 +10,10 @@ from torch import Tensor
 from generative.convert.diffusion.edm import formulation
 from generative.convert.diffusion.edm_keys import rename
 from generative.convert.diffusion.sid import NETWORK, training_options
-from generative.diffusion.formulations.base import over_image
+from generative.diffusion.formulations.edm import EDM
+from generative.diffusion.objectives.score_identity import identity_errors, identity_times
 
 SOURCE = "sid"
-LEAST_WEIGHT = 1e-5
-STEPS = 1000  # that training times are counted in
 
 
 class Distillation:
@@ -38,11 +37,9 @@ class Distillation:
         return denoise(self.networks["generator"], self.trained, noise, sigma, self.labels, self.zeros)
 
     def generator_sigma(self) -> Tensor:
-        """Noise levels of the generator's loss: uniform places on the grid, up to a part of it (eq. 5 of arXiv 2206.00364)."""
-        place = 1 - self.inputs["g_rand_uniform"] * self.options["tmax"] / STEPS
-        inverse = 1 / self.options["rho"]
-        least, most = self.options["sigma_min"] ** inverse, self.options["sigma_max"] ** inverse
-        return (most + place * (least - most)) ** self.options["rho"]
+        """Noise levels of the generator's loss."""
+        levels = EDM(**{name: self.options[name] for name in ("sigma_min", "sigma_max", "rho")})
+        return identity_times(levels, self.inputs["g_rand_uniform"], self.options["tmax"])
 
     def generator_loss(self, images: Tensor) -> Tensor:
         """Loss of the generator, each element's (arXiv 2404.04057, eq. 23)."""
@@ -52,8 +49,8 @@ class Distillation:
             denoise(self.networks[name], self.trained, sample, sigma, self.labels, self.zeros)
             for name in ("teacher", "fake_score")
         )
-        weight = over_image((images - real).detach().abs().flatten(1).mean(1).clamp(min=LEAST_WEIGHT), images)
-        return (real - fake) * ((real - images) - self.options["alpha"] * (real - fake)) / weight
+        errors, _ = identity_errors(images, real, fake, self.options["alpha"])
+        return errors
 
     @torch.enable_grad()
     def gradient(self, images: Tensor, of: Tensor) -> Tensor:
@@ -84,8 +81,7 @@ class Distillation:
         images, sigma = self.inputs["images"], self.fake_sigma()
         sample = images + sigma * self.inputs["f_noise"]
         denoised = denoise(self.networks["fake_score"], self.trained, sample, sigma, self.labels)
-        variance = self.options["sigma_data"] ** 2
-        return (sigma.square() + variance) / (sigma.square() * variance) * (denoised - images).square()
+        return EDM(sigma_data=self.options["sigma_data"]).loss_weight(sigma) * (denoised - images).square()
 
 
 def outputs(given: Given) -> Table:

@@ -17,6 +17,7 @@ from generative.convert.files.recognise import recognise
 from generative.core.errors import UserError
 from generative.diffusion.networks.song_unet import SongUNet
 from generative.diffusion.samplers.heun import HeunSampler
+from generative.diffusion.samplers.one_step import OneStepSampler
 
 SMALL: dict[str, Any] = {"img_resolution": 8, "img_channels": 3, "label_dim": 4, "model_type": "SongUNet", "model_channels": 8}
 SMALL |= {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "augment_dim": 9, "sigma_max": "inf"}
@@ -183,7 +184,39 @@ def test_a_distilled_generator_samples_in_one_step() -> None:
     assert source.recognise(official_state(SMALL)) is None
     both = {f"{module}/{key}": value for module in ("generator", "teacher") for key, value in official_state(SMALL).items()}
     found = source.recognise(both)
-    assert found is not None and found[NETWORK]["channel_mult"] == [1, 2]
+    assert found is not None and found[NETWORK]["channel_mult"] == [1, 2] and found["modules"] == ["generator", "teacher"]
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "source"),
+    [
+        ("network-snapshot-1.200000-403968.pkl", None, "sid"),
+        ("network-snapshot-200000.pkl", None, "edm"),
+        ("edm-cifar10-32x32-cond-vp.pkl", "sid", "sid"),
+        ("network-snapshot-1.200000-403968.pkl", "edm", "edm"),
+    ],
+)
+def test_a_lone_network_is_a_distilled_generator_where_its_file_or_the_user_says_so(
+    file: str, given: str | None, source: str
+) -> None:
+    state = official_state(SMALL)
+    options = {"dropout": 0.13, "model_type": "SongUNet_EncoderDecoder" if source == "sid" else "SongUNet"}
+    part = NetworkPart(Path(file), "ema", state, options, "EDMPrecond")
+    found = recognise(Checkpoint([part], {}, []), [part], given, None)
+    assert found.source.name == source
+    networks = found.build()
+    pipeline = found.source.pipeline(networks, found.config)
+    assert len(networks) == 1 and pipeline.denoiser.config.dropout == 0.13
+    assert isinstance(pipeline.scheduler, OneStepSampler) == (source == "sid")
+    if source == "sid":
+        chosen = recognise(Checkpoint([part], {}, []), [part], given, {"loss": {"init_sigma": 1.5}})
+        assert chosen.source.pipeline(networks, chosen.config).scheduler.config.sigma == 1.5
+
+
+def test_modules_that_sid_does_not_have_are_refused() -> None:
+    for modules in ([], ["discriminator"], "generator"):
+        with pytest.raises(UserError, match="'modules' of mingyuanzhou/SiD must list some of generator, teacher, fake_score"):
+            get_source("sid").build({NETWORK: SMALL, "modules": modules})
 
 
 @pytest.mark.parametrize(
