@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from pipelines.diffusion import DiffusionImagePipeline
     from pipelines.emigm import EMIGMPipeline
     from pipelines.gan import GANImagePipeline
+    from pipelines.mage import MAGEPipeline
     from pipelines.magvit2 import MAGVIT2Pipeline
     from pipelines.mar import MARPipeline
     from pipelines.maskgit import MaskGITPipeline
+    from pipelines.rcg import RCGPipeline
     from pipelines.reconstruction import ImageReconstructionPipeline
+    from pipelines.representation import RepresentationPipeline
     from pipelines.resgen import ResGenPipeline
     from pipelines.upsampler import UpsamplerPipeline
     from pipelines.var import VARPipeline
@@ -30,10 +33,13 @@ __all__ = [
     "EMIGMPipeline",
     "GANImagePipeline",
     "ImageReconstructionPipeline",
+    "MAGEPipeline",
     "MAGVIT2Pipeline",
     "MARPipeline",
     "MaskGITPipeline",
     "NoisedClassifierPipeline",
+    "RCGPipeline",
+    "RepresentationPipeline",
     "ResGenPipeline",
     "UpsamplerPipeline",
     "VARPipeline",
@@ -50,10 +56,13 @@ PIPELINES = {
     "EMIGMPipeline": "pipelines.emigm",
     "GANImagePipeline": "pipelines.gan",
     "ImageReconstructionPipeline": "pipelines.reconstruction",
+    "MAGEPipeline": "pipelines.mage",
     "MAGVIT2Pipeline": "pipelines.magvit2",
     "MARPipeline": "pipelines.mar",
     "MaskGITPipeline": "pipelines.maskgit",
     "NoisedClassifierPipeline": "pipelines.classifier",
+    "RCGPipeline": "pipelines.rcg",
+    "RepresentationPipeline": "pipelines.representation",
     "ResGenPipeline": "pipelines.resgen",
     "UpsamplerPipeline": "pipelines.upsampler",
     "VARPipeline": "pipelines.var",
@@ -67,6 +76,8 @@ OPTIONS = {
     "MAGVIT2Pipeline": "generative.autoregressive.options.SubTokenOptions",
     "VARPipeline": "generative.autoregressive.options.VAROptions",
     "MaskGITPipeline": "generative.autoregressive.options.MaskGITOptions",
+    "MAGEPipeline": "generative.autoregressive.options.MAGEOptions",
+    "RCGPipeline": "generative.diffusion.options.RCGOptions",
     "ResGenPipeline": "generative.autoregressive.options.ResGenOptions",
     "MARPipeline": "generative.autoregressive.options.MAROptions",
     "EMIGMPipeline": "generative.autoregressive.options.EMIGMOptions",

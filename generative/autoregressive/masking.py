@@ -105,6 +105,24 @@ def random_subset(batch_size: int, num_tokens: int, size: int, generator: torch.
     return torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :size], True)
 
 
+def truncated_normal_quantile(uniform: Tensor, low: float, high: float, mean: float, std: float) -> Tensor:
+    """Quantiles of a normal distribution that is cut at both ends.
+
+    Args:
+        uniform: In [0, 1), any shape.
+        low: Smallest value.
+        high: Largest value.
+        mean: Of the normal distribution before it is cut.
+        std: Likewise.
+
+    Returns:
+        Values in [low, high], float64.
+    """
+    ends = torch.tensor([(low - mean) / std, (high - mean) / std], dtype=torch.float64, device=uniform.device)
+    below, above = torch.special.ndtr(ends)
+    return (mean + std * torch.special.ndtri(below + uniform.double() * (above - below))).clamp(low, high)
+
+
 def truncated_normal_ratio(uniform: float, min_ratio: float) -> float:
     """Quantile of MAR's distribution of the share of masked tokens.
 
@@ -115,10 +133,8 @@ def truncated_normal_ratio(uniform: float, min_ratio: float) -> float:
     Returns:
         A share in [min_ratio, 1].
     """
-    lowest = torch.tensor((min_ratio - 1) / MASK_RATIO_STD, dtype=torch.float64)
-    below = torch.special.ndtr(lowest)
-    quantile = torch.special.ndtri(below + uniform * (0.5 - below))
-    return min(1.0, max(min_ratio, 1 + MASK_RATIO_STD * float(quantile)))
+    at = torch.tensor(uniform, dtype=torch.float64)
+    return float(truncated_normal_quantile(at, min_ratio, 1.0, mean=1.0, std=MASK_RATIO_STD))
 
 
 class TruncatedNormalMasking(MaskingLaw):

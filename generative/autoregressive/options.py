@@ -116,6 +116,45 @@ class MaskGITOptions(TokenOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MAGEOptions(MaskGITOptions):
+    """Options of ``MAGEPipeline``; the published scores: 20 iterations, choice temperature 6 (B) or 11 (L).
+
+    Attributes:
+        num_inference_steps: Iterations, 1 to the number of tokens.
+        choice_temperature: Randomness of which tokens an iteration keeps, falling to 0 at the last; 0 keeps the surest.
+        guidance_scale: Classifier-free guidance s in u + s (c - u), away from the null representation or class; 1 is none. The
+            official cfg plus 1.
+        guidance_schedule: How guidance grows; linear reaches its scale at the last iteration and begins above 1, as officially.
+        representation_num_inference_steps: Steps of the representation diffusion; none is as it was saved.
+        representation_guidance_scale: Classifier-free guidance of the representation diffusion, as guidance_scale.
+        representation_sampler: Sampler of the representation diffusion by name, such as ldm-ddim:eta=0; none is as it was saved.
+    """
+
+    num_inference_steps: int = 20
+    choice_temperature: float = 6.0
+    guidance_schedule: GuidanceSchedule = "linear"
+    representation_num_inference_steps: int | None = None
+    representation_guidance_scale: float | None = None
+    representation_sampler: str | None = None
+
+    def step_scale(self) -> float | Callable[[int], float]:
+        """Guidance scale of each iteration, checked; the progress of iteration k of N is (k + 1) / N."""
+        from generative.core.guidance import check_guidance, scale_at
+
+        scale, schedule, interval, exponent = (
+            self.guidance_scale,
+            self.guidance_schedule,
+            self.guidance_interval,
+            self.guidance_exponent,
+        )
+        check_guidance(scale, schedule, interval, exponent)
+        if scale == 1:
+            return 1.0
+        steps = self.num_inference_steps
+        return lambda step: scale_at(scale, (step + 1) / steps, schedule, interval, exponent, (steps - step) / steps)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResGenOptions(MaskGITOptions):
     """Options of ``ResGenPipeline``: those of Gaussians where others have tokens; temperature widens them too.
 

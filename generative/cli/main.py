@@ -24,6 +24,7 @@ COMMANDS = {
     "scaling-law": "fit a power law of loss against size: generative scaling-law runs/var-d2 runs/var-d4 runs/var-d6",
     "truncation-curve": "table and plot of FID and Inception Score of a GAN at several truncations of its noise",
     "posthoc-ema": "an average of any length after training: generative posthoc-ema RUN --std 0.15, or --sweep 0.02..0.25",
+    "rcg": "a representation diffusion and its generator as one pipeline: generative rcg RDM GENERATOR --output pipelines/rcg",
     "guidance-curve": "table and plot of distance, precision and recall of a diffusion under kinds and scales of guidance",
     "convert": "turn an official checkpoint into a pipeline folder: generative convert G_ema.pth --output pipelines/biggan",
     "report": "write a page with grids, curves and scores of runs: generative report runs/digits-dit runs/digits-sagan",

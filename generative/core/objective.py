@@ -165,6 +165,13 @@ class Objective(abc.ABC):
         """
         return None
 
+    def representation_fingerprint(self) -> str | None:
+        """Fingerprint of the frozen encoder of the representations that networks are conditioned on; None without one.
+
+        The trainer refuses cached representations of another.
+        """
+        return None
+
     def example_images(
         self, pipeline: ImagePipeline, requests: Sequence[SampleRequest], real: Tensor, seed: int, columns: int
     ) -> Tensor:

@@ -32,6 +32,12 @@ def check_fit(objective: Objective, dataset: ImageDataset) -> None:
             f"configuration has {(objective.encoder_fingerprint() or 'none')[:12]} (sha256 of config and weights); encode the "
             "images with the one that is configured, or configure the one that encoded them"
         )
+    cached = dataset.representation_fingerprint
+    if cached is not None and cached != objective.representation_fingerprint():
+        raise UserError(
+            f"the representations of the data were made with the encoder {cached[:12]}, the configuration has "
+            f"{(objective.representation_fingerprint() or 'none')[:12]} (sha256 of name, weights and size); give both the same"
+        )
 
 
 def check_classes(num_classes: int, dataset: ImageDataset) -> None:

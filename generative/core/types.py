@@ -21,6 +21,7 @@ class Batch(TypedDict, total=False):
         images: (B, 3, H, W) float32 in [-1, 1].
         latents: (B, C, h, w) float32, cached; replaces ``images``.
         tokens: (B, L) int64, cached likewise.
+        representations: (B, D) float32 of the images, cached, beside any of these.
         class_labels: (B,) int64 in [0, num_classes).
         sizes: (B, 2) int64 height and width in tokens, where images are of several sizes: ``images`` is then (B, 3, N, q^2).
         packing: (R, L) int64, how those share rows of tokens.
@@ -29,6 +30,7 @@ class Batch(TypedDict, total=False):
     images: Tensor
     latents: Tensor
     tokens: Tensor
+    representations: Tensor
     class_labels: Tensor
     sizes: Tensor
     packing: Tensor

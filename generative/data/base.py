@@ -71,12 +71,14 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         notices: What the user should know of the data before training, one sentence each.
         image_path: The file or folder that ``fid-score`` reads the same images from; None where there is none.
         encoder_fingerprint: Of the tokenizer or autoencoder whose ids or latents ``examples`` gives; None for images.
+        representation_fingerprint: Of the encoder whose representations ``examples`` gives beside them; None without.
 
     Raises:
         UserError: If there are no images, a number is not positive, or a label is out of range (named).
     """
 
     encoder_fingerprint: str | None = None
+    representation_fingerprint: str | None = None
     image_path: Path | None = None
 
     def __init__(

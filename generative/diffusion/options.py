@@ -48,10 +48,10 @@ class DiffusionOptions(SamplingOptions):
         free_u: FreeU's factors b1,b2,s1,s2 on the two deepest widths of a U-Net's decoder, for example 1.2,1.4,0.9,0.2: b scales
             half of the decoder's features, s the low frequencies of the skips; none leaves the network alone. Not on a guide.
         free_u_version: v1 scales features by b, v2 as far as their mean stands out.
-        sampler: Another sampler than the pipeline's, by name, with options after a colon: ancestral, ddim:eta=0.5, heun:churn=40,
-            ode:method=midpoint, dopri5:rtol=1e-4, sde:form=sigma, dpm-solver:order=2, gamma:method=ddim, or a scheduler of
-            diffusers, UniPCMultistepScheduler:solver_order=3. `generative list samplers` tells all options; none takes the
-            pipeline's.
+        sampler: Another sampler than the pipeline's, by name, with options after a colon: ancestral, ddim:eta=0.5,
+            ldm-ddim:eta=1, heun:churn=40, ode:method=midpoint, dopri5:rtol=1e-4, sde:form=sigma, dpm-solver:order=2,
+            gamma:method=ddim, or a scheduler of diffusers, UniPCMultistepScheduler:solver_order=3. `generative list
+            samplers` tells all options; none takes the pipeline's.
     """
 
     num_inference_steps: int = 50
@@ -91,3 +91,18 @@ class CascadeOptions(DiffusionOptions):
     upsampler_guidance_scale: float | None = None
     upsampler_guidance_interval: GuidanceInterval | None = None
     upsampler_sampler: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RCGOptions(DiffusionOptions):
+    """Options of ``RCGPipeline``: those of its denoiser, and some of its representation diffusion; None is as that was saved.
+
+    Attributes:
+        representation_num_inference_steps: Steps of the representation diffusion; none is as it was saved.
+        representation_guidance_scale: Classifier-free guidance of the representation diffusion, as guidance_scale.
+        representation_sampler: Sampler of the representation diffusion by name, such as ldm-ddim:eta=0; none is as it was saved.
+    """
+
+    representation_num_inference_steps: int | None = None
+    representation_guidance_scale: float | None = None
+    representation_sampler: str | None = None

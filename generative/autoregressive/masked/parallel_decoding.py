@@ -92,7 +92,11 @@ def keep_confident(
     Returns:
         (B, L) bool, exactly ``num_masked`` true in each row.
     """
-    confidence = log_probabilities + choice_temperature * gumbel_noise(uniform)
+    return least_confident(log_probabilities + choice_temperature * gumbel_noise(uniform), is_masked, num_masked)
+
+
+def least_confident(confidence: Tensor, is_masked: Tensor, num_masked: int) -> Tensor:
+    """The positions that stay masked, see ``keep_confident``, of their confidence (B, L): (B, L) bool."""
     confidence = confidence.masked_fill(~is_masked, math.inf)
     # A stable sort: ties are decided by position, whatever the batch.
     least = confidence.sort(dim=-1, stable=True).indices[:, :num_masked]  # (B, num_masked)

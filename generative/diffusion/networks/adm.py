@@ -19,6 +19,7 @@ from generative.layers.embeddings import TimestepEmbedder
 from generative.layers.group_norm import group_norm
 from generative.layers.unet_blocks import activate, zero_initialized
 from generative.layers.unet_encoder import UNetBlocks
+from generative.layers.vector_embedding import VectorEmbedding
 
 
 class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
@@ -49,6 +50,8 @@ class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
         use_new_attention_order: Layout of the attention's projection, see ``generative.layers.unet_blocks.split_heads``.
         learn_sigma: Predict 2C channels: the noise, then where the log variance lies between its bounds (arXiv 2102.09672).
         low_resolution_size: Height and width of the images of C channels that an upsampler is for; None for no upsampler.
+        representation_dim: Numbers D' of representations that take the place of the class (RCG, arXiv 2312.03701); None for
+            classes. Labels then only tell where the null representation stands, which is the label K.
 
     Raises:
         UserError: If numbers are out of range or do not fit one another.
@@ -78,6 +81,7 @@ class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
         use_new_attention_order: bool = False,
         learn_sigma: bool = True,
         low_resolution_size: int | None = None,
+        representation_dim: int | None = None,
     ) -> None:
         super().__init__()
         self._check(in_channels, num_classes, class_conditional, class_dropout_prob, sample_size, low_resolution_size)
@@ -102,7 +106,13 @@ class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
         read_channels = in_channels if low_resolution_size is None else 2 * in_channels
         self.timestep_embedder = TimestepEmbedder(blocks.embedding_dim, model_channels)
         num_labels = num_classes + (class_dropout_prob > 0)
-        self.label_embedding = nn.Embedding(num_labels, blocks.embedding_dim) if class_conditional else None
+        takes_labels = class_conditional and representation_dim is None
+        self.label_embedding = nn.Embedding(num_labels, blocks.embedding_dim) if takes_labels else None
+        self.vector_embedding: VectorEmbedding | None = None
+        if representation_dim is not None:
+            has_null = class_dropout_prob > 0
+            self.vector_embedding = VectorEmbedding(representation_dim, blocks.embedding_dim, num_classes, has_null, "ADMUNet")
+            zero_initialized(self.vector_embedding.linear)  # official implementation
         self.conv_in = nn.Conv2d(read_channels, widths[0], 3, padding=1)
         self.encoder, skips = blocks.encoder()
         self.middle = blocks.middle()
@@ -131,13 +141,17 @@ class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
         """Label of the null condition, or None if the network has none."""
         return self.config.num_classes if self.config.class_dropout_prob > 0 else None
 
-    def embed(self, timestep: Tensor, class_labels: Tensor | None, batch_size: int) -> Tensor:
-        """Embed timesteps (B,) and labels (B,) as (B, D); no labels are the null condition for each of the batch.
+    def embed(self, timestep: Tensor, class_labels: Tensor | None, batch_size: int, vector: Tensor | None = None) -> Tensor:
+        """Embed timesteps (B,) and labels (B,), or representations (B, D') in their place, as (B, D); None is the null condition.
 
         Raises:
-            UserError: If the null condition is asked of a network that has none.
+            UserError: If the null condition is asked of a network that has none, or representations do not fit the network.
         """
         embedding = self.timestep_embedder(timestep.reshape(-1).expand(batch_size))  # (B, D)
+        if self.vector_embedding is not None:
+            return embedding + self.vector_embedding(vector, class_labels, batch_size)
+        if vector is not None:
+            raise UserError("this ADMUNet takes no representations (representation_dim is not set)")
         if self.label_embedding is None:
             return embedding
         if class_labels is None:
@@ -162,7 +176,12 @@ class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
         return torch.cat([sample, resized], dim=1)
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, low_resolution: Tensor | None = None
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        low_resolution: Tensor | None = None,
+        vector: Tensor | None = None,
     ) -> DenoiserOutput:
         """Predict what the formulation of training asks for.
 
@@ -172,11 +191,12 @@ class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
             class_labels: (B,) int64 in [0, num_classes]; ``num_classes`` or None is the null condition. Ignored where the network
                 is not class-conditional.
             low_resolution: (B, C, H', W') images in [-1, 1], of an upsampler.
+            vector: (B, D') representations, of a network that has a ``representation_dim``.
 
         Returns:
             Predictions (B, C, H, W), with variances of the same shape if ``learn_sigma``.
         """
-        embedding = F.silu(self.embed(timestep, class_labels, len(sample)))  # (B, D)
+        embedding = F.silu(self.embed(timestep, class_labels, len(sample), vector))  # (B, D)
         hidden = self.conv_in(self.read(sample, low_resolution))
         skips = [hidden]
         for stage in self.encoder:

@@ -21,6 +21,7 @@ from generative.diffusion.networks.arguments import check_arguments
 from generative.diffusion.networks.checkpointing import run_block
 from generative.layers.attention import MLP, SelfAttention
 from generative.layers.embeddings import TimestepEmbedder, sincos_positions_2d
+from generative.layers.vector_embedding import VectorEmbedding
 
 # Constructor arguments of the published sizes (arXiv 2212.09748, table 1); combine with patch_size 2, 4 or 8.
 DIT_SIZES = MappingProxyType(
@@ -105,6 +106,8 @@ class DiT(ModelMixin, ConfigMixin):
         frequency_embedding_size: Width of the timestep sinusoid.
         frequency_shift: Of its frequencies: 0 officially, 1 in diffusers, see ``timestep_embedding``.
         mlp_norm_eps: Added to the variance in the norm before the MLP: 1e-6 officially, 1e-5 in diffusers.
+        representation_dim: Numbers D' of representations that take the place of the class (RCG, arXiv 2312.03701); None for
+            classes. Labels then only tell where the null representation stands, which is the label ``num_classes``.
 
     Raises:
         UserError: If a size is below 1, or sizes do not divide one another.
@@ -129,6 +132,7 @@ class DiT(ModelMixin, ConfigMixin):
         frequency_embedding_size: int = 256,
         frequency_shift: int = 0,
         mlp_norm_eps: float = LAYER_NORM_EPS,
+        representation_dim: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -152,7 +156,12 @@ class DiT(ModelMixin, ConfigMixin):
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
         self.patch_embedding = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
         self.timestep_embedder = TimestepEmbedder(hidden_size, frequency_embedding_size, frequency_shift)
-        self.label_embedding = nn.Embedding(num_classes + (class_dropout_prob > 0), hidden_size)
+        self.label_embedding: nn.Embedding | None = None
+        self.vector_embedding: VectorEmbedding | None = None
+        if representation_dim is None:
+            self.label_embedding = nn.Embedding(num_classes + (class_dropout_prob > 0), hidden_size)
+        else:
+            self.vector_embedding = VectorEmbedding(representation_dim, hidden_size, num_classes, class_dropout_prob > 0, "DiT")
         self.position_embedding: Tensor
         self.register_buffer("position_embedding", sincos_positions_2d(hidden_size, self.grid_size, self.grid_size)[None])
         self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_ratio, mlp_norm_eps) for _ in range(depth)])
@@ -167,7 +176,8 @@ class DiT(ModelMixin, ConfigMixin):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         embedder = self.timestep_embedder
-        for weight in (self.label_embedding.weight, embedder.linear_1.weight, embedder.linear_2.weight):
+        tables = [] if self.label_embedding is None else [self.label_embedding.weight]
+        for weight in (*tables, embedder.linear_1.weight, embedder.linear_2.weight):
             nn.init.normal_(weight, std=EMBEDDING_INIT_STD)
         for module in self.modules():
             if isinstance(module, (DiTBlock, FinalLayer)):
@@ -183,12 +193,16 @@ class DiT(ModelMixin, ConfigMixin):
         """Cut samples (B, C, H, W) into tokens (B, L, D), positions added."""
         return self.patch_embedding(sample).flatten(2).transpose(1, 2) + self.position_embedding
 
-    def embed_labels(self, class_labels: Tensor | None, batch_size: int) -> Tensor:
-        """Embed labels (B,) as (B, D); None means the null condition for each of the batch.
+    def embed_labels(self, class_labels: Tensor | None, batch_size: int, vector: Tensor | None = None) -> Tensor:
+        """Embed labels (B,), or representations (B, D') in their place, as (B, D); None means the null condition for all.
 
         Raises:
-            UserError: If the null condition is asked of a network that has none.
+            UserError: If the null condition is asked of a network that has none, or representations are of another width.
         """
+        if self.vector_embedding is not None:
+            return self.vector_embedding(vector, class_labels, batch_size)
+        if vector is not None or self.label_embedding is None:
+            raise UserError("this DiT is conditioned on classes and takes no representations (representation_dim is not set)")
         if class_labels is None:
             if self.null_label is None:
                 raise UserError("this DiT has no null condition (class_dropout_prob is 0); give class_labels")
@@ -201,13 +215,16 @@ class DiT(ModelMixin, ConfigMixin):
         patches = patches.reshape(-1, grid, grid, patch, patch, self.out_channels)  # (B, row, column, p, q, C)
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.out_channels, grid * patch, grid * patch)  # (B, C, H, W)
 
-    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> DenoiserOutput:
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, vector: Tensor | None = None
+    ) -> DenoiserOutput:
         """Predict what the formulation of training asks for (noise, velocity, ...).
 
         Args:
             sample: (B, C, H, W) float, noised samples.
             timestep: (B,) or scalar, int or float: the formulation's ``network_time``.
             class_labels: (B,) int64 in [0, num_classes]; ``num_classes`` or None is the null condition.
+            vector: (B, D') representations, of a network that has a ``representation_dim``.
 
         Returns:
             Predictions (B, C, H, W), with variances of the same shape if ``learn_sigma``.
@@ -215,7 +232,7 @@ class DiT(ModelMixin, ConfigMixin):
         batch_size = sample.shape[0]
         tokens = self.embed_patches(sample)  # (B, L, D)
         condition = self.timestep_embedder(timestep.reshape(-1).expand(batch_size))  # (B, D)
-        condition = condition + self.embed_labels(class_labels, batch_size)
+        condition = condition + self.embed_labels(class_labels, batch_size, vector)
         for block in self.blocks:
             tokens = run_block(self, block, tokens, condition)
         values = self.assemble_patches(self.final_layer(tokens, condition))  # (B, C or 2C, H, W)

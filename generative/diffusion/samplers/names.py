@@ -21,6 +21,7 @@ from generative.diffusion.samplers.dpm_solver import DPMSolverSampler
 from generative.diffusion.samplers.fit import SCHEDULERS
 from generative.diffusion.samplers.gamma import GammaSampler
 from generative.diffusion.samplers.heun import HeunSampler
+from generative.diffusion.samplers.ldm_ddim import LDMDDIMSampler
 from generative.diffusion.samplers.ode import ODESampler
 from generative.diffusion.samplers.sde import SDESampler
 
@@ -32,6 +33,7 @@ SAMPLERS: MappingProxyType[str, type[Sampler]] = MappingProxyType(
         "dpm-solver": DPMSolverSampler,
         "gamma": GammaSampler,
         "heun": HeunSampler,
+        "ldm-ddim": LDMDDIMSampler,
         "ode": ODESampler,
         "sde": SDESampler,
     }

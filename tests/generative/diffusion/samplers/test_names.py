@@ -22,7 +22,7 @@ CHAIN, FLOW = GaussianDiffusion(learned_variance=True), Interpolant()
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
 def test_every_name_makes_its_sampler(name: str) -> None:
-    formulation = {"ancestral": CHAIN, "ddim": CHAIN, "gamma": ContinuousDiffusion()}.get(name, FLOW)
+    formulation = {"ancestral": CHAIN, "ddim": CHAIN, "ldm-ddim": CHAIN, "gamma": ContinuousDiffusion()}.get(name, FLOW)
     made = named_sampler(name, formulation)
     assert type(made) is SAMPLERS[name]
     said = named_sampler(f"{name}:{describe_options(type(made))}", formulation)  # what the list shows can be given
@@ -40,6 +40,7 @@ def test_every_name_makes_its_sampler(name: str) -> None:
         ("ancestral", CHAIN, {"variance": "learned", "clip_sample": False}),
         ("ancestral:variance=small,clip_sample=true", CHAIN, {"variance": "small", "clip_sample": True}),
         ("ddim: eta=0.5, respacing=ddim25", CHAIN, {"eta": 0.5, "respacing": "ddim25"}),
+        ("ldm-ddim:eta=1", CHAIN, {"eta": 1.0}),
         ("ddim:respacing=25", CHAIN, {"respacing": "25"}),
         ("UniPCMultistepScheduler:solver_order=3,use_karras_sigmas=true", CHAIN, {"solver_order": 3, "use_karras_sigmas": True}),
     ],
@@ -65,7 +66,7 @@ def test_what_the_saved_sampler_says_of_the_data_is_kept() -> None:
         (
             "eular",
             FLOW,
-            "there is no sampler named 'eular'; known: ancestral, ddim, dopri5, dpm-solver, gamma, heun, ode, sde, DDIM",
+            "there is no sampler named 'eular'; known: ancestral, ddim, dopri5, dpm-solver, gamma, heun, ldm-ddim, ode, sde, DD",
         ),
         ("ode:eta=0.5", FLOW, r"'ode' has no option eta \(eta is noise within the steps of 'ddim:eta=...'\); it takes method"),
         ("dopri5:churn=1", FLOW, "no option churn .churn is noise within the steps of 'heun:churn=...'.; it takes atol, rtol"),

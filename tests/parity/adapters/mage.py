@@ -1,0 +1,9 @@
+"""Outputs of mage parity files; see ``mage_outputs``."""
+
+from __future__ import annotations
+
+from mage_outputs import outputs_of as outputs
+
+__all__ = ["SOURCE", "outputs"]
+
+SOURCE = "mage"
