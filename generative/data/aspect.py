@@ -20,6 +20,9 @@ from generative.data.random_crop import LOW_63_BITS, decode_picture
 from generative.layers.packing import pack_rows, to_patches
 
 Bucket = Literal["nearest", "random"]
+# Rows over images up to which packing is faster than padding: modulations of each token cost a tenth of a step (one core, packed
+# against padded: 1.8 times the tokens per second where 40 % of the places are tokens, 0.9 times where all are).
+MOST_ROWS = 0.9
 
 
 def fit_size(width: int, height: int, token_size: int, max_tokens: int) -> tuple[int, int]:
@@ -56,7 +59,7 @@ class AspectDataset(ImageDataset):
         aspect_ratios: Buckets, by width over height: examples are first cropped to one of them, the largest such crop at a random
             place. None keeps each image's own.
         bucket: The one ``nearest`` to the image's own ratio, or a ``random`` one for each example.
-        packed: Let images share rows of ``max_tokens``, which is faster where many are short, with the same result.
+        packed: Let images share rows of ``max_tokens`` in batches where that saves enough of them, with the same result.
 
     Raises:
         UserError: If a number is out of range, or ``images`` gives no images (a token cache).
@@ -103,7 +106,7 @@ class AspectDataset(ImageDataset):
 
         Returns:
             ``images`` (B, 3, N, q^2) float32 in [-1, 1], padded to ``max_tokens``; ``sizes`` (B, 2) int64 height and width in
-            tokens; ``packing`` (R, L) of ``pack_rows`` if packed; and ``class_labels`` (B,) int64.
+            tokens; ``packing`` (R, L) of ``pack_rows`` where it saves rows; and ``class_labels`` (B,) int64.
         """
         sequences = torch.zeros(len(indices), 3, self.max_tokens, self.token_size**2)
         sizes = torch.empty(len(indices), 2, dtype=torch.int64)
@@ -115,8 +118,8 @@ class AspectDataset(ImageDataset):
             sequences[place, :, : patches.shape[1]] = patches
             sizes[place] = torch.tensor(picture.shape[1:]) // self.token_size
         batch: Batch = {"images": sequences, "sizes": sizes, "class_labels": self.labels[indices]}
-        if self.packed:
-            batch["packing"] = pack_rows(sizes, self.max_tokens, self.max_tokens)
+        if self.packed and len(places := pack_rows(sizes, self.max_tokens, self.max_tokens)) <= MOST_ROWS * len(sizes):
+            batch["packing"] = places
         return batch
 
     def picture(self, index: int, word: int) -> Tensor:

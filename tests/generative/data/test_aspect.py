@@ -86,6 +86,11 @@ def test_positions_alone_decide_and_single_images_stay_square(folder: Path) -> N
     assert data.image(0).shape == (3, 8, 8) and data.images([0, 1]).shape == data.images_uint8()[:2].shape
 
 
+def test_nothing_is_packed_where_that_saves_no_rows() -> None:
+    full = AspectDataset(DigitsDataset(split="test", image_size=8), token_size=2, max_tokens=16)
+    assert "packing" not in batch(full, [0, 1, 2])
+
+
 def test_images_without_files_are_their_squares() -> None:
     data = AspectDataset(DigitsDataset(split="test", image_size=8), token_size=2, max_tokens=8, aspect_ratios=[2.0])
     assert batch(data, [0, 1])["sizes"].tolist() == [[2, 4], [2, 4]]
