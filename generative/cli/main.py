@@ -20,6 +20,7 @@ COMMANDS = {
     "encode": "turn images into a cache of token ids or latents that training reads: generative encode RUN --config cifar10/var",
     "reconstruct": "images through a tokenizer or an autoencoder and back, side by side and with PSNR and SSIM",
     "selfimprove": "guide a diffusion away from a copy trained on its own samples: generative selfimprove runs/cifar10-dit",
+    "dpt": "a generator and a classifier from a few labels a class: generative dpt digits/dit --labels-per-class 2",
     "edit": "draw a part of an image anew with a VAR: generative edit runs/cifar10-var --image cat.png --box 8,8,24,24",
     "scaling-law": "fit a power law of loss against size: generative scaling-law runs/var-d2 runs/var-d4 runs/var-d6",
     "truncation-curve": "table and plot of FID and Inception Score of a GAN at several truncations of its noise",

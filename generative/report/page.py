@@ -14,6 +14,7 @@ from pathlib import Path
 
 from generative.core.errors import UserError
 from generative.report.collect import Run, collect_runs
+from generative.report.dpt import dpt_section
 from generative.report.figures import (
     LINE_STYLES,
     REAL_COLOR,
@@ -98,7 +99,7 @@ def build_page(runs: Sequence[Run], title: str, intro: str, caption: str | None,
     colors = run_colors(runs)
     paragraphs = [part.strip() for part in intro.split("\n\n") if part.strip()] + [summary(runs)]
     sections = {
-        "scores": ("Scores", score_table(runs, colors, REAL_COLOR) + protocol_section(runs) + notes(runs)),
+        "scores": ("Scores", score_table(runs, colors, REAL_COLOR) + protocol_section(runs) + dpt_section(runs) + notes(runs)),
         "samples": ("Real and generated images", grids_section(runs, colors, caption, class_names)),
         "curves": ("Curves", curves_section(runs, colors)),
         "reproduce": ("How to reproduce", reproduce_section(runs)),
