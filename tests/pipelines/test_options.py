@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from rcg_parts import make_mage, make_rcg
 from torch import Tensor
 
 from generative.autoregressive.continuous.emigm import EMIGM
@@ -135,6 +136,18 @@ def shake(network: Any) -> Any:
     return network.eval()
 
 
+def mage(defaults: dict[str, Any]) -> Any:
+    pipeline = make_mage()
+    pipeline.register_to_config(sampling_defaults=defaults)
+    return pipeline
+
+
+def rcg(defaults: dict[str, Any]) -> Any:
+    pipeline = make_rcg()
+    pipeline.register_to_config(sampling_defaults=defaults)
+    return pipeline
+
+
 # Of each family: how it is built, defaults that are not the family's own, and an option of a call with its flag.
 CASES: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any], dict[str, Any], list[str]]] = {
     "DiffusionImagePipeline": (
@@ -169,6 +182,14 @@ CASES: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any], dict[str
     "CascadePipeline": (
         cascade, {"guidance_scale": 4.0, "num_inference_steps": 3, "upsampler_num_inference_steps": 2},
         {"upsampler_guidance_scale": 3.0}, ["--upsampler-guidance-scale", "3"],
+    ),
+    "MAGEPipeline": (
+        mage, {"guidance_scale": 4.0, "num_inference_steps": 4},
+        {"representation_num_inference_steps": 5}, ["--representation-num-inference-steps", "5"],
+    ),
+    "RCGPipeline": (
+        rcg, {"guidance_scale": 4.0, "num_inference_steps": 3},
+        {"representation_guidance_scale": 6.0}, ["--representation-guidance-scale", "6"],
     ),
 }  # fmt: skip
 LABELS, INDICES = [0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1]
