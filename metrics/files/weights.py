@@ -193,9 +193,13 @@ def _copy_hashed(source: BinaryIO, target: BinaryIO) -> tuple[str, int]:
     return digest.hexdigest(), num_bytes
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path, within: str = "") -> dict[str, Tensor]:
     """Read a state dict from a ``.safetensors`` file or a torch file (``weights_only=True``, so nothing in it
     runs).
+
+    Args:
+        path: The file.
+        within: Entry of a training checkpoint that holds the state dict, where the file is one.
 
     Raises:
         ValueError: If the file is truncated, corrupt, or holds something other than named tensors, or a value that is not finite.
@@ -207,6 +211,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"weights file {path} can't be read: it is corrupt, truncated or not a torch / safetensors file."
         ) from error
+    if within and isinstance(state, Mapping) and isinstance(state.get(within), Mapping):
+        state = state[within]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights file {path} does not hold a state dict of tensors: give the file of the network's weights.")
     for name, value in state.items():
