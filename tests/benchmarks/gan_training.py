@@ -132,7 +132,9 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=32, help="channel multiplier (default: 32)")
     parser.add_argument("--batch", type=int, default=16, help="images of a step (default: 16; 32 at 32 px)")
     parser.add_argument("--turns", type=int, default=7, help="steps of each contender that count (default: 7)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: as many as torch takes")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="1: processor time (default: as many as torch takes)"
+    )
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which needs a C++ compiler")
     parser.add_argument(
         "--keep-memory",

@@ -122,7 +122,9 @@ def main() -> None:
     parser.add_argument("--rival", type=Path, required=True, metavar="FOLDER", help="a checkout of the official repository")
     parser.add_argument("--size", choices=["tiny", "mid"], help="one of the sizes (default: both)")
     parser.add_argument("--turns", type=int, default=5, help="steps of each contender that count (default: 5)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: as many as torch takes")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="1: processor time (default: as many as torch takes)"
+    )
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which needs a C++ compiler")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
