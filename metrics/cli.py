@@ -167,6 +167,11 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         help="images to sample, where a path is a saved pipeline",
     )
     group.add_argument("--seed", type=_read("seed"), help="seed of those samples")
+    group.add_argument(
+        "--sample-precision",
+        choices=list(PRECISIONS),
+        help="in which the pipeline's networks sample (default: float32); less is faster, and makes slightly other images",
+    )
 
 
 def _add_dataset(group: argparse._ArgumentGroup) -> None:

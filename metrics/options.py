@@ -145,6 +145,7 @@ class ScoreOptions:
     train_epochs: int = _option(_Count(_MOST_EPOCHS), 10)
     num_samples: int | None = _option(_Count(_MOST_IMAGES))
     seed: int | None = _option(_Count(_MOST_SEED, least=0))
+    sample_precision: str | None = _option(_Choice(PRECISIONS))
 
     dataset: str | None = _option(_text)
     dataset_split: str | None = _option(_text)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,11 +31,17 @@ class PipelineSource(ImageSource):
         num_samples: Images to sample.
         seed: Seed of the samples, the same images as ``generative sample --seed`` makes.
         device: Where the pipeline runs.
+        precision: Autocast of its networks: ``float32`` (none), ``bfloat16`` or ``float16``.
+
+    Raises:
+        ValueError: If float16 is asked for on a CPU, where autocast has no use for it.
     """
 
     is_costly = True
 
-    def __init__(self, folder: Path, num_samples: int, seed: int, device: str) -> None:
+    def __init__(self, folder: Path, num_samples: int, seed: int, device: str, precision: str = "float32") -> None:
+        if precision == "float16" and torch.device(device).type == "cpu":
+            raise ValueError("sample precision float16 needs a GPU; on the CPU give bfloat16 or float32")
         super().__init__(find_pipeline_folder(folder))
         self.pipeline = load_pipeline(folder).to(device)
         self.requests = balanced_requests(num_samples, self.pipeline.num_classes)
@@ -49,16 +56,20 @@ class PipelineSource(ImageSource):
         self.options = self.pipeline.merge_options().to_dict()
         self.fingerprint = fingerprint_folder(self.path)
         self.device = torch.device(device).type
+        self.precision = precision
         self.kind = f"samples of {type(self.pipeline).__name__} {self.fingerprint}, seed {seed}, "
         self.kind += ", ".join(f"{name} {value}" for name, value in self.options.items()) or "no options"
+        if precision != "float32":
+            self.kind += f", {precision}"
 
     def __len__(self) -> int:
         return len(self.requests)
 
     def identity(self) -> str:
-        """Fingerprint of all that decides the images: pipeline, seed, options, their number, kind of device and software."""
+        """Fingerprint of all that decides the images: pipeline, seed, options, number, precision, kind of device, software."""
         software = [_sources_sha256(), *(f"{name} {version(name)}" for name in ("torch", "diffusers"))]
         made_from = ["pipeline", self.fingerprint, self.seed, *sorted(self.options.items()), len(self), self.device]
+        made_from += [] if self.precision == "float32" else [self.precision]
         return fingerprint([*made_from, *software])
 
     def batches(self, batch_size: int, num_workers: int = 1, start: int = 0, stop: int | None = None) -> Iterator[ImageBatch]:
@@ -68,7 +79,12 @@ class PipelineSource(ImageSource):
         """
         end = check_range(len(self), batch_size, num_workers, start, stop)
         requests = self.requests[start:end]
-        for positions, images in generate_images(self.pipeline, requests, seed=self.seed, batch_size=batch_size, options={}):
+        autocast = (
+            nullcontext if self.precision == "float32" else partial(torch.autocast, self.device, getattr(torch, self.precision))
+        )
+        for positions, images in generate_images(
+            self.pipeline, requests, seed=self.seed, batch_size=batch_size, options={}, autocast=autocast
+        ):
             labels = None if self.labels is None else [self.labels[start + position] for position in positions]
             yield ImageBatch([start + position for position in positions], list(images.cpu()), labels)
 
@@ -84,6 +100,8 @@ def _sources_sha256() -> str:
     return digest.hexdigest()
 
 
-def open_pipeline(path: Path, num_samples: int | None, seed: int | None, batch_size: int, device: str) -> PipelineSource:
+def open_pipeline(
+    path: Path, num_samples: int | None, seed: int | None, batch_size: int, device: str, precision: str = "float32"
+) -> PipelineSource:
     """Provider of the entry-point group ``triptych.image_sources``; see ``metrics.sources``."""
-    return PipelineSource(path, num_samples or DEFAULT_NUM_SAMPLES, seed or 0, device)
+    return PipelineSource(path, num_samples or DEFAULT_NUM_SAMPLES, seed or 0, device, precision)

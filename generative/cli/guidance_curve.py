@@ -10,6 +10,7 @@ from generative.cli.guidance_curves import UNGUIDED, Curve, make_curves, parse_g
 from generative.cli.guidance_points import Study, with_networks
 from generative.cli.option_flags import add_option_flags, chosen_options
 from generative.cli.sweeps import (
+    SAMPLE_PRECISIONS,
     SCORING,
     add_sampling_flags,
     add_scoring_flags,
@@ -21,6 +22,7 @@ from generative.core.errors import UserError
 from generative.diffusion.options import DiffusionOptions
 
 if TYPE_CHECKING:
+    from generative.core.runtime import Precision
     from pipelines.diffusion import DiffusionImagePipeline
 
 EPILOG = """Curves, as far as networks for them are there: classifier-free, interval (with --interval), classifier (with
@@ -85,6 +87,7 @@ def sweep(
     seed: int,
     batch_size: int,
     device: str | None,
+    mixed_precision: Precision,
 ) -> int:
     """Score every point that the output does not hold yet, and keep each as it comes; returns the exit code."""
     wanted, guides = parse_scales(scales), parse_guides(guide)
@@ -105,6 +108,7 @@ def sweep(
     for curve in drawn:
         with_networks(pipeline, curve, base, wanted[-1]).check_options()
     common = {**scoring, "num_samples": num_samples, "batch_size": batch_size, "device": device}
+    common["sample_precision"] = SAMPLE_PRECISIONS[mixed_precision]
     scorers = {"scoring": ReferenceScorer(reference, {**common, "seed": seed}, output)}
     if selection_reference is not None:
         check_disjoint(reference, selection_reference)
@@ -119,7 +123,7 @@ def sweep(
     flags = {"pipeline": "the pipeline", "options": "an option of sampling"}
     found = read_sweep(output / CURVE_FILE, "scale", settings, flags)
     register_curves(found, drawn, output)
-    accelerator = build_accelerator()
+    accelerator = build_accelerator(mixed_precision)
     move_pipeline(pipeline, device, accelerator)
     study = Study(pipeline, base, scorers, found, output, accelerator)
     study.draw(drawn, wanted)

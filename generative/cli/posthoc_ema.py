@@ -10,6 +10,7 @@ from generative.cli.arguments import CommandParser
 from generative.cli.sweeps import (
     BATCH_SIZE,
     NUM_SAMPLES,
+    SAMPLE_PRECISIONS,
     SCORING,
     add_sampling_flags,
     add_scoring_flags,
@@ -22,6 +23,7 @@ from generative.core.errors import UserError
 if TYPE_CHECKING:
     from generative.cli.sweep_scorers import ReferenceScorer, RunScorer
     from generative.core.ema_snapshots import EMASnapshot
+    from generative.core.runtime import Precision
     from pipelines.base import ImageGenerationPipeline
 
 EPILOG = """A run that trains with power-function averages and trainer.ema_snapshot_interval_images keeps snapshots of them; this
@@ -78,8 +80,8 @@ def check_choice(given: Mapping[str, Any], scoring_defaults: Mapping[str, Any]) 
     """
     if (given["std"] is None) == (given["sweep"] is None):
         raise UserError("give either --std S, for one average, or --sweep A..B, which scores several")
-    for name in ("reference", "num_samples", "seed", "batch_size", "device", "num"):
-        if given["sweep"] is None and given[name] is not None:
+    for name in ("reference", "num_samples", "seed", "batch_size", "device", "num", "mixed_precision"):
+        if given["sweep"] is None and given[name] not in (None, "no"):
             raise UserError(f"--{name.replace('_', '-')} is of a sweep; give --sweep in place of --std, or leave it out")
     for name, value in scoring_defaults.items():
         if given[name] != value and given["reference"] is None:
@@ -210,6 +212,7 @@ def sweep(
     seed: int | None,
     batch_size: int | None,
     device: str | None,
+    mixed_precision: Precision,
 ) -> int:
     """Score every length that the output does not hold yet, and write the curve after each; returns the exit code."""
     from generative.core.posthoc_ema import parse_stds, solve
@@ -233,13 +236,14 @@ def sweep(
 
     scorer: RunScorer | ReferenceScorer
     if reference is None:
-        scorer = RunScorer(run, trust_code, num_samples, seed, batch_size)
+        scorer = RunScorer(run, trust_code, num_samples, seed, batch_size, mixed_precision)
     else:
         options = {
             **scoring,
             "num_samples": num_samples or NUM_SAMPLES,
             "seed": seed or 0,
             "batch_size": batch_size or BATCH_SIZE,
+            "sample_precision": SAMPLE_PRECISIONS[mixed_precision],
         }
         scorer = ReferenceScorer(reference, {**options, "device": device}, output)
     settings = {
@@ -252,7 +256,7 @@ def sweep(
     flags = {"pipeline": "the pipeline", "network": "the network", "snapshots": "the snapshots", "evaluation": "the evaluation"}
     found = read_sweep(output / SWEEP_FILE, OPTION, settings, flags)
     pipeline = load_run(run, snapshots)
-    accelerator = build_accelerator()
+    accelerator = build_accelerator(mixed_precision)
     move_pipeline(pipeline, device, accelerator)
     missing = [std for std in stds if std not in [point[OPTION] for point in found["points"]]]
     is_main = accelerator.is_main_process

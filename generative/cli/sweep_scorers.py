@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from generative.cli.config import build_evaluator
 from generative.cli.run_config import CONFIG_FILE
-from generative.cli.sweeps import SCORING, reference_identity, score_pipeline, scoring_settings
+from generative.cli.sweeps import (
+    SAMPLE_PRECISIONS,
+    SCORING,
+    precision_setting,
+    reference_identity,
+    score_pipeline,
+    scoring_settings,
+)
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from generative.core.runtime import Precision
     from pipelines.base import ImageGenerationPipeline
 
 
@@ -35,6 +43,7 @@ class ReferenceScorer:
             "reference": reference_identity(reference),
             "num_samples": options["num_samples"],
             "seed": options["seed"],
+            **precision_setting(options["sample_precision"]),
             **scoring_settings({name: options[name] for name in SCORING}),
         }
 
@@ -53,6 +62,7 @@ class RunScorer:
         num_samples: Images at each length; None for the evaluation's number, and so on.
         seed: Seed of the samples.
         batch_size: Images at a time.
+        mixed_precision: Of the accelerator that samples.
 
     Attributes:
         settings: What its scores depend on.
@@ -61,7 +71,15 @@ class RunScorer:
         UserError: If the run has no evaluation, or it cannot be had.
     """
 
-    def __init__(self, run: Path, trust_code: bool, num_samples: int | None, seed: int | None, batch_size: int | None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        trust_code: bool,
+        num_samples: int | None,
+        seed: int | None,
+        batch_size: int | None,
+        mixed_precision: Precision = "no",
+    ) -> None:
         if not (run / CONFIG_FILE).is_file():
             raise UserError(f"'{run}' holds no {CONFIG_FILE}, whose evaluation would score; give --reference")
         self.evaluator, self.training = build_evaluator(run / CONFIG_FILE, trust_code)
@@ -73,6 +91,7 @@ class RunScorer:
             "reference": evaluator.data.fingerprint,
             "num_samples": evaluator.num_samples,
             "seed": evaluator.seed,
+            **precision_setting(SAMPLE_PRECISIONS[mixed_precision]),
             "evaluation": {
                 "extractor": evaluator.extractor,
                 "weights": None if evaluator.weights is None else scoring_settings({"weights": evaluator.weights})["weights"],
@@ -86,6 +105,7 @@ class RunScorer:
     def score(self, pipeline: ImageGenerationPipeline, name: str, accelerator: Accelerator) -> dict[str, Any]:
         """Score samples of a pipeline."""
         self.evaluator.prepare(accelerator, progress=accelerator.is_main_process)
+        self.evaluator.autocast = accelerator.autocast
         evaluation = self.evaluator.evaluate(pipeline, accelerator, {}, progress=accelerator.is_main_process)
         data = type(self.evaluator.data).__name__
         return {

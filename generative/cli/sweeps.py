@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 NUM_SAMPLES = 50_000
 """Samples of published FIDs."""
 BATCH_SIZE = 50
+#: What ``fid-score --sample-precision`` calls them.
+SAMPLE_PRECISIONS = {"no": None, "bf16": "bfloat16", "fp16": "float16"}
 SCORING = ("metrics", "protocol", "extractor", "weights", "input_size")
 """Flags of ``add_scoring_flags``."""
 
@@ -37,6 +39,12 @@ def add_sampling_flags(parser: argparse.ArgumentParser, of_run: bool = False) ->
     parser.add_argument("--seed", type=int, default=seed, help=f"of the samples, the same at every point ({ours}0)")
     parser.add_argument("--batch-size", type=int, default=batch_size, metavar="N", help=f"images at a time ({ours}{BATCH_SIZE})")
     parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: CUDA where there is one)")
+    parser.add_argument(
+        "--mixed-precision",
+        choices=tuple(SAMPLE_PRECISIONS),
+        default="no",
+        help="autocast of the networks that sample (default no: float32)",
+    )
 
 
 def add_scoring_flags(parser: argparse.ArgumentParser, metrics: str) -> None:
@@ -82,6 +90,11 @@ def scoring_settings(scoring: Mapping[str, Any]) -> dict[str, Any]:
     """
     weights = scoring["weights"]
     return {**scoring, "weights": None if weights is None else file_digest(Path(weights))}
+
+
+def precision_setting(precision: str | None) -> dict[str, str]:
+    """What a sweep records of the precision of sampling: nothing of float32, as before there was a choice."""
+    return {} if precision is None else {"mixed_precision": precision}
 
 
 def reference_identity(path: Path) -> str:

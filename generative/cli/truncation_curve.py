@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from generative.cli.arguments import CommandParser
 from generative.cli.sweeps import (
+    SAMPLE_PRECISIONS,
     add_sampling_flags,
     add_scoring_flags,
     check_at_least,
     check_output,
+    precision_setting,
     read_sweep,
     reference_identity,
     score_pipeline,
@@ -20,6 +22,7 @@ from generative.cli.sweeps import (
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
+    from generative.core.runtime import Precision
     from pipelines.gan import GANImagePipeline
 
 EPILOG = """A small threshold gives quality, a large one variety; FID sees both, the Inception Score quality above all. The output
@@ -75,6 +78,7 @@ def curve(
     standing_batch_size: int | None,
     batch_size: int,
     device: str | None,
+    mixed_precision: Precision,
     **scoring: Any,
 ) -> int:
     """Score every threshold that the output does not hold yet, and write the curve after each; returns the exit code."""
@@ -98,14 +102,16 @@ def curve(
         "seed": seed,
         "standing_statistics": list(standing) if standing[0] else None,
         **scoring_settings(scoring),
+        **precision_setting(SAMPLE_PRECISIONS[mixed_precision]),
     }
     flags = dict.fromkeys(("pipeline", "truncation_law"), "the pipeline")
     found = read_sweep(output / CURVE_FILE, OPTION, settings, flags)
-    accelerator = build_accelerator()
+    accelerator = build_accelerator(mixed_precision)
     move_pipeline(pipeline, device, accelerator)
     missing = [threshold for threshold in wanted if threshold not in [point["threshold"] for point in found["points"]]]
     for threshold in missing:
         options = {**scoring, "num_samples": num_samples, "seed": seed, "batch_size": batch_size, "device": device}
+        options["sample_precision"] = SAMPLE_PRECISIONS[mixed_precision]
         name = "threshold-none" if threshold is None else f"threshold-{threshold:g}"
         set_truncation(pipeline, threshold, standing, seed)
         record = score_pipeline(pipeline, output / ".sampling" / name, reference, options, accelerator)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,7 @@ class Evaluator:
 
     Attributes:
         skipped: Why nothing is scored, in one sentence; None where it is.
+        autocast: Makes the context that samples are drawn in: none, so that they are drawn in float32.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Evaluator:
         self.seed = seed
         self.classifier_data = classifier_data
         self.skipped: str | None = None
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._suite: MetricSuite | None = None
         self._classifier: LabelClassifier | None = None
         self._has_reference = False
@@ -245,6 +248,7 @@ class Evaluator:
             process_index=accelerator.process_index,
             num_processes=accelerator.num_processes,
             progress=progress and accelerator.is_main_process,
+            autocast=self.autocast,
         ):
             suite.update(images, real=False, indices=torch.tensor(positions))
             recognised.append(self._recognise(images, torch.tensor([requests[p].class_label for p in positions])))

@@ -49,6 +49,7 @@ class OpenOptions:
         batch_size: Batch size of that draw.
         device: Device of that draw.
         skip_corrupt: Whether unreadable images are left out instead of ending the run.
+        precision: Of the networks that draw; None for float32.
     """
 
     num_samples: int | None = None
@@ -56,11 +57,14 @@ class OpenOptions:
     batch_size: int = 50
     device: str = "cpu"
     skip_corrupt: bool = False
+    precision: str | None = None
 
     @classmethod
     def of(cls, options: ScoreOptions) -> OpenOptions:
         """Return what a run's options say of it."""
-        return cls(options.num_samples, options.seed, options.batch_size, options.device, options.skip_corrupt)
+        return cls(
+            options.num_samples, options.seed, options.batch_size, options.device, options.skip_corrupt, options.sample_precision
+        )
 
 
 def open_image_set(path: Path, options: OpenOptions) -> ImageSet:
@@ -78,12 +82,15 @@ def open_image_set(path: Path, options: OpenOptions) -> ImageSet:
 
 def check_draw(paths: Sequence[Path], options: ScoreOptions) -> None:
     """Raise ``ValueError`` if the options say how to draw samples and no path is a saved pipeline."""
-    if (options.num_samples is not None or options.seed is not None) and not any(is_generator(path) for path in paths):
-        raise ValueError("--num-samples and --seed apply to saved pipelines only, and no path is one.")
+    given = [options.num_samples, options.seed, options.sample_precision]
+    if any(value is not None for value in given) and not any(is_generator(path) for path in paths):
+        raise ValueError("--num-samples, --seed and --sample-precision apply to saved pipelines only, and no path is one.")
 
 
 def open_images(path: Path, options: OpenOptions) -> ImageSource:
     """Open a path as images; the options of a draw apply to saved pipelines only."""
     if is_generator(path):
-        return open_source(path, options.num_samples, options.seed, options.batch_size, options.device)
+        return open_source(
+            path, options.num_samples, options.seed, options.batch_size, options.device, precision=options.precision
+        )
     return open_source(path, skip_corrupt=options.skip_corrupt)

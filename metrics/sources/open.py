@@ -18,7 +18,8 @@ from metrics.sources.splits import describe_splits, group_by_split, mixed_splits
 from metrics.sources.tar import TarSource
 from metrics.sources.zip import ZipSource
 
-#: Entry-point group of providers: callables ``(path, num_samples, seed, batch_size, device) -> ImageSource | None``.
+#: Entry-point group of providers: callables ``(path, num_samples, seed, batch_size, device) -> ImageSource | None``, which take
+#: ``precision`` as well where another than float32 is asked for.
 SOURCE_ENTRY_POINTS = "triptych.image_sources"
 #: A directory with one of these files is a saved generator, to be opened by a provider rather than searched for images.
 _GENERATOR_MARKERS = ("model_index.json", "pipeline/model_index.json")
@@ -49,6 +50,7 @@ def open_source(
     batch_size: int = 64,
     device: str = "cpu",
     skip_corrupt: bool = False,
+    precision: str | None = None,
 ) -> ImageSource:
     """Open a set of images by what the path is.
 
@@ -61,6 +63,7 @@ def open_source(
         device: Device of that draw.
         skip_corrupt: Leave images out that can't be read, and name them in ``ImageSource.skipped``, instead of refusing
             the whole set.
+        precision: Of the networks that draw, ``float32`` (None too), ``bfloat16`` or ``float16``; refused for anything else.
 
     Raises:
         FileNotFoundError: If the path does not exist.
@@ -70,9 +73,9 @@ def open_source(
         if not path.exists():
             raise FileNotFoundError(f"path {path} does not exist.")
         if is_generator(path):
-            return _open_generator(path, num_samples, seed, batch_size, device)
-        if num_samples is not None or seed is not None:
-            raise ValueError(f"num_samples and seed apply to saved pipelines only, and {path} is none.")
+            return _open_generator(path, num_samples, seed, batch_size, device, precision)
+        if num_samples is not None or seed is not None or precision is not None:
+            raise ValueError(f"num_samples, seed and precision apply to saved pipelines only, and {path} is none.")
         if path.is_dir():
             return _open_folder(path, skip_corrupt)
         kind = _extension(path.name, _FILES)
@@ -166,9 +169,14 @@ def _note_parts(path: Path, names: list[str]) -> list[str]:
     return notes
 
 
-def _open_generator(path: Path, num_samples: int | None, seed: int | None, batch_size: int, device: str) -> ImageSource:
+def _open_generator(
+    path: Path, num_samples: int | None, seed: int | None, batch_size: int, device: str, precision: str | None
+) -> ImageSource:
+    draw = {"num_samples": num_samples, "seed": seed, "batch_size": batch_size, "device": device}
+    if precision is not None and precision != "float32":
+        draw["precision"] = precision
     for entry_point in importlib.metadata.entry_points(group=SOURCE_ENTRY_POINTS):
-        source = entry_point.load()(path, num_samples=num_samples, seed=seed, batch_size=batch_size, device=device)
+        source = entry_point.load()(path, **draw)
         if source is not None:
             return cast(ImageSource, source)
     raise ValueError(f"{path} is a saved pipeline that no installed package can sample: install the one that wrote it.")

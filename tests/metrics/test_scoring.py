@@ -93,6 +93,7 @@ _FLAGS: dict[str, list[str]] = {
     "--num-samples": ["{real}", "{pipeline}", "--num-samples", "7"],
     "--num": ["{real}", "{pipeline}", "--num", "7"],
     "--seed": ["{real}", "{pipeline}", "--seed", "3"],
+    "--sample-precision": ["{real}", "{pipeline}", "--sample-precision", "bfloat16"],
     "--dataset": ["{few}", *_NAMED],
     "--dataset-split": ["{few}", *_NAMED, "--dataset-split", "train"],
     "--dataset-res": ["{few}", *_NAMED, "--dataset-res", "32"],
@@ -234,7 +235,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
     class EntryPoint:
         def load(self) -> Callable[..., ImageSource]:
-            return lambda path, num_samples, seed, batch_size, device: _Pipeline(path, num_samples, seed)
+            return lambda path, num_samples, seed, batch_size, device, precision="float32": _Pipeline(path, num_samples, seed)
 
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [EntryPoint()])
     monkeypatch.setattr(_Pipeline, "drawn", [])

@@ -41,6 +41,17 @@ def test_identity_is_that_of_the_samples(folder: Path) -> None:
     assert PipelineSource(folder, 7, 5, "cpu").identity() == identity
     assert PipelineSource(folder, 7, 6, "cpu").identity() != identity
     assert PipelineSource(folder, 8, 5, "cpu").identity() != identity
+    assert PipelineSource(folder, 7, 5, "cpu", "bfloat16").identity() != identity
+
+
+def test_networks_sample_in_the_precision_asked_for(folder: Path) -> None:
+    exact, half = (PipelineSource(folder, 6, 5, "cpu", precision) for precision in ("float32", "bfloat16"))
+    (whole,), (rounded,) = (list(source.batches(6)) for source in (exact, half))
+    difference = (torch.stack(whole.images).int() - torch.stack(rounded.images).int()).abs()
+    assert 0 < difference.max() <= 16, "bfloat16 rounds, and makes the same images"
+    assert half.kind.endswith("bfloat16") and "float32" not in exact.kind
+    with pytest.raises(ValueError, match="float16 needs a GPU"):
+        PipelineSource(folder, 6, 5, "cpu", "float16")
 
 
 def test_labels_have_the_names_of_the_pipeline(folder: Path) -> None:
