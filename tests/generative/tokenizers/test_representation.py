@@ -206,6 +206,11 @@ def test_a_generator_trains_and_samples(kind: str, encoder: Any, digits: DigitsD
     pipeline = objective.pipeline(objective.networks)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline([0, 0], num_inference_steps=4, output_type="uint8").images.shape == (2, 3, 8, 8)
+    # The grid asks for the data's classes, of which the pipeline has none.
+    pipeline.register_to_config(sampling_defaults={"num_inference_steps": 4})
+    requests = [SampleRequest(label, 0) for label in (0, 1, 2, 3)]
+    grid = objective.example_images(pipeline, requests, digits.images(range(4)), 0, 2)
+    assert grid.shape == (4, 3, 8, 8) and not torch.equal(grid[0], grid[1])
     judge: Any = type("Judge", (), {"extractor": "resnet9"})
     with pytest.raises(UserError, match="evaluation extractor 'resnet9' is the network that"):
         check_scoring_network(objective, judge)
