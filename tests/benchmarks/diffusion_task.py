@@ -24,8 +24,25 @@ _ADM = {"in_channels": 3, "out_channels": 6, "num_res_blocks": 1, "num_classes":
 _ADM |= {"use_scale_shift_norm": True, "resblock_updown": True, "ancestral_respacing": str(STEPS)}
 _EDM2 = {"img_channels": 3, "label_dim": 10, "use_fp16": False, "num_blocks": 1, "sampler": {"num_steps": STEPS}}
 _PIPELINE = {"patch_size": 2, "in_channels": 3, "out_channels": 3, "num_embeds_ada_norm": 1000}
+_UVIT = {"patch_size": 2, "in_chans": 3, "num_classes": 11}
+_UVIT_REST = {"null_label": 10, "guidance_s": GUIDANCE - 1}
 _SMALL = {"input_size": 16, "hidden_size": 192, "depth": 6, "num_heads": 3}
 _MID = {"input_size": 32, "hidden_size": 384, "depth": 12, "num_heads": 6}
+
+
+def dimr_config(size: int, width: int, depths: tuple[int, int], heads: int) -> dict[str, Any]:
+    """Transformers at half the size and ConvNeXt of half the width, as DiMR's published models."""
+    shared = {"image_input_ratio": 1, "final_kernel_size": 3, "dropout_prob": 0}
+    low, high = {"max_height": size // 2, "max_width": size // 2}, {"max_height": size, "max_width": size}
+    transformer = {"block_type": "TransformerBlock", "dim": width, "hidden_dim": 2 * width, "num_attention_heads": heads}
+    convnext = {"block_type": "ConvNeXtBlock", "dim": width // 2, "hidden_dim": width, "kernel_size": 7}
+    stages = [
+        shared | transformer | low | {"num_blocks": depths[0], "input_feature_ratio": 2},
+        shared | convnext | high | {"num_blocks": depths[1], "input_feature_ratio": 1},
+    ]
+    rest = {"channels": 3, "num_classes": 11, "block_grad_to_lowres": False, "norm_type": "TDRMSN", "loss_coeffs": [0.25, 1]}
+    return {**rest, "guidance_scale": GUIDANCE - 1, "stage_configs": stages}
+
 
 #: Official constructor arguments by model and size; batch of a training step and of sampling.
 SIZES: MappingProxyType[str, dict[str, tuple[dict[str, Any], int]]] = MappingProxyType(
@@ -51,6 +68,14 @@ SIZES: MappingProxyType[str, dict[str, tuple[dict[str, Any], int]]] = MappingPro
                 _EDM2 | {"img_resolution": 32, "model_channels": 64, "channel_mult": [1, 2, 3, 4], "attn_resolutions": [16, 8]},
                 4,
             ),
+        },
+        "u-vit": {
+            "tiny": ({"nnet": _UVIT | {"img_size": 16, "embed_dim": 192, "depth": 6, "num_heads": 3}, **_UVIT_REST}, 16),
+            "mid": ({"nnet": _UVIT | {"img_size": 32, "embed_dim": 384, "depth": 12, "num_heads": 6}, **_UVIT_REST}, 4),
+        },
+        "dimr": {
+            "tiny": (dimr_config(16, 192, (6, 3), 3), 16),
+            "mid": (dimr_config(32, 384, (12, 6), 6), 4),
         },
         "dit-pipeline": {
             "tiny": (_PIPELINE | {"sample_size": 16, "num_attention_heads": 3, "attention_head_dim": 64, "num_layers": 6}, 16),
@@ -89,18 +114,26 @@ class DiffusionTask:
         return SIZES[self.model][self.size][1]
 
     @property
+    def network_config(self) -> dict[str, Any]:
+        """Those of the network, where they stand apart."""
+        config: dict[str, Any] = self.config.get("nnet", self.config)
+        return config
+
+    @property
     def num_classes(self) -> int:
         """Classes, the null class not among them."""
         names = ("num_classes", "label_dim", "num_embeds_ada_norm")
-        return int(next(self.config[name] for name in names if name in self.config))
+        counts_null = self.model in ("u-vit", "dimr")
+        return int(next(self.network_config[name] for name in names if name in self.network_config)) - counts_null
 
     def batch(self) -> dict[str, Tensor]:
         """Images (B, 3, H, W) and labels."""
         generator = torch.Generator().manual_seed(0)
-        size = next(
-            self.config[name] for name in ("input_size", "image_size", "img_resolution", "sample_size") if name in self.config
-        )
-        channels = self.config.get("in_channels") or self.config["img_channels"]
+        config = self.network_config
+        sides = ("input_size", "image_size", "img_resolution", "sample_size", "img_size")
+        stages = config.get("stage_configs")
+        size = stages[-1]["max_height"] if stages else next(config[name] for name in sides if name in config)
+        channels = next(config[name] for name in ("in_channels", "img_channels", "in_chans", "channels") if name in config)
         samples = torch.randn(self.batch_size, channels, size, size, generator=generator)
         labels = torch.randint(self.num_classes, (self.batch_size,), generator=generator)
         return {"images": samples, "class_labels": labels}

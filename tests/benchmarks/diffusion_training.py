@@ -1,13 +1,15 @@
-"""Images per second of training and sampling on the CPU: ours against DiT, SiT, guided-diffusion, EDM2 and diffusers.
+"""Images per second of training and sampling on CPU: ours against DiT, SiT, guided-diffusion, EDM2, U-ViT, DiMR and diffusers.
 
     python tests/benchmarks/diffusion_training.py dit --rival /path/to/DiT               # tiny, then mid-size; some minutes
     python tests/benchmarks/diffusion_training.py adm --rival /path/to/guided-diffusion --size tiny
     python tests/benchmarks/diffusion_training.py edm2 --rival /path/to/edm2 --compile
+    python tests/benchmarks/diffusion_training.py u-vit --rival /path/to/U-ViT           # DiMR as dimr; both need einops
     python tests/benchmarks/diffusion_training.py dit-pipeline            # diffusers' DiTPipeline, which is installed
 
 A step is forward, backward, AdamW (EDM2: Adam) and a moving average: the rival's own losses in the loop of its own script
 (``rival_*.py`` say what is left out), our trainer's ``train_step``. Sampling takes 10 steps from labels to pixels, guided where
-the official script guides: 10 ancestral steps of DiT's and ADM's chain, of SiT's SDE, of EDM's second order, of DDIM. First both
+the official script guides: 10 ancestral steps of DiT's and ADM's chain, of SiT's SDE, of EDM's second order, of DDIM, 10
+evaluations of U-ViT's and DiMR's DPM-Solver. First both
 get the same weights and must predict the same. Then each contender runs in a process of its own and all take turns; see
 ``gan_training.py`` for how the table is made. Every row is credited with the operations of the official program, so that the
 share of the peak is of useful work.
@@ -26,7 +28,7 @@ from diffusion_task import SIZES, DiffusionTask
 
 TOLERANCE = 1e-3
 """Relative, of predictions."""
-CONVOLUTIONAL = ("adm", "edm2")
+CONVOLUTIONAL = ("adm", "edm2")  # DiMR lays its convolutions out by itself
 
 
 def contenders(model: str, with_compile: bool) -> list[Contender]:

@@ -19,9 +19,11 @@ from generative.core.trainer import Trainer
 from generative.core.trainer_config import TrainerConfig
 from generative.diffusion.denoiser import Branch, Condition, evaluator
 from generative.diffusion.objectives.denoising import DiffusionObjective
+from generative.diffusion.objectives.pyramid import PyramidObjective
 from generative.diffusion.options import DiffusionOptions
 
-GUIDED = ("dit", "sit", "dit-pipeline")
+GUIDED = ("dit", "sit", "dit-pipeline", "u-vit", "dimr")
+ALL_CHANNELS = ("dit-pipeline", "u-vit", "dimr")
 
 
 class Ours:
@@ -40,10 +42,11 @@ class Ours:
         self.network, self.formulation, self.model = converted.denoiser, converted.formulation, task.model
         self.options: dict[str, Any] = {"num_inference_steps": STEPS}
         if task.model in GUIDED:
-            channels = {} if task.model == "dit-pipeline" else {"guidance_channels": 3}
+            channels = {} if task.model in ALL_CHANNELS else {"guidance_channels": 3}
             self.options |= {"guidance_scale": GUIDANCE, **channels}
         optimizer = torch.optim.Adam if task.model == "edm2" else partial(torch.optim.AdamW, weight_decay=0.0)
-        self.objective = DiffusionObjective(
+        kind = PyramidObjective if task.model == "dimr" else DiffusionObjective
+        self.objective = kind(
             self.network,
             self.formulation,
             sampler=converted.scheduler,

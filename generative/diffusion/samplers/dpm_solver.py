@@ -21,7 +21,7 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
-from generative.diffusion.denoiser import Predict
+from generative.diffusion.denoiser import DenoiserOutput, Predict
 from generative.diffusion.formulations.base import NEAREST_RATIO, Formulation
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.samplers.base import Progress, Sampler
@@ -220,13 +220,16 @@ class DPMSolverSampler(Sampler):
         grid: Evaluations evenly spaced in the log-SNR (``log_snr``) or, as those of U-ViT's latent models, in time
             (``time_uniform``).
         algorithm: ``dpmsolver++`` expands the data predicted, ``dpmsolver`` the noise, as U-ViT's pixel models are sampled.
+        clip_sample: Clip the data predicted to [-1, 1], for pixels: a noise predicted says little of them where noise is most.
 
     Raises:
         UserError: If a value is not known.
     """
 
     @register_to_config
-    def __init__(self, order: int = 3, grid: Grid = "log_snr", algorithm: Algorithm = "dpmsolver++") -> None:
+    def __init__(
+        self, order: int = 3, grid: Grid = "log_snr", algorithm: Algorithm = "dpmsolver++", clip_sample: bool = False
+    ) -> None:
         if order not in (1, 2, 3):
             raise UserError(f"order must be 1, 2 or 3, got {order}")
         if grid not in ("log_snr", "time_uniform"):
@@ -275,13 +278,22 @@ class DPMSolverSampler(Sampler):
         grid, algorithm = self.config.grid, self.config.algorithm
         schedule, orders = FormulationSchedule(formulation), solver_orders(num_evaluations, self.config.order)
         times = solver_times(schedule, start, end, orders, grid)
-        expanded = formulation.predict_start if algorithm == "dpmsolver++" else formulation.predict_noise
         first_sample = first = state.sample
         for stage in progress(solver_stages(schedule, times, orders, grid, algorithm)):
             time = stage.time[None]
             output = formulation.shift_score(predict(state, time), state.sample, time)
-            predicted = expanded(output, state.sample, time)
+            predicted = self.predicted(output, state.sample, stage, formulation)
             if stage.starts:
                 first_sample, first = state.sample, predicted
             state = SampleState(stage.advance(predicted, first_sample, first), state.memory)
             yield state
+
+    def predicted(self, output: DenoiserOutput, sample: Tensor, stage: Stage, formulation: Formulation) -> Tensor:
+        """What the solver expands, (B, ...): the data or the noise that an output implies."""
+        time, is_noise = stage.time[None], self.config.algorithm == "dpmsolver"
+        if is_noise and not self.config.clip_sample:
+            return formulation.predict_noise(output, sample, time)
+        data = formulation.predict_start(output, sample, time)
+        if self.config.clip_sample:
+            data = data.clamp(-1, 1)
+        return (sample - stage.alpha * data) / stage.sigma if is_noise else data
