@@ -135,7 +135,8 @@ def test_every_source_is_tried() -> None:
     diffusion = {
         name for name, (module, _) in SOURCES.items() if ".diffusion." in module
     }  # in tests/generative/convert/diffusion
-    assert {*PARITY, "pretrained-biggan", *diffusion, *TOKENS} == set(SOURCES)
+    representation = {"mage", "mage_class"}  # in tests/generative/convert/autoregressive/test_mage.py
+    assert {*PARITY, "pretrained-biggan", *diffusion, *TOKENS, *representation} == set(SOURCES)
 
 
 @pytest.mark.parametrize("source", [*PARITY, "pretrained-biggan"])

@@ -150,8 +150,9 @@ def test_flags_of_diffusion(diffusion: Path, capsys: pytest.CaptureFixture[str])
     assert main(["sample", *arguments, "--guidance-scale", "2", "--output", "out"]) == 0
     assert len(pixels(Path("out"))) == 2
     for flags, name in ((["--truncation", "1"], "--truncation"), (["--temperature", "1"], "--temperature")):
-        assert f"DiffusionImagePipeline has no use for {name}; it takes --num-inference-steps, --guidance-scale" in failure(
-            capsys, str(diffusion), *flags
+        assert (
+            f"DiffusionImagePipeline has no use for {name}; it takes --num-inference-steps, --size, --guidance-scale"
+            in failure(capsys, str(diffusion), *flags)
         )
     assert "--guidance-interval" in failure(capsys, str(diffusion), "--guidance-interval", "0.1")
 
