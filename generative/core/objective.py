@@ -187,7 +187,10 @@ class Objective(abc.ABC):
         Returns:
             (M, 3, H, W) uint8, M a multiple of ``columns``.
         """
-        batches = generate_images(cast("ImageGenerationPipeline", pipeline), requests, seed=seed, batch_size=50, options={})
+        generator = cast("ImageGenerationPipeline", pipeline)
+        if generator.num_classes == 1:  # it has no classes, whatever the data have
+            requests = [SampleRequest(0, index) for index in range(len(requests))]
+        batches = generate_images(generator, requests, seed=seed, batch_size=50, options={})
         return torch.cat([images.cpu() for _, images in batches])
 
     def diagnose(self, networks: Networks, real: Batch) -> Losses:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,16 +17,14 @@ from generative.autoregressive.masked.masked_objective import MaskedTokenObjecti
 from generative.autoregressive.options import MAGEOptions
 from generative.core.ema import EMAProfiles
 from generative.core.errors import UserError
-from generative.core.generation import SampleRequest
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Losses, Networks, StepContext
-from generative.diffusion.objectives.representation_condition import RepresentationCondition, of_one_class
+from generative.diffusion.objectives.representation_condition import RepresentationCondition
 from generative.tokenizers.base import ImageTokenizer, check_match
 from generative.tokenizers.encoded_objective import drop_labels
 from generative.tokenizers.representation import RepresentationEncoder
 
 if TYPE_CHECKING:
-    from pipelines.base import ImagePipeline
     from pipelines.mage import MAGEPipeline
 
 
@@ -154,13 +152,6 @@ class MAGEObjective(MaskedTokenObjective):
     def representation_fingerprint(self) -> str | None:
         """The representation encoder's."""
         return self.condition.fingerprint
-
-    def example_images(
-        self, pipeline: ImagePipeline, requests: Sequence[SampleRequest], real: Tensor, seed: int, columns: int
-    ) -> Tensor:
-        """Samples, a row for each class where there are classes; see ``Objective``."""
-        requests = requests if self.uses_labels else of_one_class(requests)
-        return super().example_images(pipeline, requests, real, seed, columns)
 
     def pipeline(self, networks: Networks) -> MAGEPipeline:
         """Pipeline of this transformer, the frozen tokenizer and the representation diffusion."""

@@ -88,7 +88,7 @@ class PyramidObjective(DiffusionObjective):
         whole = DenoiserOutput(output.prediction, output.variance, output.log_variance)
         parts = self.formulation.losses(whole, x_start, noise, sample, times)
         losses = {name: weights[-1] * value for name, value in parts.items()}
-        for weight, prediction in zip(weights, output.pyramid, strict=False):
+        for weight, prediction in zip(weights[:-1], output.pyramid, strict=True):
             size = prediction.shape[-1]
             level = (to_resolution(x_start, size), to_resolution(noise, size), to_resolution(sample, size))
             parts = self.formulation.losses(DenoiserOutput(prediction), *level, times)

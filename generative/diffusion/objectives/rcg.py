@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,19 +13,17 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from generative.core.ema import EMAProfiles
-from generative.core.generation import SampleRequest
 from generative.core.objective import OptimizerFactory
 from generative.core.types import Batch, Networks, StepContext
 from generative.diffusion.denoiser import Condition
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.objectives.denoising import DiffusionObjective
-from generative.diffusion.objectives.representation_condition import RepresentationCondition, of_one_class
+from generative.diffusion.objectives.representation_condition import RepresentationCondition
 from generative.diffusion.options import RCGOptions
 from generative.tokenizers.encoded_objective import drop_labels
 from generative.tokenizers.representation import RepresentationEncoder
 
 if TYPE_CHECKING:
-    from pipelines.base import ImagePipeline
     from pipelines.rcg import RCGPipeline
 
 REPRESENTATION = "representation"
@@ -91,13 +89,6 @@ class RCGObjective(DiffusionObjective):
     def representation_fingerprint(self) -> str | None:
         """The representation encoder's."""
         return self.condition.fingerprint
-
-    def example_images(
-        self, pipeline: ImagePipeline, requests: Sequence[SampleRequest], real: Tensor, seed: int, columns: int
-    ) -> Tensor:
-        """Samples, a row for each class where there are classes; see ``Objective``."""
-        requests = requests if self.uses_labels else of_one_class(requests)
-        return super().example_images(pipeline, requests, real, seed, columns)
 
     def pipeline(self, networks: Networks) -> RCGPipeline:
         """Pipeline of the denoiser with the sampler and the representation diffusion."""

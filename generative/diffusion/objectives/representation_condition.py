@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
-from generative.core.generation import SampleRequest
 from generative.core.types import Batch
 from generative.tokenizers.representation import RepresentationEncoder, describe_encoder
 
@@ -96,11 +94,6 @@ class RepresentationCondition:
         if self._pipeline is None:
             return None
         return self._pipeline.to(next(network.parameters()).device)
-
-
-def of_one_class(requests: Sequence[SampleRequest]) -> list[SampleRequest]:
-    """As many requests of the one class of a pipeline without classes, whatever classes the data have."""
-    return [SampleRequest(0, index) for index in range(len(requests))]
 
 
 def encode_batch(encoder: RepresentationEncoder, batch: Batch) -> Tensor:

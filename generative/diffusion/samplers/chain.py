@@ -19,6 +19,20 @@ from generative.diffusion.respacing import ShortenedChain
 from generative.diffusion.samplers.base import Progress, Sampler
 
 
+def check_gaussian_chain(sampler: Sampler, formulation: Formulation) -> None:
+    """Refuse a formulation that is no Gaussian chain.
+
+    Raises:
+        UserError: Naming the sampler, and those that serve.
+    """
+    if not isinstance(formulation, GaussianDiffusion):
+        raise UserError(
+            f"{type(sampler).__name__} goes back through a Gaussian chain, and the network was trained as "
+            f"{type(formulation).__name__}; take the sampler ode, sde or heun (in Python ODESampler, SDESampler or "
+            "HeunSampler)"
+        )
+
+
 class ChainSampler(Sampler):
     """Base of ``AncestralSampler`` and ``DDIMSampler``; its subclasses have an option ``respacing``."""
 
@@ -45,7 +59,7 @@ class ChainSampler(Sampler):
         Raises:
             UserError: If the formulation is no Gaussian chain, or has no such steps.
         """
-        ChainSampler.check_formulation(self, formulation)
+        check_gaussian_chain(self, formulation)
         assert isinstance(formulation, GaussianDiffusion)
         respacing = self.config.respacing
         chain = ShortenedChain(formulation.process, num_inference_steps if respacing is None else respacing)
@@ -55,12 +69,7 @@ class ChainSampler(Sampler):
 
     def check_formulation(self, formulation: Formulation) -> None:
         """A Gaussian chain."""
-        if not isinstance(formulation, GaussianDiffusion):
-            raise UserError(
-                f"{type(self).__name__} goes back through a Gaussian chain, and the network was trained as "
-                f"{type(formulation).__name__}; take the sampler ode, sde or heun (in Python ODESampler, SDESampler or "
-                "HeunSampler)"
-            )
+        check_gaussian_chain(self, formulation)
 
     def check(self, formulation: Formulation, num_inference_steps: int) -> None:
         """See ``Sampler.check``."""

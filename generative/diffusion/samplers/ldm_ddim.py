@@ -16,7 +16,7 @@ from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.formulations.gaussian_process import GaussianProcess
 from generative.diffusion.samplers.base import Progress, Sampler, check_factors
-from generative.diffusion.samplers.chain import ChainSampler
+from generative.diffusion.samplers.chain import check_gaussian_chain
 from generative.diffusion.samplers.ddim import start_and_noise
 
 
@@ -77,7 +77,7 @@ class LDMDDIMSampler(Sampler):
 
     def check_formulation(self, formulation: Formulation) -> None:
         """A Gaussian chain."""
-        ChainSampler.check_formulation(self, formulation)  # type: ignore[arg-type] # it asks for nothing of its own
+        check_gaussian_chain(self, formulation)
 
     def check(self, formulation: Formulation, num_inference_steps: int) -> None:
         """See ``Sampler.check`` and ``ldm_timesteps``."""

@@ -298,3 +298,17 @@ def test_wrong_options_of_dpm_solver_are_refused() -> None:
         DPMSolverSampler(grid="karras")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"algorithm must be dpmsolver\+\+ or dpmsolver, got 'ddim'"):
         DPMSolverSampler(algorithm="ddim")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("algorithm", ["dpmsolver", "dpmsolver++"])
+def test_dpm_solver_clips_the_data_that_a_noise_implies(algorithm: str) -> None:
+    formulation = CONTINUOUS["vp-sde"]
+
+    def far_off(state: SampleState, time: Tensor) -> DenoiserOutput:
+        return DenoiserOutput(exact_predict(formulation)(state, time).prediction + 1)
+
+    largest = {}
+    for clips in (False, True):
+        sampler = DPMSolverSampler(algorithm=algorithm, clip_sample=clips)  # type: ignore[arg-type]
+        largest[clips] = float(sampler.sample(far_off, noise_state(), 20, streams(4), formulation).sample.abs().max())
+    assert largest[True] < 1.2 < 2 < largest[False]
