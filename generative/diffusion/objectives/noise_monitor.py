@@ -36,8 +36,9 @@ class NoiseMonitor:
         """Take a micro-batch: noise levels (B,) in [0, 1], and the values (B,) of all names."""
         quarters = (levels * QUARTERS).long().clamp(0, QUARTERS - 1)
         is_in = (quarters[:, None] == torch.arange(QUARTERS, device=levels.device)).float()  # (B, 4)
-        rows = [torch.ones_like(levels), *(values[name] for name in self.names)]
-        self._new.append(torch.stack([row.detach().float() for row in rows]) @ is_in)
+        rows = torch.stack([row.detach().float() for row in (torch.ones_like(levels), *(values[name] for name in self.names))])
+        # Not a product of matrices, which autocast would round to half precision: counts beyond 256 would be lost.
+        self._new.append((rows[:, None] * is_in.T).sum(-1))  # (1 + V, 4)
 
     def fold(self) -> None:
         """End a step: sum over micro-batches and processes, and remember."""

@@ -110,6 +110,17 @@ def test_means_by_quarter_of_the_noise_level() -> None:
     )
 
 
+def test_means_are_the_same_under_autocast() -> None:
+    losses = torch.linspace(0, 1, 1000)
+    plain, halved = NoiseMonitor(("loss",)), NoiseMonitor(("loss",))
+    plain.record(losses, {"loss": losses})
+    with torch.autocast("cpu", torch.bfloat16):
+        halved.record(losses, {"loss": losses})
+    plain.fold()
+    halved.fold()
+    assert torch.equal(plain.sums, halved.sums)
+
+
 class Colours(ImageDataset):
     """Images whose class is their brightness."""
 
