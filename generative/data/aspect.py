@@ -17,6 +17,7 @@ from generative.core.types import Batch
 from generative.data.base import ImageDataset, hash_parts
 from generative.data.decode import image_to_tensor
 from generative.data.random_crop import LOW_63_BITS, decode_picture
+from generative.data.wrapped import WrappedDataset
 from generative.layers.packing import pack_rows, to_patches
 
 Bucket = Literal["nearest", "random"]
@@ -46,7 +47,7 @@ def fit_size(width: int, height: int, token_size: int, max_tokens: int) -> tuple
     return min(columns, max_tokens // rows), rows
 
 
-class AspectDataset(ImageDataset):
+class AspectDataset(WrappedDataset):
     """Training examples of several sizes: sequences of patches, and how images share rows of the context.
 
     For ``generative.diffusion.objectives.any_size.AnySizeObjective``. Single images, which grids and scores take, stay the
@@ -84,17 +85,9 @@ class AspectDataset(ImageDataset):
             raise UserError(f"aspect_ratios must be numbers between 1/{max_tokens} and {max_tokens}, got {aspect_ratios}")
         if bucket not in get_args(Bucket):
             raise UserError(f"bucket must be nearest or random, got {bucket!r}")
-        self.source, self.bucket = images, bucket
-        self.image_path = images.image_path
+        self.bucket = bucket
         self.token_size, self.max_tokens, self.aspect_ratios, self.packed = token_size, max_tokens, ratios, packed
-        super().__init__(
-            labels=images.labels,
-            num_classes=images.num_classes,
-            image_size=images.image_size,
-            fingerprint=hash_parts("aspect", images.fingerprint, token_size, max_tokens, bucket, str(ratios)),
-            class_names=images.class_names,
-        )
-        self.left_out, self.num_turned, self.notices = images.left_out, images.num_turned, images.notices
+        super().__init__(images, hash_parts("aspect", images.fingerprint, token_size, max_tokens, bucket, str(ratios)))
 
     def examples(self, indices: Tensor, draws: np.ndarray, flip: bool) -> Batch:
         """Images as sequences of patches.
@@ -143,26 +136,6 @@ class AspectDataset(ImageDataset):
         columns, rows = fit_size(picture.width, picture.height, self.token_size, self.max_tokens)
         size = (columns * self.token_size, rows * self.token_size)
         return image_to_tensor(picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC))
-
-    def load_image(self, index: int) -> Tensor:
-        """The square image, (3, H, W) uint8, of the wrapped data set."""
-        return self.source.image(index)
-
-    def images(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        """Square images, (B, 3, H, W) uint8."""
-        return self.source.images(indices)
-
-    def images_uint8(self) -> Tensor:
-        """All square images, (N, 3, H, W) uint8."""
-        return self.source.images_uint8()
-
-    def verify_image(self, index: int) -> bool:
-        """Whether EXIF turns an image; raises ``UserError`` if it cannot be read."""
-        return self.source.verify_image(index)
-
-    def source_name(self, index: int) -> str:
-        """Where an image comes from."""
-        return self.source.source_name(index)
 
 
 def crop_to_ratio(picture: Image.Image, ratio: float, word: int) -> Image.Image:

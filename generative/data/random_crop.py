@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from generative.data.decode import decode_image, image_to_tensor
 from generative.data.image_folder import ImageFolderDataset
 from generative.data.parquet import ParquetDataset
 from generative.data.transforms import horizontal_flip, random_crop
+from generative.data.wrapped import WrappedDataset
 
 FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -29,7 +29,7 @@ LOW_63_BITS = np.uint64(2**63 - 1)
 """The top bit of a position's word says whether an example is mirrored; crops take the others."""
 
 
-class RandomCropDataset(ImageDataset):
+class RandomCropDataset(WrappedDataset):
     """Training examples cropped at random from another data set; single images stay its centre crops (for grids and scores).
 
     With ``resize_size``, the short side becomes so many pixels and a square of the data's ``image_size`` is cut anywhere: VAR
@@ -67,20 +67,11 @@ class RandomCropDataset(ImageDataset):
         low, high = crop_fractions
         if not 0 < low <= high <= 1:
             raise UserError(f"crop_fractions must satisfy 0 < smallest <= largest <= 1, got {low} and {high}")
-        self.source = images
-        self.image_path = images.image_path
         self.resize_size = resize_size
         self.interpolation = interpolation
         self.crop_fractions = (low, high)
         how = ("fractions", low, high) if resize_size is None else (resize_size, interpolation)
-        super().__init__(
-            labels=images.labels,
-            num_classes=images.num_classes,
-            image_size=images.image_size,
-            fingerprint=hash_parts("random crop", images.fingerprint, *how),
-            class_names=images.class_names,
-        )
-        self.left_out, self.num_turned, self.notices = images.left_out, images.num_turned, images.notices
+        super().__init__(images, hash_parts("random crop", images.fingerprint, *how))
 
     def examples(self, indices: Tensor, draws: np.ndarray, flip: bool) -> Batch:
         """Random crops; see ``ImageDataset.examples``."""
@@ -109,26 +100,6 @@ class RandomCropDataset(ImageDataset):
         left = (word >> 32) * (picture.width - self.image_size + 1) >> 31
         top = (word & 0xFFFFFFFF) * (picture.height - self.image_size + 1) >> 32
         return image_to_tensor(picture.crop((left, top, left + self.image_size, top + self.image_size)))
-
-    def load_image(self, index: int) -> Tensor:
-        """The centre crop, (3, H, W) uint8, of the wrapped data set."""
-        return self.source.image(index)
-
-    def images(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        """Centre crops, (B, 3, H, W) uint8."""
-        return self.source.images(indices)
-
-    def images_uint8(self) -> Tensor:
-        """All centre crops, (N, 3, H, W) uint8."""
-        return self.source.images_uint8()
-
-    def verify_image(self, index: int) -> bool:
-        """Whether EXIF turns an image; raises ``UserError`` if it cannot be read."""
-        return self.source.verify_image(index)
-
-    def source_name(self, index: int) -> str:
-        """Where an image comes from."""
-        return self.source.source_name(index)
 
 
 def decode_picture(images: ImageDataset, index: int) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from generative.core.types import Batch
 from generative.data.base import ImageDataset, hash_parts
 from generative.data.random_crop import RandomCropDataset
 from generative.data.token_cache import TokenCacheDataset
+from generative.data.wrapped import WrappedDataset
 from generative.tokenizers.representation import RepresentationEncoder
 from metrics.files.whole import whole_file
 
@@ -27,7 +27,7 @@ MADE_FROM = "made_from"
 """Key of the file's metadata: fingerprints of images and encoder, and whether there are mirrored views."""
 
 
-class RepresentationDataset(ImageDataset):
+class RepresentationDataset(WrappedDataset):
     """The examples of another data set, with ``representations`` (B, D) float32 of what is seen of the image, mirrored or not.
 
     They are kept in memory, and in a file where one is named: made where it is missing, and refused where it is of other images
@@ -54,8 +54,6 @@ class RepresentationDataset(ImageDataset):
         batch_size: int = 250,
         device: str | None = None,
     ) -> None:
-        self.source = images
-        self.image_path = images.image_path
         if isinstance(images, RandomCropDataset):
             raise UserError("RandomCropDataset gives another crop at every visit, which cannot be encoded once; leave it out")
         if isinstance(images, TokenCacheDataset) and images.spec.crop_sizes:
@@ -64,14 +62,7 @@ class RepresentationDataset(ImageDataset):
             raise UserError("the cache keeps only some of its images; give all of them in its init_args.images")
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
-        super().__init__(
-            labels=images.labels,
-            num_classes=images.num_classes,
-            image_size=images.image_size,
-            fingerprint=hash_parts("representations", images.fingerprint, encoder.fingerprint, flip),
-            class_names=images.class_names,
-        )
-        self.left_out, self.num_turned, self.notices = images.left_out, images.num_turned, images.notices
+        super().__init__(images, hash_parts("representations", images.fingerprint, encoder.fingerprint, flip))
         self.encoder_fingerprint = images.encoder_fingerprint
         self.representation_fingerprint = encoder.fingerprint
         self.representations = self._load(encoder, None if file is None else Path(file), 2 if flip else 1, batch_size, device)
@@ -104,22 +95,6 @@ class RepresentationDataset(ImageDataset):
         batch = self.source.examples(indices, draws, flip)
         batch["representations"] = self.representations[indices, mirrored]  # (B, D)
         return batch
-
-    def load_image(self, index: int) -> Tensor:
-        """One image, (3, H, W) uint8, of the wrapped data set."""
-        return self.source.image(index)
-
-    def images(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        """Several images, (B, 3, H, W) uint8."""
-        return self.source.images(indices)
-
-    def images_uint8(self) -> Tensor:
-        """All images, (N, 3, H, W) uint8."""
-        return self.source.images_uint8()
-
-    def source_name(self, index: int) -> str:
-        """Where an image comes from."""
-        return self.source.source_name(index)
 
 
 def encode_all(images: ImageDataset, encoder: RepresentationEncoder, views: int, batch_size: int) -> Tensor:
