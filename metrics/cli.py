@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -99,6 +100,13 @@ def _epilog() -> str:
     )
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps names whole that have hyphens, such as those of networks: they are there to be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 def build_parser() -> _Parser:
     """Return the parser of ``fid-score``."""
     parser = _Parser(
@@ -106,7 +114,7 @@ def build_parser() -> _Parser:
         usage="fid-score A B [B ...] [options]",
         description=_DESCRIPTION,
         epilog=_epilog(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -24,8 +24,9 @@ Accuracies on the held-out images of CONFIG's evaluation are in DIR/dpt.json, an
   generative dpt digits/dit --labels-per-class 2 --output runs/digits-dpt-2
   generative dpt digits/dit --labels-per-class all --output runs/digits-dpt-all
 CONFIG's data have all labels; only those of the chosen images are looked at, the others to say how many pseudo-labels are right.
-Values of CONFIG are overridden as in `generative train`. The paper's features are those of MSN's ViT; any extractor of
-`fid-score` will do here, --extractor dinov2-vit-l-14 for instance."""
+Values of CONFIG are overridden as in `generative train`. The paper's features are those of a ViT of MSN, from its file:
+  generative dpt CONFIG --extractor msn-vit-b-16 --weights vitb16_600ep.pth.tar
+Any other extractor of `fid-score` will do, --extractor dinov2-vit-l-14 for instance."""
 
 
 def run(arguments: list[str]) -> int:

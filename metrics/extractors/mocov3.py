@@ -13,9 +13,9 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from metrics.extractors.base import IMAGENET_MEAN, IMAGENET_STD, FeatureExtractor, PixelNormalization
+from metrics.extractors.vit import VisionTransformer, ViTSize
 from metrics.extractors.weights import WeightReader
 from metrics.files.weights import load_tensors, sha256_of
 
@@ -27,51 +27,23 @@ _MISNAMED = (
     (r"(blocks\.14\.)norm14\.", r"\1norm2."),
     (r"(blocks\.14\.mlp\.)fc14\.", r"\1fc2."),
 )
-_NORM_EPS = 1e-6
-_PATCH_SIZE = 16
-_IMAGE_SIZE = 224
 _HEAD_WIDTH = 4096
 
 
 @dataclass(frozen=True)
-class MoCoV3Size:
-    """Size of a vision transformer.
+class MoCoV3Size(ViTSize):
+    """Size of a vision transformer with its projection head.
 
     Args:
-        width: Channels.
-        layers: Blocks.
-        heads: Attention heads.
         projection: Numbers of the projection.
         head_width: Width within the projection's layers.
     """
 
-    width: int
-    layers: int
-    heads: int
     projection: int = 256
     head_width: int = _HEAD_WIDTH
 
 
-class _Block(nn.Module):
-    """Pre-norm block of a vision transformer (arXiv:2010.11929), its parts named as timm's."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width, eps=_NORM_EPS)
-        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
-        self.norm2 = nn.LayerNorm(width, eps=_NORM_EPS)
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Transform tokens (B, L, width)."""
-        qkv = self.attn["qkv"](self.norm1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*qkv)  # (B, heads, L, d)
-        tokens = tokens + self.attn["proj"](mixed.transpose(1, 2).flatten(2))
-        return tokens + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(tokens))))
-
-
-class MoCoV3Network(nn.Module):
+class MoCoV3Network(VisionTransformer):
     """The encoder with its projection head, its parts named as in the official files.
 
     Args:
@@ -79,13 +51,8 @@ class MoCoV3Network(nn.Module):
     """
 
     def __init__(self, size: MoCoV3Size) -> None:
-        super().__init__()
+        super().__init__(size)
         width, inner = size.width, size.head_width
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (_IMAGE_SIZE // _PATCH_SIZE) ** 2, width))
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, _PATCH_SIZE, _PATCH_SIZE)})
-        self.blocks = nn.Sequential(*(_Block(width, size.heads) for _ in range(size.layers)))
-        self.norm = nn.LayerNorm(width, eps=_NORM_EPS)
         self.head = nn.Sequential(
             nn.Linear(width, inner, bias=False),
             nn.BatchNorm1d(inner),
@@ -99,9 +66,7 @@ class MoCoV3Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The class token (B, width), after the last norm, of normalised images (B, 3, 224, 224)."""
-        patches = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 196, width)
-        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1) + self.pos_embed
-        return self.norm(self.blocks(tokens)[:, 0])
+        return self.norm(self.class_token(images))
 
 
 class MoCoV3(FeatureExtractor):
@@ -120,7 +85,7 @@ class MoCoV3(FeatureExtractor):
 
     def __init__(self, state: Mapping[str, Tensor], weights_sha256: str) -> None:
         super().__init__()
-        self.input_size = _IMAGE_SIZE
+        self.input_size = self.size.image_size
         self.weights_sha256 = weights_sha256
         self.feature_dims = {"cls": self.size.width, "projection": self.size.projection}
         self.normalize = PixelNormalization(IMAGENET_MEAN, IMAGENET_STD)
@@ -137,8 +102,8 @@ class MoCoV3(FeatureExtractor):
     @classmethod
     def from_file(cls, weights: Path | None, input_size: int | None) -> Self:
         """Build the network from an official file."""
-        if input_size not in (None, _IMAGE_SIZE):
-            raise ValueError(f"{cls.name} takes images of {_IMAGE_SIZE} px only, got input size {input_size}.")
+        if input_size not in (None, cls.size.image_size):
+            raise ValueError(f"{cls.name} takes images of {cls.size.image_size} px only, got input size {input_size}.")
         if weights is None:
             raise FileNotFoundError(f"{cls.name} takes its weights by file: get them from {cls.address}, and name the file.")
         path = Path(weights)
