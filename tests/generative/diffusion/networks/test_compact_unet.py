@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from denoiser_contract import DenoiserContract, randomized
 
 from generative.core.errors import UserError
 from generative.diffusion.networks.compact_blocks import SeparableConv
@@ -15,8 +15,7 @@ from generative.layers.multi_query import MultiQueryAttention
 
 
 def make_unet(**options: Any) -> CompactUNet:
-    """A tiny network whose zero-initialised layers are made random, so that everything shows in its output."""
-    torch.manual_seed(0)
+    """A tiny network with random weights."""
     arguments = {
         "sample_size": 8,
         "in_channels": 3,
@@ -28,29 +27,18 @@ def make_unet(**options: Any) -> CompactUNet:
         "context_dim": 16,
         "num_classes": 4,
     }
-    model = CompactUNet(**(arguments | options))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model.eval()
+    return randomized(CompactUNet(**(arguments | options)), std=0.1)
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 500.0, 900.0]), torch.arange(3)
 
 
-@pytest.mark.parametrize("options", [{}, {"transformer_depth": (0, 2), "expansion": 1, "num_res_blocks": 2, "dropout": 0.1}])
-def test_images_depend_on_their_own_inputs_only(options: dict[str, Any]) -> None:
-    model = make_unet(**options)
-    sample, times, labels = inputs()
-    together = model(sample, times, labels).prediction
-    assert together.shape == sample.shape and model.decoder_widths == (64, 32)
-    for row in range(3):
-        alone = model(sample[row : row + 1], times[row], labels[row : row + 1]).prediction
-        torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(together, model(sample, times + 5, labels).prediction)
-    assert not torch.allclose(together, model(sample, times, labels.flip(0)).prediction)
-    null = model(sample, times, torch.full((3,), 4)).prediction
-    assert torch.equal(null, model(sample, times).prediction)
+class TestDenoiser(DenoiserContract):
+    variants = ({}, {"transformer_depth": (0, 2), "expansion": 1, "num_res_blocks": 2, "dropout": 0.1})
+
+    def make(self, **options: Any) -> CompactUNet:
+        return make_unet(**options)
 
 
 def test_heads_share_a_key_and_a_value() -> None:
@@ -72,19 +60,6 @@ def test_a_separable_convolution_widens_between_its_parts() -> None:
     assert conv(torch.randn(1, 4, 8, 8)).shape == (1, 6, 4, 4)
 
 
-def test_gradient_checkpointing_changes_no_gradient() -> None:
-    model = make_unet().train()
-    gradients = []
-    for checkpointing in (False, True):
-        model.zero_grad()
-        if checkpointing:
-            model.enable_gradient_checkpointing()
-        model(*inputs()).prediction.square().sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
-
-
 def test_the_decoders_skips_may_be_transformed() -> None:
     model = make_unet()
     widths: list[int] = []
@@ -96,15 +71,6 @@ def test_the_decoders_skips_may_be_transformed() -> None:
     model.skip_transform = transform
     model(*inputs())
     assert widths == [64, 64, 64, 32] and set(widths) == set(model.decoder_widths)
-
-
-def test_save_load_and_bfloat16(tmp_path: Path) -> None:
-    model = make_unet()
-    model.save_pretrained(tmp_path)
-    loaded = CompactUNet.from_pretrained(tmp_path).eval()
-    sample, times, labels = inputs()
-    assert torch.equal(model(sample, times, labels).prediction, loaded(sample, times, labels).prediction)
-    assert loaded.to(torch.bfloat16)(sample.bfloat16(), times, labels).prediction.dtype == torch.bfloat16
 
 
 def test_the_published_size_has_about_its_published_number_of_parameters() -> None:
@@ -128,10 +94,3 @@ def test_the_published_size_has_about_its_published_number_of_parameters() -> No
 def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_unet(**options)
-
-
-def test_a_network_without_label_dropout_has_no_null_condition() -> None:
-    model = make_unet(class_dropout_prob=0.0)
-    assert model.null_label is None
-    with pytest.raises(UserError, match="this CompactUNet has no null condition"):
-        model(torch.randn(1, 3, 8, 8), torch.tensor(5.0))

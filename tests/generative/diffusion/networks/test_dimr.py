@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from denoiser_contract import DenoiserContract, randomized
 
 from generative.core.errors import UserError
 from generative.diffusion.networks.dimr import DIMR_SIZES, DiMR
@@ -27,7 +27,6 @@ THREE: dict[str, Any] = {
 
 def make_dimr(**options: Any) -> DiMR:
     """A tiny DiMR of large weights, so that everything shows in its output."""
-    torch.manual_seed(0)
     arguments: dict[str, Any] = {
         "sample_size": 8,
         "in_channels": 3,
@@ -35,10 +34,16 @@ def make_dimr(**options: Any) -> DiMR:
         "mlp_sizes": (12, 8),
         "num_heads": (2, 1),
     }
-    model = DiMR(**(arguments | {"num_classes": 4, "num_blocks": (2, 1)} | options))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+    return randomized(DiMR(**(arguments | {"num_classes": 4, "num_blocks": (2, 1)} | options)))
+
+
+class TestDenoiser(DenoiserContract):
+    variants = ({}, THREE, {"norm": "rms_norm"}, {"class_conditional": False, "class_dropout_prob": 0.0})
+    times = (-4.0, 0.1, 3.0)
+    saved = THREE
+
+    def make(self, **options: Any) -> DiMR:
+        return make_dimr(**options)
 
 
 @pytest.mark.parametrize(
@@ -62,62 +67,12 @@ def test_every_branch_predicts_at_its_own_size(options: dict[str, Any]) -> None:
     assert smaller.prediction.shape == (1, 3, 4, 4)
 
 
-def test_each_image_depends_on_its_own_inputs_only() -> None:
-    model = make_dimr()
-    sample, times, labels = torch.randn(3, 3, 8, 8), torch.tensor([-4.0, 0.1, 3.0]), torch.tensor([0, 1, 4])
-    together = model(sample, times, labels).prediction
-    for row in range(3):
-        alone = model(sample[row : row + 1], times[row], labels[row : row + 1]).prediction
-        torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(together, model(sample, times + 1, labels).prediction)
-    assert not torch.allclose(together, model(sample, times, labels.flip(0)).prediction)
-
-
-def test_the_null_condition() -> None:
-    model = make_dimr()
-    sample, time = torch.randn(2, 3, 8, 8), torch.tensor(0.5)
-    assert model.null_label == 4
-    assert torch.equal(model(sample, time).prediction, model(sample, time, torch.tensor([4, 4])).prediction)
-    with pytest.raises(UserError, match="this DiMR has no null condition"):
-        make_dimr(class_dropout_prob=0.0)(sample, time)
-
-
 @pytest.mark.parametrize("detach_lower", [False, True])
 def test_gradients_of_a_branch_reach_the_branch_below_unless_kept_from_it(detach_lower: bool) -> None:
     model = make_dimr(detach_lower=detach_lower)
     model(torch.randn(1, 3, 8, 8), torch.tensor(0.0), torch.tensor([1])).prediction.sum().backward()
     assert (model.stages[0].blocks[0].mlp.gate.weight.grad is None) is detach_lower
     assert model.stages[1].blocks[0].conv.weight.grad is not None
-
-
-def test_gradient_checkpointing_changes_no_gradient() -> None:
-    model = make_dimr().train()
-    sample = torch.randn(2, 3, 8, 8)
-    gradients = []
-    for checkpointing in (False, True):
-        model.zero_grad()
-        if checkpointing:
-            model.enable_gradient_checkpointing()
-            assert all(stage.gradient_checkpointing for stage in model.stages)
-        output = model(sample, torch.tensor(0.5), torch.tensor([0, 1]))
-        sum(level.square().sum() for level in (*output.pyramid, output.prediction)).backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
-
-
-def test_save_and_load_is_bit_equal(tmp_path: Path) -> None:
-    model = make_dimr(**THREE)
-    model.save_pretrained(tmp_path)
-    loaded = DiMR.from_pretrained(tmp_path)
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, loaded.state_dict()[key]), key
-
-
-def test_bfloat16_forward_runs() -> None:
-    model = make_dimr().to(torch.bfloat16)
-    output = model(torch.randn(1, 3, 8, 8, dtype=torch.bfloat16), torch.tensor([0.5]), torch.tensor([0]))
-    assert output.prediction.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from denoiser_contract import DenoiserContract, randomized
 
 from generative.core.errors import UserError
 from generative.diffusion.networks.u_vit import UVIT_SIZES, UViT
@@ -14,12 +14,16 @@ from generative.diffusion.networks.u_vit import UVIT_SIZES, UViT
 
 def make_u_vit(**options: Any) -> UViT:
     """A tiny U-ViT of large weights, so that everything shows in its output."""
-    torch.manual_seed(0)
     arguments = {"sample_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 16, "depth": 4, "num_heads": 2}
-    model = UViT(**(arguments | {"num_classes": 4} | options))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+    return randomized(UViT(**(arguments | {"num_classes": 4} | options)))
+
+
+class TestDenoiser(DenoiserContract):
+    variants = ({}, {"class_conditional": False, "class_dropout_prob": 0.0}, {"time_mlp": True, "skip_connections": False})
+    saved = {"time_mlp": True}
+
+    def make(self, **options: Any) -> UViT:
+        return make_u_vit(**options)
 
 
 @pytest.mark.parametrize(
@@ -40,17 +44,6 @@ def test_output_has_the_samples_shape(options: dict[str, Any]) -> None:
     assert len(model.in_blocks) == len(model.out_blocks) == model.config.depth // 2
 
 
-def test_each_image_depends_on_its_own_inputs_only() -> None:
-    model = make_u_vit()
-    sample, timesteps, labels = torch.randn(3, 3, 8, 8), torch.tensor([1.5, 20.0, 700.0]), torch.tensor([0, 1, 4])
-    together = model(sample, timesteps, labels).prediction
-    for row in range(3):
-        alone = model(sample[row : row + 1], timesteps[row], labels[row : row + 1]).prediction
-        torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(together, model(sample, timesteps + 5, labels).prediction)
-    assert not torch.allclose(together, model(sample, timesteps, labels.flip(0)).prediction)
-
-
 def test_deep_blocks_read_the_shallow_ones_opposite_them() -> None:
     model = make_u_vit()
     put_out, read = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
@@ -61,48 +54,6 @@ def test_deep_blocks_read_the_shallow_ones_opposite_them() -> None:
     model(torch.randn(1, 3, 8, 8), torch.tensor(3), torch.tensor([1]))
     assert torch.equal(read["out_blocks.0"], put_out["in_blocks.1"])
     assert torch.equal(read["out_blocks.1"], put_out["in_blocks.0"])
-
-
-def test_the_null_condition() -> None:
-    model = make_u_vit()
-    sample, timestep = torch.randn(2, 3, 8, 8), torch.tensor(5)
-    assert model.null_label == 4
-    assert torch.equal(model(sample, timestep).prediction, model(sample, timestep, torch.tensor([4, 4])).prediction)
-    model = make_u_vit(class_dropout_prob=0.0)
-    assert model.null_label is None and len(model.label_embedding.weight) == 4
-    with pytest.raises(UserError, match="this UViT has no null condition"):
-        model(sample, timestep)
-    model = make_u_vit(class_conditional=False, class_dropout_prob=0.0)
-    assert torch.equal(model(sample, timestep).prediction, model(sample, timestep, torch.tensor([1, 2])).prediction)
-
-
-def test_gradient_checkpointing_changes_no_gradient() -> None:
-    model = make_u_vit().train()
-    sample = torch.randn(2, 3, 8, 8)
-    gradients = []
-    for checkpointing in (False, True):
-        model.zero_grad()
-        if checkpointing:
-            model.enable_gradient_checkpointing()
-        model(sample, torch.tensor(5), torch.tensor([0, 1])).prediction.square().sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
-
-
-def test_save_and_load_is_bit_equal(tmp_path: Path) -> None:
-    model = make_u_vit(time_mlp=True)
-    model.save_pretrained(tmp_path)
-    loaded = UViT.from_pretrained(tmp_path)
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, loaded.state_dict()[key]), key
-
-
-@pytest.mark.parametrize("options", [{}, {"time_mlp": True}])
-def test_bfloat16_forward_runs(options: dict[str, Any]) -> None:
-    model = make_u_vit(**options).to(torch.bfloat16)
-    output = model(torch.randn(1, 3, 8, 8, dtype=torch.bfloat16), torch.tensor([5]), torch.tensor([0]))
-    assert output.prediction.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
