@@ -16,7 +16,7 @@ from generative.core.images import images_to_float
 from generative.core.types import Batch
 from generative.data.base import ImageDataset, hash_parts
 from generative.data.decode import image_to_tensor
-from generative.data.random_crop import LOW_63_BITS, decode_picture
+from generative.data.random_crop import LOW_63_BITS
 from generative.data.wrapped import WrappedDataset
 from generative.layers.packing import pack_rows, to_patches
 
@@ -54,7 +54,7 @@ class AspectDataset(WrappedDataset):
     squares of the wrapped data set; so do the pictures of data sets without files.
 
     Args:
-        images: The images. Of an ``ImageFolderDataset`` or ``ParquetDataset`` the whole rectangular pictures are taken.
+        images: The images. Of data sets of files the whole rectangular pictures are taken.
         token_size: Side of a token in pixels: the denoiser's patch size, times the pixels of a latent.
         max_tokens: Longest image in tokens (FiT: 256); the context of the denoiser.
         aspect_ratios: Buckets, by width over height: examples are first cropped to one of them, the largest such crop at a random
@@ -125,7 +125,7 @@ class AspectDataset(WrappedDataset):
         Returns:
             (3, H, W) uint8, sides in whole tokens.
         """
-        picture = decode_picture(self.source, index)
+        picture = self.source.load_picture(index)
         if self.aspect_ratios:
             # 15 bits for the ratio and 48 for the place: integers scaled to their ranges, alike everywhere.
             own = math.log(picture.width / picture.height)

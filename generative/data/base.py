@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from generative.core.errors import UserError
 from generative.core.images import images_to_float
 from generative.core.types import Batch
+from generative.data.decode import decode_image
 from generative.data.transforms import horizontal_flip
 
 VERIFY_BELOW_IMAGES = 20_000
@@ -135,6 +137,25 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
     @abstractmethod
     def source_name(self, index: int) -> str:
         """Say where an image comes from (file, or file and row), for error messages."""
+
+    def read_encoded(self, index: int) -> bytes | None:
+        """The content of an image's file, of any size and format; None, by default, where there are no files but pixels.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        return None
+
+    def load_picture(self, index: int) -> Image.Image:
+        """The whole picture before any crop, RGB of any size and upright; of data sets without files the square image.
+
+        Raises:
+            UserError: If the image is truncated or corrupt.
+        """
+        content = self.read_encoded(index)
+        if content is None:
+            return Image.fromarray(self.image(index).permute(1, 2, 0).contiguous().numpy())
+        return decode_image(content, self.source_name(index))
 
     def verify_image(self, index: int) -> bool:
         """Raise ``UserError`` if an image cannot be read; subclasses may do it more cheaply than by loading it.

@@ -47,6 +47,16 @@ def _explain(name: str) -> Iterator[None]:
         raise UserError(f"image '{name}' cannot be read ({error.strerror}); check the file and its permissions") from error
 
 
+def read_content(path: str) -> bytes:
+    """Read an image file without decoding it.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    with _explain(path):
+        return _content(path)
+
+
 def _content(source: str | bytes) -> bytes:
     if isinstance(source, bytes):
         return source

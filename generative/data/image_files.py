@@ -11,7 +11,7 @@ from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_image_files, hash_parts
-from generative.data.decode import decode_image, image_to_tensor, verify_image
+from generative.data.decode import image_to_tensor, read_content, verify_image
 from generative.data.transforms import center_crop
 from metrics.sources.listing import IMAGE_EXTENSIONS, Listing, list_images, no_images_message
 
@@ -50,8 +50,11 @@ class ImageFilesDataset(ImageDataset):
 
     def load_image(self, index: int) -> Tensor:
         """Read, resize and crop one image, (3, H, W) uint8."""
-        path = self.source_name(index)
-        return image_to_tensor(center_crop(decode_image(path, path), self.image_size))
+        return image_to_tensor(center_crop(self.load_picture(index), self.image_size))
+
+    def read_encoded(self, index: int) -> bytes:
+        """The content of an image's file."""
+        return read_content(self.source_name(index))
 
     def verify_image(self, index: int) -> bool:
         """Whether EXIF turns an image; raises ``UserError`` if its file cannot be read to its end."""

@@ -13,9 +13,7 @@ from generative.core.errors import UserError
 from generative.core.images import images_to_float
 from generative.core.types import Batch
 from generative.data.base import ImageDataset, hash_parts
-from generative.data.decode import decode_image, image_to_tensor
-from generative.data.image_folder import ImageFolderDataset
-from generative.data.parquet import ParquetDataset
+from generative.data.decode import image_to_tensor
 from generative.data.transforms import horizontal_flip, random_crop
 from generative.data.wrapped import WrappedDataset
 
@@ -37,9 +35,9 @@ class RandomCropDataset(WrappedDataset):
     and bilinear (2409.04410, code). Without, short side and place are drawn as by ADM's ``random_crop_arr``, which LlamaGen's
     tokenizers train on (2406.06525, code). Mirroring is the trainer's ``horizontal_flip``, as for every data set.
 
-    Files are decoded once per example, straight to the crop. Of an ``ImageFolderDataset`` or ``ParquetDataset`` the crops come
-    from the whole rectangular picture, of other data sets from their square images. A cache of the wrapped data set holds its
-    centre crops only.
+    Files are decoded once per example, straight to the crop. Crops come from the whole rectangular picture
+    (``ImageDataset.load_picture``), of data sets without files from their square images. A cache of the wrapped data set holds
+    its centre crops only.
 
     Args:
         images: The images, whose ``image_size`` is the crop's side.
@@ -91,7 +89,7 @@ class RandomCropDataset(WrappedDataset):
         Returns:
             (3, H, W) uint8.
         """
-        picture = decode_picture(self.source, index)
+        picture = self.source.load_picture(index)
         if self.resize_size is None:
             generator = torch.Generator().manual_seed(word)
             return image_to_tensor(random_crop(picture, self.image_size, generator, *self.crop_fractions))
@@ -100,16 +98,6 @@ class RandomCropDataset(WrappedDataset):
         left = (word >> 32) * (picture.width - self.image_size + 1) >> 31
         top = (word & 0xFFFFFFFF) * (picture.height - self.image_size + 1) >> 32
         return image_to_tensor(picture.crop((left, top, left + self.image_size, top + self.image_size)))
-
-
-def decode_picture(images: ImageDataset, index: int) -> Image.Image:
-    """An image as its file has it, RGB of any size; where the data set has no files, its square image."""
-    if isinstance(images, ImageFolderDataset):
-        path = images.source_name(index)
-        return decode_image(path, path)
-    if isinstance(images, ParquetDataset):
-        return decode_image(images._encoded.read(index), images.source_name(index))
-    return Image.fromarray(images.image(index).permute(1, 2, 0).numpy())
 
 
 def resize_short_side(picture: Image.Image, short_side: int, resample: Image.Resampling) -> Image.Image:

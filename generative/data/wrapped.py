@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from generative.data.base import ImageDataset
@@ -42,6 +43,14 @@ class WrappedDataset(ImageDataset):
     def images_uint8(self) -> Tensor:
         """All images of the source, (N, 3, H, W) uint8."""
         return self.source.images_uint8()
+
+    def read_encoded(self, index: int) -> bytes | None:
+        """The content of the source's file."""
+        return self.source.read_encoded(index)
+
+    def load_picture(self, index: int) -> Image.Image:
+        """The source's whole picture."""
+        return self.source.load_picture(index)
 
     def verify_image(self, index: int) -> bool:
         """Whether EXIF turns an image of the source; raises ``UserError`` if it cannot be read."""
