@@ -16,7 +16,7 @@ from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_files, hash_parts
 from generative.data.batch_files import read_batch
 from generative.data.decode import decode_image, image_to_tensor
-from generative.data.parquet import EncodedImages
+from generative.data.parquet import EncodedImages, find_image_column
 from generative.data.transforms import center_crop
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -80,7 +80,7 @@ class CIFAR10Dataset(ImageDataset):
         self._planes: np.ndarray | None = None  # (N, 3072) uint8
         if files[0].suffix == ".parquet":
             self.is_official = False
-            self._encoded = EncodedImages(files, _image_column(files[0]), "label")
+            self._encoded = EncodedImages(files, find_image_column(files[0]), "label")
             self.image_path = files[0] if len(files) == 1 else None
             labels, names = self._encoded.labels, self._encoded.class_names
             if names and tuple(names) != CLASS_NAMES:
@@ -159,14 +159,3 @@ def _find_files(root: Path, split: str, layout: str) -> list[Path]:
         f"no CIFAR-10 {split} split (layout: {layout}) in '{root}'; expected {BATCH_FOLDER}/{names[0]}, "
         f"cifar10-{split}.parquet or {split}-*.parquet"
     )
-
-
-def _image_column(path: Path) -> str:
-    """``img`` as the Hugging Face hub's copy names it if present, else ``image``; unreadable files are reported by the reader."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return "img" if "img" in pq.read_schema(path).names else "image"
-    except (pa.ArrowException, OSError):
-        return "image"

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from generative.core.class_names import list_names
 from generative.core.errors import UserError
+from generative.data.arrow_files import map_column
 from generative.data.base import ImageDataset, hash_files, hash_parts
-from generative.data.decode import decode_image, image_to_tensor, verify_image
+from generative.data.decode import image_to_tensor, verify_image
 from generative.data.transforms import center_crop
 from metrics.sources.listing import is_hidden
 from metrics.sources.parquet import is_joined_parquet
@@ -26,8 +27,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+MAX_MEMORY_BYTES = 256 * 2**20
+"""Parquet files up to this size together are read into memory, larger ones are mapped from the cache folder."""
+
+
 class EncodedImages:
-    """Encoded image files and labels of some parquet files; the compressed bytes stay in Arrow memory and are never copied whole.
+    """Encoded image files and labels of some parquet files, read from any place.
+
+    Of files up to ``MAX_MEMORY_BYTES`` together the images stay in memory. Of larger ones they are written once as Arrow files
+    into the cache folder and mapped (``arrow_files``), so that memory does not grow with the data and processes share it.
 
     Args:
         paths: Parquet files, in order.
@@ -44,12 +52,14 @@ class EncodedImages:
     """
 
     def __init__(self, paths: Sequence[Path], image_column: str, label_column: str) -> None:
+        self._arguments = (tuple(paths), image_column, label_column)
+        self.is_mapped = sum(path.stat().st_size for path in paths if path.is_file()) > MAX_MEMORY_BYTES
         self._chunks: list[pa.Array] = []
         self._locations: list[tuple[Path, int]] = []  # of each chunk: its file and the row where it starts
         labels: list[np.ndarray] = []
         self.class_names: list[str] = []
         for path in paths:
-            table = _read_columns(path, image_column, label_column)
+            table = _read_columns(path, image_column, label_column, self.is_mapped)
             labels.append(table.labels)
             if self.class_names and table.class_names not in ([], self.class_names):
                 raise UserError(
@@ -65,6 +75,16 @@ class EncodedImages:
                 row += len(chunk)
         self._ends = np.cumsum([len(chunk) for chunk in self._chunks], dtype=np.int64)
         self.labels = torch.from_numpy(np.concatenate(labels))  # (N,)
+
+    def __getstate__(self) -> Any:
+        # A process that is started afresh maps the files itself: a pickled map would be a copy of its whole content.
+        return self._arguments if self.is_mapped else self.__dict__
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple):
+            self.__init__(*state)  # type: ignore[misc]
+        else:
+            self.__dict__.update(state)
 
     def _locate(self, index: int) -> tuple[int, int]:
         chunk = int(np.searchsorted(self._ends, index, side="right"))
@@ -88,8 +108,8 @@ class _Columns(NamedTuple):
     class_names: list[str]
 
 
-def _read_columns(path: Path, image_column: str, label_column: str) -> _Columns:
-    """Read the two columns of one file and check their types."""
+def _read_columns(path: Path, image_column: str, label_column: str, is_mapped: bool) -> _Columns:
+    """Read the two columns of one file, or map the images, and check their types."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -112,13 +132,16 @@ def _read_columns(path: Path, image_column: str, label_column: str) -> _Columns:
                 raise UserError(f"column '{image_column}' of '{path}' must hold image bytes, but its type is {image_type}")
             if not pa.types.is_integer(label_type):
                 raise UserError(f"column '{label_column}' of '{path}' must hold integers, but its type is {label_type}")
-            table = file.read(columns=[f"{image_column}.bytes" if is_struct else image_column, label_column])
+            stored_column = f"{image_column}.bytes" if is_struct else image_column
+            table = file.read(columns=[label_column] if is_mapped else [stored_column, label_column])
     except (pa.ArrowException, OSError) as error:
         detail = str(error).splitlines()[0]
         raise UserError(f"parquet file '{path}' cannot be read ({detail}); remove or replace it") from error
-    column = table.column(image_column)
-    # flatten() keeps a null struct as null bytes, so that one check covers both.
-    chunks = [chunk.flatten()[0] if is_struct else chunk for chunk in column.chunks]
+    if is_mapped:
+        chunks = map_column(path, stored_column)
+    else:
+        # flatten() keeps a null struct as null bytes, so that one check covers both.
+        chunks = [chunk.flatten()[0] if is_struct else chunk for chunk in table.column(image_column).chunks]
     _refuse_nulls(path, image_column, [chunk.is_null() for chunk in chunks])
     label_chunks = table.column(label_column).chunks
     _refuse_nulls(path, label_column, [chunk.is_null() for chunk in label_chunks])
@@ -167,11 +190,22 @@ def find_parquet_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     return files
 
 
+def find_image_column(path: Path) -> str:
+    """``img`` as the hub's CIFAR names it if present, else ``image``; files that cannot be read are reported by their reader."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return "img" if "img" in pq.read_schema(path).names else "image"
+    except (pa.ArrowException, OSError):
+        return "image"
+
+
 class ParquetDataset(ImageDataset):
     """Images in parquet files of the Hugging Face layout, decoded when asked for.
 
-    The encoded bytes of all images stay in memory, so the files must fit there. Images are brought to a square by ADM's
-    resize and centre crop (``transforms.center_crop``).
+    Memory does not grow with the files (``EncodedImages``); those of more than 256 MiB together are unpacked into the cache
+    folder once. Images are brought to a square by ADM's resize and centre crop (``transforms.center_crop``).
 
     Args:
         path: A parquet file, a folder of them, a glob pattern such as ``data/train-*.parquet``, or a list of these.
@@ -221,8 +255,11 @@ class ParquetDataset(ImageDataset):
 
     def load_image(self, index: int) -> Tensor:
         """Decode, resize and crop one image, (3, H, W) uint8."""
-        image = decode_image(self._encoded.read(index), self.source_name(index))
-        return image_to_tensor(center_crop(image, self.image_size))
+        return image_to_tensor(center_crop(self.load_picture(index), self.image_size))
+
+    def read_encoded(self, index: int) -> bytes:
+        """The content of an image's file."""
+        return self._encoded.read(index)
 
     def verify_image(self, index: int) -> bool:
         """Whether EXIF turns an image; raises ``UserError`` if it cannot be read to its end."""
