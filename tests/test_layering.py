@@ -220,6 +220,7 @@ def test_commands_start_without_torch(module: str) -> None:
         "reconstruct",
         "edit",
         "scaling-law",
+        "data",
     ],
 )
 def test_help_does_without_torch(command: str) -> None:

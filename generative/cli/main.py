@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a generator from a configuration: generative train digits/dit",
     "sample": "sample images from a run or pipeline folder: generative sample runs/digits-dit --class-labels 0,1,2",
     "cascade": "put a diffusion run and an upsampler of its images into one pipeline folder: generative cascade BASE UPSAMPLER",
+    "data": "store images once as shards that training reads, and check them: generative data prepare SRC OUT --resolution 256",
     "encode": "turn images into a cache of token ids or latents that training reads: generative encode RUN --config cifar10/var",
     "reconstruct": "images through a tokenizer or an autoencoder and back, side by side and with PSNR and SSIM",
     "selfimprove": "guide a diffusion away from a copy trained on its own samples: generative selfimprove runs/cifar10-dit",

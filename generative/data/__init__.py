@@ -12,6 +12,7 @@ from generative.data.cifar10 import CIFAR10Dataset
 from generative.data.digits import DigitsDataset
 from generative.data.image_folder import ImageFolderDataset
 from generative.data.parquet import ParquetDataset
+from generative.data.prepared import PreparedDataset
 from generative.data.sampler import (
     EpochOrder,
     PositionDataset,
@@ -31,6 +32,7 @@ __all__ = [
     "ImageFolderDataset",
     "ParquetDataset",
     "PositionDataset",
+    "PreparedDataset",
     "StepBatchSampler",
     "build_loader",
     "check_images",

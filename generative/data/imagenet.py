@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from generative.core.class_names import list_names
 from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_image_files, hash_parts
 from generative.data.decode import image_to_tensor, read_content, verify_image
@@ -66,6 +67,12 @@ def name_classes(images: ImageDataset, names: str | None) -> None:
         return
     if names is None:
         words = class_words(images.class_names)
+        missing = [wnid for wnid in imagenet_wnids() if wnid not in images.class_names]
+        if missing and len(images.class_names) + len(missing) == len(imagenet_wnids()):
+            images.notices.append(
+                f"{len(words)} of ImageNet's 1,000 classes are there, without {list_names(missing)}: labels are places among "
+                "those; --num-classes 1000 would refuse them"
+            )
     elif names == "imagenet":
         words = class_words(imagenet_wnids())
     else:

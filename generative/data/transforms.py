@@ -82,6 +82,63 @@ def random_crop(
     return image.crop((left, top, left + image_size, top + image_size))
 
 
+def short_side_crop(image: Image.Image, image_size: int) -> Image.Image:
+    """Resize the short side in one bicubic step and crop the centre square: ``Resize`` and ``CenterCrop`` of torchvision.
+
+    Args:
+        image: Any size.
+        image_size: Side of the result in pixels.
+    """
+    short = min(image.size)
+    if short != image_size:  # the long side is cut to whole pixels, as torchvision does
+        size = (int(image_size * image.width / short), int(image_size * image.height / short))
+        image = image.resize(size, resample=Image.Resampling.BICUBIC)
+    left, top = round((image.width - image_size) / 2), round((image.height - image_size) / 2)
+    return image.crop((left, top, left + image_size, top + image_size))
+
+
+def random_resized_crop(
+    image: Image.Image,
+    image_size: int,
+    generator: torch.Generator,
+    areas: tuple[float, float] = (0.08, 1.0),
+    ratios: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Image.Image:
+    """A rectangle of random area and aspect, resized to a square (Szegedy et al., arXiv:1409.4842, section 6).
+
+    Ten tries are made, as in torchvision; of an image into which none fits the largest centre crop within ``ratios`` is taken.
+
+    Args:
+        image: Any size.
+        image_size: Side of the result in pixels.
+        generator: CPU generator.
+        areas: Least and most of the image's area.
+        ratios: Least and most of width over height; their logarithm is uniform.
+    """
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * _uniform(*areas, generator)
+        ratio = math.exp(_uniform(math.log(ratios[0]), math.log(ratios[1]), generator))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = _random_integer(0, width - w, generator), _random_integer(0, height - h, generator)
+            break
+    else:
+        w, h = min(width, round(height * ratios[1])), min(height, round(width / ratios[0]))
+        left, top = (width - w) // 2, (height - h) // 2
+    box = (left, top, left + w, top + h)
+    return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+
+
+def limit_short_side(image: Image.Image, short_side: int) -> Image.Image:
+    """The whole image, made smaller as ADM does it where its short side is longer than ``short_side`` pixels."""
+    return image if min(image.size) <= short_side else _resize_short_side(image, short_side)
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+
+
 def _random_integer(low: int, high: int, generator: torch.Generator) -> int:
     """Uniform integer in [low, high], both ends included."""
     return int(torch.randint(low, high + 1, (), generator=generator))

@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 from typing import cast
 
+from metrics.files.shards import read_description
 from metrics.sources.base import ImageSource, NoImagesError
 from metrics.sources.encoded import LoaderSource, ShardSource
 from metrics.sources.folder import FolderSource
 from metrics.sources.listing import is_hidden
 from metrics.sources.npz import NpySource, NpzSource
 from metrics.sources.parquet import ParquetSource
+from metrics.sources.prepared import open_prepared
 from metrics.sources.splits import describe_splits, group_by_split, mixed_splits
 from metrics.sources.tar import TarSource
 from metrics.sources.zip import ZipSource
@@ -56,7 +58,7 @@ def open_source(
 
     Args:
         path: An image folder, .npz (``arr_0``), .npy, .zip, .tar (.tar.gz, .tgz), .parquet, a folder of such zip, tar or parquet
-            shards, or a saved generator if an installed package provides it.
+            shards or of ``generative data prepare``, or a saved generator if an installed package provides it.
         num_samples: How many images to draw from a generator; refused for anything else.
         seed: Seed of that draw; refused for anything else.
         batch_size: Batch size of that draw.
@@ -94,6 +96,8 @@ def _extension(name: str, kinds: dict[str, type[ImageSource]] | dict[str, type[L
 
 
 def _open_folder(path: Path, skip_corrupt: bool) -> ImageSource:
+    if read_description(path) is not None:
+        return open_prepared(path, skip_corrupt)
     try:
         return FolderSource(path, skip_corrupt)
     except NoImagesError as error:
