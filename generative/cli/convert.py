@@ -25,7 +25,8 @@ AUTOENCODER = "autoencoder"
 IMAGE_CHANNELS = 3
 MAX_PROBLEMS = 200
 """Keys listed one by one before the rest is only counted."""
-EPILOG = """Reads .pth, .pt, .bin, .safetensors, .npz (arrays by variable name) and StyleGAN and EDM .pkl files, and runs nothing.
+EPILOG = """Reads .pth, .pt, .bin, .safetensors, .npz (arrays by variable name), StyleGAN and EDM .pkl files and the .index of
+TensorFlow checkpoints (shards beside it; no TensorFlow is needed), and runs nothing.
   generative convert weights/G_ema.pth weights/D.pth --output pipelines/biggan
   generative convert network-snapshot.pkl --output pipelines/projected-gan
   generative convert 256x256_diffusion.pt --output pipelines/adm-256
@@ -33,6 +34,7 @@ EPILOG = """Reads .pth, .pt, .bin, .safetensors, .npz (arrays by variable name) 
   generative convert DiT-XL-2-256x256.pt --autoencoder sd-vae-ft-ema/ --output pipelines/dit-xl
   generative convert SiT-XL-2-256x256.pt --autoencoder sd-vae-ft-ema/ --output pipelines/sit-xl
   generative convert facebook/DiT-XL-2-256/ --output pipelines/dit-xl     (a DiTPipeline of diffusers, downloaded)
+  generative convert rin/ckpt-150000.index --output pipelines/rin         (averaged weights; others by --network denoiser)
   generative convert var_d16.pth vae_ch160v4096z32.pth --output pipelines/var-d16
   generative convert c2i_B_256.pt vq_ds16_c2i.pt --config block_size.json --output pipelines/llamagen-b
   generative convert checkpoint-last.pth kl16.ckpt --output pipelines/mar-b
@@ -254,6 +256,7 @@ def describe(recognised: Recognised, parts: Sequence[NetworkPart], paths: Sequen
     """What ``conversion.json`` says: where a pipeline is from, and nothing that differs from one conversion to the next."""
     import torch
 
+    from generative.convert.files.tensor_bundle import with_shards
     from metrics.files.weights import sha256_of
 
     autoencoder = recognised.autoencoder
@@ -261,7 +264,7 @@ def describe(recognised: Recognised, parts: Sequence[NetworkPart], paths: Sequen
     return decoded_by | {
         "source": recognised.source.name,
         "repository": recognised.source.repository,
-        "files": {path.name: sha256_of(path) for path in paths},
+        "files": {path.name: sha256_of(path) for path in with_shards(paths)},
         "networks": [str(part) for part in parts],
         "options": recognised.config,
         "torch_version": torch.__version__,

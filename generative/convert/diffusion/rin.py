@@ -1,4 +1,4 @@
-"""RIN's official weights (google-research/pix2seq) by the names of their Keras variables."""
+"""RIN's official weights (google-research/pix2seq) by the names of their Keras variables, or by attributes in its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from generative.convert.base import OfficialSource
+from generative.convert.diffusion.rin_attributes import variable_name
 from generative.convert.diffusion.rin_options import CONSTRUCTOR, formulation, network_arguments, sampler
 from generative.convert.keys import names_of, rename_by
 from generative.diffusion.networks.rin import RIN
@@ -65,8 +66,8 @@ POSITIONS = re.compile(r"^(latent|tape)_pos_emb(?:_res/kernel|/kernel/vis_pos_em
 
 
 def plain_name(key: str) -> str:
-    """An official key without its owner and suffix."""
-    return OWNER.sub("", key.removesuffix(SUFFIX))
+    """An official key as a variable is named, without its owner and suffix."""
+    return variable_name(OWNER.sub("", key.removesuffix(SUFFIX)))
 
 
 def rename(key: str) -> str | None:

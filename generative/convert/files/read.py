@@ -1,4 +1,4 @@
-"""Read official checkpoint files: torch, safetensors, npz and StyleGAN-line snapshots. Nothing in them is run."""
+"""Read official checkpoint files: torch, safetensors, npz, TensorFlow's and StyleGAN-line snapshots. Nothing in them is run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from generative.convert.base import show_names
-from generative.convert.files.snapshot import MAX_EMPTY_AXIS, read_snapshot
+from generative.convert.files.check import check_tensors
+from generative.convert.files.snapshot import read_snapshot
+from generative.convert.files.tensor_bundle import INDEX_SUFFIX, SHARD_SUFFIX, is_index
+from generative.convert.files.tensorflow_objects import read_tensorflow
 from generative.core.errors import UserError
 from metrics.files.arrays import READ_ERRORS, brief, npz_keys, read_npz
 
@@ -128,7 +130,8 @@ def read_checkpoints(paths: Sequence[Path]) -> Checkpoint:
     """Read official files.
 
     Args:
-        paths: ``.pth``, ``.pt``, ``.bin``, ``.safetensors``, ``.npz`` or ``.pkl`` files; their content decides, not their name.
+        paths: ``.pth``, ``.pt``, ``.bin``, ``.safetensors``, ``.npz``, ``.pkl`` or TensorFlow's ``.index`` files; their content
+            decides, not their name. Shards of an index that is given are read with it.
 
     Raises:
         UserError: If a file is absent, damaged, asks for anything but tensors and plain data, or none holds a network.
@@ -136,7 +139,7 @@ def read_checkpoints(paths: Sequence[Path]) -> Checkpoint:
     parts: list[NetworkPart] = []
     options: dict[str, Any] = {}
     notes: list[str] = []
-    for path in paths:
+    for path in without_shards(paths):
         found = read_file(path)
         if isinstance(found, dict):
             arguments = found.get(ARGUMENTS)
@@ -153,8 +156,21 @@ def read_checkpoints(paths: Sequence[Path]) -> Checkpoint:
     if not parts:
         raise UserError(f"no network was found: {'; '.join(notes)}")
     for part in parts:
-        check_tensors(part)
+        check_tensors(str(part), part.state)
     return Checkpoint(parts, options, notes)
+
+
+def without_shards(paths: Sequence[Path]) -> list[Path]:
+    """Files less the shards of TensorFlow's checkpoints, which a shell's ``ckpt-1.*`` names beside their index.
+
+    Raises:
+        UserError: If a shard is there without its index.
+    """
+    indices = {path: path.with_name(SHARD_SUFFIX.sub(INDEX_SUFFIX, path.name)) for path in paths}
+    for path, index in indices.items():
+        if index != path and index not in paths:
+            raise UserError(f"checkpoint '{path}' is a shard of a TensorFlow checkpoint; give its index, '{index}'")
+    return [path for path in paths if indices[path] == path]
 
 
 def name_from_file(path: Path) -> str | None:
@@ -170,8 +186,12 @@ def read_file(path: Path) -> dict[str, Any] | list[NetworkPart]:
         UserError: If it is absent, damaged or refused.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint '{path}' does not exist or is a folder; give the file of the official weights")
+        index = path.with_name(path.name + INDEX_SUFFIX)
+        wanted = f"'{index}'" if index.is_file() else "the file of the official weights"
+        raise UserError(f"checkpoint '{path}' does not exist or is a folder; give {wanted}")
     try:
+        if is_index(path):
+            return [NetworkPart(path, name, state) for name, state in read_tensorflow(path)]
         with path.open("rb") as stream:
             start = stream.read(16)
         if path.suffix == ".safetensors" or start[8:9] == b"{":
@@ -284,39 +304,3 @@ def strip_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
-
-
-def check_tensors(part: NetworkPart) -> None:
-    """Check that tensors are plain, are backed by memory of their size, and hold no NaN or infinity; masks of attention may.
-
-    Raises:
-        UserError: Naming those that are not.
-    """
-    strange = [key for key, value in part.state.items() if not is_backed(value)]
-    if strange:
-        raise UserError(f"{part} holds tensors that are not plain or larger than their memory: {show_names(strange)}")
-    damaged = [key for key, value in part.state.items() if not (is_finite(value) or is_mask(value))]
-    if damaged:
-        raise UserError(f"{part} holds NaN or infinity in {show_names(damaged)}: it has diverged or is damaged, get another copy")
-
-
-def is_finite(value: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity."""
-    return not value.is_floating_point() or bool(torch.isfinite(value).all())
-
-
-def is_mask(value: Tensor) -> bool:
-    """Whether a tensor is an additive mask of attention, as VAR's files hold it: 0 on the diagonal, 0 or -inf elsewhere."""
-    is_square = value.ndim >= 2 and value.shape[-1] == value.shape[-2]
-    if not is_square or bool(value.diagonal(dim1=-2, dim2=-1).count_nonzero()):
-        return False
-    return bool(((value == 0) | torch.isneginf(value)).all())
-
-
-def is_backed(value: Tensor) -> bool:
-    """Whether a tensor is dense, on the CPU, and has memory for each of its values (a stride of 0 fakes them)."""
-    if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
-        return False
-    if value.numel() == 0:
-        return max(value.shape) <= MAX_EMPTY_AXIS
-    return value.numel() <= value.untyped_storage().nbytes() // value.element_size()

@@ -17,7 +17,8 @@ from generative.convert.files.read import Checkpoint, NetworkPart
 from generative.core.errors import UserError
 
 # Official names of networks that sample, the averaged ones first: what their authors' figures are from.
-SAMPLING_NETWORKS = ("G_ema", "ema", "model_ema", "generator_ema", "G", "generator", "model", "network", None)
+AVERAGED = ("G_ema", "ema", "model_ema", "generator_ema", "denoiser_ema")
+SAMPLING_NETWORKS = (*AVERAGED, "G", "generator", "model", "denoiser", "network", None)
 DISCRIMINATORS = ("D", "discriminator")
 GENERATORS = ("G_ema", "G", "generator", "generator_ema")
 AUTOENCODER = "autoencoder"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensor_bundles import write_bundle
 from torch import Tensor
 
 from generative.convert import get_source, load_official
+from generative.convert.diffusion.rin import plain_name
 from generative.convert.diffusion.rin_options import formulation, sampler, schedule_options
-from generative.convert.files.read import Checkpoint, NetworkPart
-from generative.convert.files.recognise import recognise
+from generative.convert.files.read import Checkpoint, NetworkPart, read_checkpoints
+from generative.convert.files.recognise import choose_parts, recognise
 from generative.core.errors import UserError
 
 CONFIG: dict[str, Any] = {
@@ -81,6 +84,109 @@ def everything() -> dict[str, Tensor]:
         shapes |= {f"conv_units_{block}/pointwise_conv/kernel": (1, 1, 24, 24), f"conv_units_{block}/pointwise_conv/bias": (24,)}
     shapes |= norm("output_ln", 24) | dense("output_linear", 24, 12)
     return {f"tape/{name}:0": torch.randn(shape) for name, shape in shapes.items()}
+
+
+# Names of variables -> attributes that lead to them in the official code, as its own checkpoints by TensorFlow 2.21 have them.
+ATTRIBUTES = (
+    (r"^(read|read_cond|write)_unit_(\d+)/transformer_decoder_layer/", r"\1_units/\2/dec_layers/0/"),
+    (r"^latent_processing_unit(\d+)/transformer_encoder/", r"latent_processing_units/\1/enc_layers/0/"),
+    (r"^latent_processing_unit(\d+)/transformer_encoder_(\d+)/", r"latent_processing_units/\1/enc_layers/\2/"),
+    (r"^conv_units_(\d+)/", r"conv_units/\1/"),
+    (r"cross_mha/ln/", "cross_ln/"),
+    (r"cross_mha/enc_ln/", "enc_ln/"),
+    (r"mha/ln/", "mha_ln/"),
+    (r"mha/(query|key|value)/", r"mha/_\1_dense/"),
+    (r"mha/attention_output/", "mha/_output_dense/"),
+    (r"ffn/ln/", "layernorms/0/"),
+    (r"ffn/dense", "mlp_layers/0/dense"),
+    (r"^time_emb/dense", "time_emb/dense_"),
+    (r"^(latent|tape)_pos_emb_res/kernel$", r"tape.S\1_pos_emb_res.Skernel"),
+    (r"^(latent|tape)_pos_emb/kernel/vis_pos_embedding$", r"tape.S\1_pos_emb.Skernel.Svis_pos_embedding"),
+)
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def attribute_key(owner: str, name: str) -> str:
+    """Key of a variable in a checkpoint of the official training."""
+    path = name.removeprefix("tape/").removesuffix(":0")
+    for pattern, replacement in ATTRIBUTES:
+        path = re.sub(pattern, replacement, path)
+    return f"model/{owner}/{path}{VALUE}"
+
+
+def test_an_official_checkpoint_is_converted_with_its_average(tmp_path: Path) -> None:
+    """The network that learns, its average, the optimizer's moments within and beside them, counters: the average is taken."""
+    average, learned = everything(), everything()
+    state = {attribute_key("denoiser_ema", name): value for name, value in average.items()}
+    state |= {attribute_key("denoiser", name): value for name, value in learned.items()}
+    moment = attribute_key("denoiser", "tape/stem/kernel:0").replace(VALUE, f"/.OPTIMIZER_SLOT/optimizer/m{VALUE}")
+    state |= {moment: torch.ones(2, 2, 3, 24), f"optimizer/_variables/1{VALUE}": torch.ones(3)}
+    state |= {f"global_step{VALUE}": torch.tensor(150_000), f"save_counter{VALUE}": torch.tensor(15)}
+    checkpoint = read_checkpoints([write_bundle(tmp_path / "ckpt-150000", state, num_shards=2)])
+    parts, left_out = choose_parts(checkpoint.parts, None)
+    assert [part.network for part in parts] == ["denoiser_ema"] and [part.network for part in left_out] == ["denoiser"]
+    for wanted, expected in ((None, average), ("denoiser", learned)):
+        parts, _ = choose_parts(checkpoint.parts, wanted)
+        converted = recognise(checkpoint, parts, None, None).build()["model"].state_dict()
+        by_name = [NetworkPart(Path("rin.npz"), None, expected)]
+        same = recognise(Checkpoint(by_name, {}, []), by_name, None, None).build()["model"].state_dict()
+        assert converted.keys() == same.keys() and all(torch.equal(converted[key], same[key]) for key in same)
+
+
+def test_attributes_of_positions_may_be_their_own() -> None:
+    assert [plain_name(f"{kind}_pos_emb") for kind in ("latent", "tape")] == [
+        "latent_pos_emb/kernel/vis_pos_embedding",
+        "tape_pos_emb/kernel/vis_pos_embedding",
+    ]
+    assert plain_name("tape_pos_emb_res") == "tape_pos_emb_res/kernel"
+
+
+# Of configs/config_diffusion_imagenet64.py of the repository.
+IMAGENET_64 = CONFIG | {
+    "num_layers": "4,4,4,4",
+    "latent_slots": 128,
+    "latent_dim": 768,
+    "latent_num_heads": 16,
+    "tape_dim": 512,
+    "tape_mlp_ratio": 4,
+    "rw_num_heads": 16,
+    "image_height": 64,
+    "image_width": 64,
+    "patch_size": 8,
+    "num_classes": 1000,
+}
+
+
+def imagenet_64() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the variables that the official code builds of that configuration."""
+    shapes: dict[str, tuple[int, ...]] = {"stem/kernel": (8, 8, 3, 512), "stem/bias": (512,)} | norm("stem_ln", 512)
+    shapes |= dense("time_emb/dense0", 192, 768) | dense("time_emb/dense1", 768, 768) | dense("cond_proj", 1000, 768)
+    shapes |= {"latent_pos_emb/kernel/vis_pos_embedding": (126, 768), "tape_pos_emb/kernel/vis_pos_embedding": (64, 512)}
+    shapes |= mlp("latent_prev_proj/ffn", 768, 4) | norm("latent_prev_ln", 768)
+    for block in range(4):
+        for kind, dim, context in (("read", 768, 512), ("write", 512, 768)):
+            name = f"{kind}_unit_{block}/transformer_decoder_layer"
+            shapes |= attention(f"{name}/cross_mha", dim, context, 512, 16) | norm(f"{name}/cross_mha/ln", dim)
+            shapes |= mlp(f"{name}/mlp/ffn", dim, 4)
+        for layer in range(4):
+            name = f"latent_processing_unit{block}/transformer_encoder{f'_{layer}' if layer else ''}"
+            shapes |= attention(f"{name}/mha", 768, 768, 768, 16) | norm(f"{name}/mha/ln", 768) | mlp(f"{name}/mlp/ffn", 768, 4)
+    return shapes | norm("output_ln", 512) | dense("output_linear", 512, 192)
+
+
+def test_the_configuration_of_imagenet_64_has_its_places() -> None:
+    source = get_source("rin")
+    shapes = imagenet_64()
+    state = {attribute_key("x", name).split("/", 2)[2].removesuffix(VALUE): shape for name, shape in shapes.items()}
+    with torch.device("meta"):
+        tensors = {key.replace(".S", "/"): torch.empty(shape) for key, shape in state.items()}
+        told = source.recognise(tensors)
+        assert told is not None and {key: told[key] for key in IMAGENET_64} == IMAGENET_64
+        network = source.build(told)["model"]
+        converted = source.convert_state("model", tensors, network)
+    ours = network.state_dict()
+    assert {key: value.shape for key, value in converted.items()} == {key: value.shape for key, value in ours.items()}
+    assert (len(shapes), sum(value.numel() for value in converted.values())) == (408, 157_780_160)
 
 
 def test_every_official_tensor_has_its_place_and_tells_its_options() -> None:
