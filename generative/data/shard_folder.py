@@ -11,7 +11,7 @@ from typing import Any
 
 from generative.core.checkpoint import flush_to_disk
 from generative.core.errors import UserError
-from generative.core.lock import hold_folder
+from generative.core.lock import hold_folder, release_folder
 from generative.core.logging import write_json
 from generative.data.base import ImageDataset
 from generative.data.shard_images import ShardSettings
@@ -210,6 +210,7 @@ class ShardFolder:
             shutil.rmtree(previous)
         else:
             self.partial.rename(self.output)
+        release_folder(self.partial)
         clean_up(self.output)
 
 
