@@ -111,6 +111,7 @@ def prepare(given: argparse.Namespace) -> int:
     """Open, make and store; returns the exit code."""
     from generative.data.imagenet import name_classes
     from generative.data.open_images import open_images
+    from generative.data.prepared import open_index
     from generative.data.shard_folder import ShardFolder, clean_up
     from generative.data.shard_images import ShardSettings
     from generative.data.shard_writer import finish_shards
@@ -131,6 +132,10 @@ def prepare(given: argparse.Namespace) -> int:
     folder = ShardFolder(images, settings, given.output, given.overwrite, class_ids)
     if folder.is_complete:
         clean_up(given.output)
+        try:
+            open_index(given.output)
+        except UserError as error:
+            raise UserError(f"{error}; --overwrite prepares them anew here") from error
         print(f"'{given.output}' is complete already: {plural(len(images))}")
         return 0
     print("\n".join([*summarise_data(images, "source"), *images.notices]), flush=True)

@@ -51,7 +51,10 @@ def _check_class(reader: ShardReader, image: int) -> str | None:
     if ENCODINGS[index.encoding][0] != ".tar":
         return None
     behind = int(index.offsets[image]) + -(-int(index.lengths[image]) // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
-    block = reader.read_at(image, behind, 2 * TAR_BLOCK_BYTES)
+    try:
+        block = reader.read_at(image, behind, 2 * TAR_BLOCK_BYTES)
+    except ValueError:  # of an index that was altered: the shard ends there
+        return "has no class behind it"
     name, _, _ = block[:100].partition(b"\0")
     text, _, _ = block[TAR_BLOCK_BYTES:].partition(b"\0")
     if not name.endswith(CLASS_EXTENSION.encode()):

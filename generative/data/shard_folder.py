@@ -69,8 +69,10 @@ class ShardFolder:
         overwrite: bool = False,
         class_ids: Sequence[str] | None = None,
     ) -> None:
-        self.images, self.settings, self.output = images, settings, output
-        self.partial = output.with_name(f".{output.name}.partial")
+        # Beside the folder that a link leads to, on its disk: a link could not be replaced by a folder.
+        self.output = output.resolve() if output.is_symlink() else output
+        self.images, self.settings = images, settings
+        self.partial = self.output.with_name(f".{self.output.name}.partial")
         self.num_shards = -(-len(images) // settings.shard_images)
         source = {
             "dataset": type(images).__name__,
@@ -85,6 +87,11 @@ class ShardFolder:
     def _check_output(self, overwrite: bool) -> bool:
         """Look at what lies where the shards are to be written; nothing is changed."""
         if self.output.exists():
+            if self.output.is_mount():
+                raise UserError(
+                    f"output '{self.output}' is where a disk is mounted, which cannot be renamed once the shards are whole; give "
+                    f"a folder on it, for example '{self.output / 'shards'}'"
+                )
             found = read_description(self.output) if self.output.is_dir() else None
             if found is None:
                 if self.output.is_dir() and not any(self.output.iterdir()):

@@ -22,6 +22,8 @@ Encoding = Literal["jpeg", "webp-lossless", "raw"]
 MAX_JPEG_QUALITY = 100
 FULL_COLOUR = 0
 """Pillow's ``subsampling`` 4:4:4: photographs that were made smaller have as much detail in colour as in brightness."""
+MAX_SIDE = {"jpeg": 65_500, "webp-lossless": 16_383}
+"""Longest side in pixels that libjpeg and libwebp write."""
 WEBP_EFFORT = 4
 """libwebp's ``method``, 0 to 6: more takes longer and saves a few per cent."""
 
@@ -92,7 +94,7 @@ def make_image(images: ImageDataset, index: int, settings: ShardSettings) -> byt
         The content of an image file; or pixels, uint8 (3, H, W).
 
     Raises:
-        UserError: If the image is truncated or corrupt.
+        UserError: If the image is truncated or corrupt, or longer than the format allows.
     """
     content = images.read_encoded(index)
     picture = images.load_picture(index) if content is None else decode_image(content, images.source_name(index))
@@ -101,11 +103,32 @@ def make_image(images: ImageDataset, index: int, settings: ShardSettings) -> byt
         return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1)).tobytes()
     if content is not None and settings.encode == "jpeg" and cropped.size == picture.size and is_kept(content, settings):
         return content
+    return encode_picture(cropped, images.source_name(index), settings)
+
+
+def encode_picture(picture: Image.Image, name: str, settings: ShardSettings) -> bytes:
+    """Encode a picture as an image file.
+
+    Args:
+        picture: RGB.
+        name: What to call it in an error message.
+        settings: Format and quality.
+
+    Raises:
+        UserError: If a side is longer than the format allows.
+    """
     stream = io.BytesIO()
-    if settings.encode == "jpeg":
-        cropped.save(stream, "JPEG", quality=settings.quality, subsampling=FULL_COLOUR)
-    else:
-        cropped.save(stream, "WEBP", lossless=True, exact=True, method=WEBP_EFFORT)
+    try:
+        if settings.encode == "jpeg":
+            picture.save(stream, "JPEG", quality=settings.quality, subsampling=FULL_COLOUR)
+        else:
+            picture.save(stream, "WEBP", lossless=True, exact=True, method=WEBP_EFFORT)
+    except (OSError, ValueError) as error:
+        most = MAX_SIDE[settings.encode]
+        raise UserError(
+            f"image '{name}' cannot be stored as {settings.encode}, which takes sides up to {most:,} pixels, and it has "
+            f"{picture.width}x{picture.height}; leave it out, or give a smaller --resolution"
+        ) from error
     return stream.getvalue()
 
 

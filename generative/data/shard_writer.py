@@ -137,6 +137,7 @@ def finish_shards(folder: ShardFolder) -> ShardIndex:
         **arrays,
     )
     write_json(folder.partial / INDEX_FILE, describe(index, shards))
+    flush_to_disk(folder.partial / INDEX_FILE)
     folder.publish()
     return index
 

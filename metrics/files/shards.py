@@ -136,7 +136,7 @@ def read_index(folder: Path) -> ShardIndex:
             lengths=read_npz(arrays_path, "lengths"),
         )
         _check_index(index)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"the index of {folder} is damaged ({brief(error)}): {_ADVICE}.") from error
     for shard in index.shards:
         path = folder / shard.file
@@ -150,8 +150,11 @@ def read_index(folder: Path) -> ShardIndex:
 
 def _check_index(index: ShardIndex) -> None:
     """Raise ``ValueError`` unless every number of an index fits the others: an image read beyond its shard is another's."""
-    if index.encoding not in ENCODINGS or (index.encoding == "raw" and not index.image_size):
+    has_size = type(index.image_size) is int and index.image_size > 0
+    if index.encoding not in ENCODINGS or not (has_size or (index.image_size is None and index.encoding != "raw")):
         raise ValueError(f"encoding {index.encoding!r}, image size {index.image_size!r}")
+    if not isinstance(index.left_out, list):
+        raise ValueError("images left out that are no list")
     for name in ("labels", "offsets", "lengths"):
         array: np.ndarray = getattr(index, name)
         if array.dtype != np.int64 or array.shape != index.labels.shape or array.ndim != 1:
@@ -163,8 +166,11 @@ def _check_index(index: ShardIndex) -> None:
     if any(os.path.basename(shard.file) != shard.file for shard in index.shards):
         raise ValueError("a shard outside the folder")
     sizes = np.repeat([shard.bytes for shard in index.shards], [shard.images for shard in index.shards])
-    if (index.offsets < 0).any() or (index.lengths <= 0).any() or (index.offsets + index.lengths > sizes).any():
+    # No sum of two of the file's numbers: it could be beyond int64, and then negative.
+    if (index.offsets < 0).any() or (index.lengths <= 0).any() or (index.lengths > sizes - index.offsets).any():
         raise ValueError("an image reaches beyond its shard")
+    if index.encoding == "raw" and (index.lengths != 3 * (index.image_size or 0) ** 2).any():
+        raise ValueError(f"pixels of another number than images of side {index.image_size} have")
 
 
 class ShardReader:

@@ -42,6 +42,10 @@ def test_prepare_check_and_go_on(photos: Path, capsys: pytest.CaptureFixture[str
     Path("out/shard-00001.npy").write_bytes(content)
     assert main(["data", "check", "out"]) == 2
     assert "shard 'out/shard-00001.npy' was altered" in capsys.readouterr().err
+    Path("out/shard-00001.npy").unlink()
+    assert main([*command, "--skip-corrupt"]) == 2
+    assert "shard-00001.npy is missing" in (error := capsys.readouterr().err) and "--overwrite prepares them anew" in error
+    assert main([*command, "--skip-corrupt", "--overwrite"]) == 0
 
 
 def test_shards_are_trained_on(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,32 @@ def test_what_is_in_the_way_is_refused(photos: Path, tmp_path: Path) -> None:
     assert PreparedDataset(tmp_path / "out").image_size == 8
 
 
+def test_a_link_is_followed_and_a_mounted_disk_is_refused(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, place = open_images(photos), tmp_path / "disk" / "out"
+    place.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(place)
+    prepare(source, tmp_path / "link")
+    again = ShardFolder(source, ShardSettings(8), tmp_path / "link", overwrite=True)
+    list(write_shards(again, again.start(), 0))
+    finish_shards(again)
+    assert (tmp_path / "link").is_symlink() and PreparedDataset(tmp_path / "link").image_size == 8
+    assert [path.name for path in place.parent.iterdir()] == ["out"]
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == place)
+    with pytest.raises(UserError, match="is where a disk is mounted"):
+        ShardFolder(source, ShardSettings(8), place)
+
+
+def test_pictures_longer_than_a_format_allows_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    Image.new("RGB", (16_400, 1)).save(tmp_path / "photos" / "a" / "long.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "photos" / "a" / "short.png")
+    settings = ShardSettings(None, "none", "webp-lossless")
+    folder = ShardFolder(open_images(tmp_path / "photos"), settings, tmp_path / "out")
+    list(write_shards(folder, folder.start(), 0))
+    (entry,) = folder.left_out()
+    assert "long.png' cannot be stored as webp-lossless, which takes sides up to 16,383" in entry["reason"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -315,6 +342,12 @@ def test_damage_is_found(photos: Path, tmp_path: Path) -> None:
     shard.write_bytes(damaged)
     faults = [fault for _, found in check_shards(folder, index) for fault in found]
     assert len(faults) == 2 and "is of class '7' in the tar" in faults[1] and "image 1 of" in faults[1]
+    shard.write_bytes(good)
+    last = int(index.ends[1]) - 1
+    offsets = index.offsets.copy()
+    offsets[last] = len(good) - index.lengths[last]
+    faults = [fault for _, found in check_shards(folder, replace(index, offsets=offsets)) for fault in found]
+    assert faults == [f"image 3 of {shard} has no class behind it"]
     shard.write_bytes(good[:-512])
     with pytest.raises(UserError, match="shard .*shard-00001.tar has .* bytes and the index says .*: prepare the images anew"):
         PreparedDataset(folder)
@@ -331,13 +364,23 @@ def test_an_index_that_lies_is_refused(photos: Path, tmp_path: Path) -> None:
     np.savez(folder / "index.npz", **{**arrays, "offsets": arrays["offsets"] + 10**6})
     with pytest.raises(UserError, match="index of .* is damaged .*beyond its shard"):
         PreparedDataset(folder)
+    most = np.full_like(arrays["offsets"], 2**63 - 1)
+    np.savez(folder / "index.npz", **{**arrays, "offsets": most, "lengths": most})  # whose sum is -2 in int64
+    with pytest.raises(UserError, match="index of .* is damaged .*beyond its shard"):
+        PreparedDataset(folder)
     np.savez(folder / "index.npz", **{**arrays, "labels": arrays["labels"] + 1})
     with pytest.raises(UserError, match="damaged .*class label outside 0..1"):
         PreparedDataset(folder)
     (folder / "index.npz").unlink()
     with pytest.raises(UserError, match="index.npz is missing"):
         PreparedDataset(folder)
+    np.savez(folder / "index.npz", **arrays)
     content = json.loads((folder / "index.json").read_text())
+    shards = [{**shard, "images": 10**30} for shard in content["shards"]]
+    for lie in ({"image_size": "16"}, {"image_size": -1}, {"left_out": 3}, {"shards": shards}):
+        (folder / "index.json").write_text(json.dumps({**content, **lie}))
+        with pytest.raises(UserError, match="index of .* is damaged"):
+            PreparedDataset(folder)
     (folder / "index.json").write_text(json.dumps({**content, "format_version": 99}))
     with pytest.raises(UserError, match="format version 99"):
         PreparedDataset(folder)
