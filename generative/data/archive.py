@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.data.base import ImageDataset, hash_files, hash_parts
+from generative.data.base import MAX_CLASSES, ImageDataset, hash_files, hash_parts
 from generative.data.decode import image_to_tensor, verify_image
 from generative.data.transforms import center_crop
 from metrics.files.images import ImageError
@@ -45,9 +46,10 @@ class ArchiveDataset(ImageDataset):
         verify: bool | None = None,
     ) -> None:
         self.path = self.image_path = Path(path).expanduser()
-        self._source = open_archive(self.path)
+        source = open_archive(self.path)
+        self._source: LoaderSource | None = source
         self._process = os.getpid()
-        labels, names = number_classes(self._source)
+        labels, names = number_classes(source)
         if num_classes is not None and len(names) != num_classes:
             raise UserError(
                 f"'{self.path}' has {len(names)} classes, and num_classes of the data is {num_classes}; leave num_classes out to "
@@ -61,7 +63,7 @@ class ArchiveDataset(ImageDataset):
             fingerprint=hash_parts("archive", image_size, hash_files([file for file in files if file.is_file()])),
             class_names=names,
         )
-        self.left_out = dict(self._source.left_out)
+        self.left_out = dict(source.left_out)
         self.prepare(cache=cache, verify=verify)
 
     def load_image(self, index: int) -> Tensor:
@@ -70,11 +72,8 @@ class ArchiveDataset(ImageDataset):
 
     def read_encoded(self, index: int) -> bytes:
         """The content of an image's file."""
-        if os.getpid() != self._process:
-            # A zip file has one place at which all its readers read; a forked process needs a file of its own.
-            self._source, self._process = open_archive(self.path), os.getpid()
         try:
-            return next(self._source.items(index, index + 1)).read()
+            return next(self._opened().items(index, index + 1)).read()
         except ImageError as error:
             raise UserError(str(error).rstrip(".")) from error
 
@@ -84,7 +83,16 @@ class ArchiveDataset(ImageDataset):
 
     def source_name(self, index: int) -> str:
         """Name of an image in its archive."""
-        return next(self._source.items(index, index + 1)).title
+        return next(self._opened().items(index, index + 1)).title
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_source": None, "_process": None}  # a process that is started afresh opens it itself
+
+    def _opened(self) -> LoaderSource:
+        if self._source is None or os.getpid() != self._process:
+            # A zip file has one place at which all its readers read; a forked process needs a file of its own.
+            self._source, self._process = open_archive(self.path), os.getpid()
+        return self._source
 
 
 def open_archive(path: Path) -> LoaderSource:
@@ -110,12 +118,16 @@ def number_classes(source: LoaderSource) -> tuple[list[int], list[str]]:
     """Labels and names of the classes of a source.
 
     Raises:
-        UserError: If it states no classes.
+        UserError: If it states no classes, or a class number beyond any.
     """
     if source.labels is None:
         raise UserError(source.lack_of_labels().rstrip("."))
     if source.has_class_numbers:
         labels = [int(label) for label in source.labels]
+        if max(labels) >= MAX_CLASSES:
+            raise UserError(
+                f"'{source.path}' states the class number {max(labels):,}; numbers of classes are below {MAX_CLASSES:,}"
+            )
         return labels, list(source.class_names or map(str, range(max(labels) + 1)))
     names = sorted(set(source.labels))
     place = {name: label for label, name in enumerate(names)}

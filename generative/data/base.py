@@ -28,6 +28,9 @@ VERIFY_BELOW_IMAGES = 20_000
 MAX_FULL_HASH_BYTES = 2 * 1024**3
 """Source files up to this total size enter a fingerprint with all their bytes, larger ones by size and both ends."""
 
+MAX_CLASSES = 2**20
+"""A larger label is a mistake, and names for as many classes would fill the memory."""
+
 HASH_END_BYTES = 1024**2
 """Bytes hashed at each end of a file that is too large to hash whole."""
 
@@ -95,6 +98,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
             raise UserError(f"image_size must be at least 1 pixel, got {image_size}")
         if num_classes < 1:
             raise UserError(f"num_classes must be at least 1, got {num_classes}")
+        if num_classes > MAX_CLASSES:
+            raise UserError(f"num_classes must be at most {MAX_CLASSES:,}, got {num_classes:,}; check the largest class label")
         self.labels = labels.to(torch.int64)
         self.num_classes = num_classes
         self.image_size = image_size

@@ -15,6 +15,8 @@ from metrics.files.arrays import npz_header, npz_keys, read_npy_header, read_npz
 
 CIFAR_SIDE = 32
 """Side of CIFAR's images in pixels."""
+MAX_LABEL = 2**31
+"""Integers of a pickle know no bounds, those of arrays do."""
 
 
 def read_batch(path: Path, label_key: str = "labels", side: int | None = CIFAR_SIDE) -> tuple[np.ndarray, np.ndarray]:
@@ -88,4 +90,8 @@ def _checked(path: Path, pixels: Any, labels: Any, label_key: str, side: int | N
         raise UserError(f"batch file '{path}' has no 'data' of shape (N, {columns}) uint8; use an unmodified copy")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels) or len(labels) != len(pixels):
         raise UserError(f"batch file '{path}' needs '{label_key}', one integer for each of its {len(pixels)} images")
+    if not labels:
+        raise UserError(f"batch file '{path}' holds no images; use an unmodified copy")
+    if max(map(abs, labels)) > MAX_LABEL:
+        raise UserError(f"batch file '{path}' holds a class number beyond any, {max(labels, key=abs)}; use an unmodified copy")
     return pixels, np.asarray(labels, dtype=np.int64)

@@ -144,7 +144,8 @@ class ImageNetValidationDataset(ImageDataset):
         verify: Read every image at start; None means below 20,000 images.
 
     Raises:
-        UserError: If images are missing or called otherwise, the kit is damaged, or (if verified) an image is corrupt.
+        UserError: If images are missing, there twice or called otherwise, the kit is damaged, or (if verified) an image is
+            corrupt.
     """
 
     def __init__(
@@ -164,7 +165,12 @@ class ImageNetValidationDataset(ImageDataset):
                     f"'{self.root / name}' is no validation image of ImageNet: expected ILSVRC2012_val_00000001.JPEG to "
                     f"ILSVRC2012_val_{len(kit.validation):08d}.JPEG"
                 )
-            found[int(match[1])] = name
+            number = int(match[1])
+            if number in found:
+                raise UserError(
+                    f"'{self.root}' holds validation image {number} twice, '{found[number]}' and '{name}'; keep one of them"
+                )
+            found[number] = name
         missing = next((number for number in range(1, len(kit.validation) + 1) if number not in found), None)
         if missing is not None:
             raise UserError(

@@ -156,7 +156,7 @@ def pair_members(images: Sequence[str], labels: Mapping[str, str]) -> FoundLabel
     num_stated = sum(label is not None for label in found)
     if num_stated == len(images):
         stated = [str(label) for label in found]
-        return FoundLabels(stated=stated, are_numbers=all(label.isdigit() for label in stated))
+        return FoundLabels(stated=stated, are_numbers=all(label.isascii() and label.isdigit() for label in stated))
     if num_stated:
         return FoundLabels(missing=f'{num_stated} of {len(images)} images have a class (a .cls beside it, or .json with "label")')
     return find_labels(images, in_archive=True)

@@ -134,6 +134,10 @@ def test_validation_images_take_the_kits_classes(devkit: Path, tmp_path: Path) -
     assert "4 of ImageNet's 1,000 classes are there, without n01484850" in images.notices[0]
     with pytest.raises(UserError, match="belongs|leave it out"):
         open_images(tmp_path / "val" / "..", "test", devkit)
+    (root / "copy_val_00000003.png").write_bytes(picture(9))
+    with pytest.raises(UserError, match="holds validation image 3 twice, .*keep one of them"):
+        open_images(root, devkit=devkit)
+    (root / "copy_val_00000003.png").unlink()
     (root / "ILSVRC2012_val_00000003.JPEG").unlink()
     with pytest.raises(UserError, match="holds 4 of the 5 validation images; the first that is missing is .*00000003.JPEG"):
         open_images(root, devkit=devkit)
@@ -209,6 +213,37 @@ def test_batches_that_are_none(tmp_path: Path) -> None:
     np.savez(tmp_path / "val_data", data=np.zeros((2, 12), np.uint8), labels=np.array([0, 1]))
     with pytest.raises(UserError, match="class numbers of downsampled ImageNet are 1 to 1000, got 0 to 1"):
         open_images(tmp_path, "test")
+    np.savez_compressed(tmp_path / "val_data", data=np.zeros((0, 12), np.uint8), labels=np.zeros(0, int))
+    with pytest.raises(UserError, match="holds no images"):
+        open_images(tmp_path, "test")
+    (tmp_path / "val_data.npz").unlink()
+    (tmp_path / "val_data").write_bytes(pickle.dumps({"data": np.zeros((1, 12), np.uint8), "labels": [2**70]}))
+    with pytest.raises(UserError, match="class number beyond any"):
+        open_images(tmp_path, "test")
+
+
+def test_class_numbers_of_strangers(tmp_path: Path) -> None:
+    def write(label: str) -> ArchiveDataset:
+        with tarfile.open(tmp_path / "one.tar", "w") as archive:
+            for name, content in (("0.png", picture(0)), ("0.cls", label.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        return ArchiveDataset(tmp_path / "one.tar", 12)
+
+    assert write("\u00b2").class_names == ["\u00b2"]  # a digit that is no number
+    for label in ("1000000000000", "9" * 40):
+        with pytest.raises(UserError, match="states the class number .*below 1,048,576"):
+            write(label)
+
+
+def test_archives_can_be_handed_to_a_process_that_starts_afresh(folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for path in sorted(folder.rglob("*.png")):
+            archive.write(path, path.relative_to(tmp_path))
+    images = ArchiveDataset(tmp_path / "photos.zip", 12)
+    again = pickle.loads(pickle.dumps(images))
+    assert again.source_name(2) == images.source_name(2) and torch.equal(again.image(2), images.image(2))
 
 
 def test_cifar100(tmp_path: Path) -> None:
