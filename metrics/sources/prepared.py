@@ -22,7 +22,11 @@ def open_prepared(folder: Path, skip_corrupt: bool = False) -> ImageSource:
         ValueError: If its index is damaged, or a shard is missing or of another size.
     """
     index = read_index(folder)
-    return (PreparedArrays if index.encoding == "raw" else PreparedFiles)(folder, index, skip_corrupt)
+    source = (PreparedArrays if index.encoding == "raw" else PreparedFiles)(folder, index, skip_corrupt)
+    if count := len(index.left_out):
+        images = "1 image" if count == 1 else f"{count} images"
+        source.notes.append(f"of {folder}, {images} that could not be read when the shards were made were left out.")
+    return source
 
 
 def _identity(index: ShardIndex) -> str:

@@ -175,6 +175,7 @@ def test_corrupt_images_are_listed_and_no_other_is_lost(photos: Path, tmp_path: 
     others = [i for i in range(COUNT + 1) if i not in bad]
     assert torch.equal(prepared.images_uint8(), whole.images(others)) and torch.equal(prepared.labels, whole.labels[others])
     assert len(index.left_out) == 2 and "could not be read" in next(iter(prepared.left_out))
+    assert "2 images that could not be read when the shards were made were left out" in open_source(tmp_path / "out").notes[0]
 
 
 def test_other_tools_read_the_shards(photos: Path, tmp_path: Path) -> None:
@@ -357,6 +358,11 @@ def test_damage_is_found(photos: Path, tmp_path: Path) -> None:
 
 
 def test_an_index_that_lies_is_refused(photos: Path, tmp_path: Path) -> None:
+    pixels = prepare(open_images(photos), tmp_path / "pixels", encode="raw")
+    arrays = dict(np.load(pixels / "index.npz"))
+    np.savez(pixels / "index.npz", **{**arrays, "lengths": arrays["lengths"] - 1})
+    with pytest.raises(UserError, match="damaged .*pixels of another number than images of side 16 have"):
+        PreparedDataset(pixels)
     folder = prepare(open_images(photos), tmp_path / "out")
     with pytest.raises(UserError, match="has 2 classes, and num_classes of the data is 3"):
         PreparedDataset(folder, num_classes=3)
