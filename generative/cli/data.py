@@ -131,7 +131,7 @@ def prepare(given: argparse.Namespace) -> int:
     class_ids = own_names if own_names != images.class_names else None
     folder = ShardFolder(images, settings, given.output, given.overwrite, class_ids)
     if folder.is_complete:
-        clean_up(given.output)
+        clean_up(folder.output)
         try:
             open_index(given.output)
         except UserError as error:

@@ -210,18 +210,21 @@ class ShardFolder:
         """Give the folder its name, whole as it is now; an older one there is replaced."""
         flush_to_disk(self.partial)
         if self.output.exists():
-            previous = self.output.with_name(f".{self.output.name}.previous.partial")
+            previous = previous_folder(self.output)
             shutil.rmtree(previous, ignore_errors=True)
             self.output.rename(previous)
-            self.partial.rename(self.output)
-            shutil.rmtree(previous)
-        else:
-            self.partial.rename(self.output)
+        self.partial.rename(self.output)
         release_folder(self.partial)
         clean_up(self.output)
 
 
+def previous_folder(folder: Path) -> Path:
+    """What a folder that is replaced is called until the new one has its name."""
+    return folder.with_name(f".{folder.name}.previous.partial")
+
+
 def clean_up(folder: Path) -> None:
-    """Remove what only an unfinished folder needs; a kill may have left it."""
+    """Remove what only an unfinished folder needs, and the one that a whole folder replaced; a kill may have left them."""
+    shutil.rmtree(previous_folder(folder), ignore_errors=True)
     shutil.rmtree(folder / NOTES_FOLDER, ignore_errors=True)
     (folder / PLAN_FILE).unlink(missing_ok=True)

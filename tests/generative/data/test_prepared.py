@@ -241,8 +241,10 @@ def test_what_is_in_the_way_is_refused(photos: Path, tmp_path: Path) -> None:
     replaced = ShardFolder(source, ShardSettings(8, encode="raw"), tmp_path / "out", overwrite=True)
     list(write_shards(replaced, replaced.start(), 0))
     assert PreparedDataset(tmp_path / "out").image_size == 16  # the old ones stay until the new ones are whole
+    (tmp_path / "out").rename(tmp_path / ".out.previous.partial")  # a kill between the two renames
     finish_shards(replaced)
     assert PreparedDataset(tmp_path / "out").image_size == 8
+    assert not (tmp_path / ".out.previous.partial").exists()
 
 
 def test_a_link_is_followed_and_a_mounted_disk_is_refused(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
