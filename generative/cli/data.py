@@ -146,8 +146,8 @@ def prepare(given: argparse.Namespace) -> int:
         print(f"left out: {entry['reason']}", file=sys.stderr)
     if bad and not given.skip_corrupt:
         raise UserError(
-            f"{len(bad)} of {plural(len(images))} cannot be read, listed above; all others are stored: mend them, or repeat the "
-            "command with --skip-corrupt, which finishes without them at once"
+            f"{len(bad)} of {plural(len(images))} cannot be read, listed above; all others are stored: repeat the command with "
+            "--skip-corrupt, which finishes without them at once, or mend them and start anew with --overwrite"
         )
     index = finish_shards(folder)
     size = sum(shard.bytes for shard in index.shards)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from generative.core.lock import hold_folder, release_folder
 from generative.core.logging import write_json
 from generative.data.base import ImageDataset
 from generative.data.shard_images import ShardSettings
-from metrics.files.shards import ENCODINGS, Shard, read_description
+from metrics.files.shards import ARRAYS_FILE, ENCODINGS, INDEX_FILE, Shard, read_description
 
 PLAN_FILE = "plan.json"
 """What an unfinished folder will hold, under the name ``.NAME.partial``."""
@@ -98,6 +99,7 @@ class ShardFolder:
                     return False
                 raise UserError(f"output '{self.output}' exists and holds no prepared images; choose another folder")
             if overwrite:
+                self._refuse_others()
                 return False
             if self._difference(found) is None:
                 return True
@@ -110,6 +112,17 @@ class ShardFolder:
                 f"'{self.partial}' holds unfinished shards {self._difference(found)}; choose another folder, or --overwrite"
             )
         return False
+
+    def _refuse_others(self) -> None:
+        """Files of the user's beside the shards would be lost with the folder that is replaced.
+
+        Raises:
+            UserError: If there are such.
+        """
+        known = re.compile(rf"{INDEX_FILE}|{ARRAYS_FILE}|shard-\d{{5,}}\.(tar|npy)|{PLAN_FILE}|{NOTES_FOLDER}")
+        others = sorted(path.name for path in self.output.iterdir() if not known.fullmatch(path.name))
+        if others:
+            raise UserError(f"'{self.output}' holds '{others[0]}' beside its shards, which would be deleted; move it away")
 
     def _read_plan(self) -> dict[str, Any] | None:
         try:
@@ -210,6 +223,7 @@ class ShardFolder:
         """Give the folder its name, whole as it is now; an older one there is replaced."""
         flush_to_disk(self.partial)
         if self.output.exists():
+            self._refuse_others()  # again: what came there in the meantime
             previous = previous_folder(self.output)
             shutil.rmtree(previous, ignore_errors=True)
             self.output.rename(previous)

@@ -241,6 +241,14 @@ def test_what_is_in_the_way_is_refused(photos: Path, tmp_path: Path) -> None:
     replaced = ShardFolder(source, ShardSettings(8, encode="raw"), tmp_path / "out", overwrite=True)
     list(write_shards(replaced, replaced.start(), 0))
     assert PreparedDataset(tmp_path / "out").image_size == 16  # the old ones stay until the new ones are whole
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    for refused in (
+        lambda: finish_shards(replaced),
+        lambda: ShardFolder(source, ShardSettings(8, encode="raw"), tmp_path / "out", overwrite=True),
+    ):
+        with pytest.raises(UserError, match=r"holds 'notes.txt' beside its shards, which would be deleted; move it away"):
+            refused()
+    (tmp_path / "out" / "notes.txt").unlink()
     (tmp_path / "out").rename(tmp_path / ".out.previous.partial")  # a kill between the two renames
     finish_shards(replaced)
     assert PreparedDataset(tmp_path / "out").image_size == 8
