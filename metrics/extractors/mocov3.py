@@ -8,16 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from metrics.extractors.base import IMAGENET_MEAN, IMAGENET_STD, FeatureExtractor, PixelNormalization
-from metrics.extractors.vit import VisionTransformer, ViTSize
+from metrics.extractors.vit import OfficialViT, VisionTransformer, ViTSize
 from metrics.extractors.weights import WeightReader
-from metrics.files.weights import load_tensors, sha256_of
 
 _PREFIX = re.compile(r"^(?:module\.)?base_encoder\.")
 #: Parts that the authors of RCG found misnamed in the ViT-L file -> what they are.
@@ -69,7 +66,7 @@ class MoCoV3Network(VisionTransformer):
         return self.norm(self.class_token(images))
 
 
-class MoCoV3(FeatureExtractor):
+class MoCoV3(OfficialViT):
     """A MoCo v3 image encoder. Features: ``cls``, the class token, and ``projection``, which RCG generates.
 
     Args:
@@ -79,16 +76,12 @@ class MoCoV3(FeatureExtractor):
 
     #: Size of the network.
     size: ClassVar[MoCoV3Size]
-    #: Where its weights are to be had.
-    address: ClassVar[str]
+    entry = "state_dict"
     embedding = "cls"
 
     def __init__(self, state: Mapping[str, Tensor], weights_sha256: str) -> None:
-        super().__init__()
-        self.input_size = self.size.image_size
-        self.weights_sha256 = weights_sha256
+        super().__init__(state, weights_sha256)
         self.feature_dims = {"cls": self.size.width, "projection": self.size.projection}
-        self.normalize = PixelNormalization(IMAGENET_MEAN, IMAGENET_STD)
         with torch.device("meta"):  # No time is spent on initial weights: the file's take their place.
             self.network = MoCoV3Network(self.size)
         reader = WeightReader(base_encoder(state), self.name)
@@ -98,22 +91,6 @@ class MoCoV3(FeatureExtractor):
             filled[key] = tensor.long() if key.endswith("num_batches_tracked") else tensor
         reader.finish()
         self.network.load_state_dict(filled, assign=True)
-
-    @classmethod
-    def from_file(cls, weights: Path | None, input_size: int | None) -> Self:
-        """Build the network from an official file."""
-        if input_size not in (None, cls.size.image_size):
-            raise ValueError(f"{cls.name} takes images of {cls.size.image_size} px only, got input size {input_size}.")
-        if weights is None:
-            raise FileNotFoundError(f"{cls.name} takes its weights by file: get them from {cls.address}, and name the file.")
-        path = Path(weights)
-        if not path.is_file():
-            raise FileNotFoundError(f"weights file {path} does not exist.")
-        return cls(load_tensors(path, "state_dict"), sha256_of(path))
-
-    def normalization(self, resizer: str) -> str:
-        """Describe how pixel values enter the network."""
-        return "ImageNet mean and std"
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute both features of images, float32 (B, 3, 224, 224) around [0, 255]."""

@@ -6,16 +6,12 @@ Weight files: the official ``vits16_800ep.pth.tar`` and its like, whose ``target
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from metrics.extractors.base import IMAGENET_MEAN, IMAGENET_STD, FeatureExtractor, PixelNormalization
-from metrics.extractors.vit import VisionTransformer, ViTSize
+from metrics.extractors.vit import OfficialViT, VisionTransformer, ViTSize
 from metrics.extractors.weights import WeightReader
-from metrics.files.weights import load_tensors, sha256_of
 
 _WRAPPER = "module."  # Of torch's DistributedDataParallel, in whose hands they were trained.
 #: Projection and prediction heads, which only the training needs.
@@ -23,7 +19,7 @@ _HEADS = ("fc.", "pred.")
 _BASE_URL = "https://dl.fbaipublicfiles.com/msn"
 
 
-class MSN(FeatureExtractor):
+class MSN(OfficialViT):
     """An MSN image encoder.
 
     Features: ``last_block``, the class token as the last block leaves it, which the authors' low-shot classifiers and those of
@@ -34,18 +30,12 @@ class MSN(FeatureExtractor):
         weights_sha256: sha256 of the file they came from.
     """
 
-    #: Size of the network.
-    size: ClassVar[ViTSize]
-    #: Official file of its weights.
-    file: ClassVar[str]
+    entry = "target_encoder"
     embedding = "last_block"
 
     def __init__(self, state: Mapping[str, Tensor], weights_sha256: str) -> None:
-        super().__init__()
-        self.input_size = self.size.image_size
-        self.weights_sha256 = weights_sha256
+        super().__init__(state, weights_sha256)
         self.feature_dims = {"last_block": self.size.width, "cls": self.size.width}
-        self.normalize = PixelNormalization(IMAGENET_MEAN, IMAGENET_STD)
         with torch.device("meta"):  # No time is spent on initial weights: the file's take their place.
             self.network = VisionTransformer(self.size)
         reader = WeightReader({key.removeprefix(_WRAPPER): value for key, value in state.items()}, self.name)
@@ -53,23 +43,6 @@ class MSN(FeatureExtractor):
         filled = {key: reader.check_shape(key, reader.take(key), value.shape) for key, value in expected.items()}
         reader.finish(*_HEADS)
         self.network.load_state_dict(filled, assign=True)
-
-    @classmethod
-    def from_file(cls, weights: Path | None, input_size: int | None) -> Self:
-        """Build the network from an official file."""
-        if input_size not in (None, cls.size.image_size):
-            raise ValueError(f"{cls.name} takes images of {cls.size.image_size} px only, got input size {input_size}.")
-        if weights is None:
-            address = f"{_BASE_URL}/{cls.file}"
-            raise FileNotFoundError(f"{cls.name} takes its weights by file: get them from {address}, and name the file.")
-        path = Path(weights)
-        if not path.is_file():
-            raise FileNotFoundError(f"weights file {path} does not exist.")
-        return cls(load_tensors(path, "target_encoder"), sha256_of(path))
-
-    def normalization(self, resizer: str) -> str:
-        """Describe how pixel values enter the network."""
-        return "ImageNet mean and std"
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute both features of images, float32 (B, 3, 224, 224) around [0, 255]."""
@@ -82,7 +55,7 @@ class MSNViTS16(MSN):
 
     name = "msn-vit-s-16"
     size = ViTSize(width=384, layers=12, heads=6)
-    file = "vits16_800ep.pth.tar"
+    address = f"{_BASE_URL}/vits16_800ep.pth.tar"
 
 
 class MSNViTB16(MSN):
@@ -90,7 +63,7 @@ class MSNViTB16(MSN):
 
     name = "msn-vit-b-16"
     size = ViTSize(width=768, layers=12, heads=12)
-    file = "vitb16_600ep.pth.tar"
+    address = f"{_BASE_URL}/vitb16_600ep.pth.tar"
 
 
 class MSNViTL16(MSN):
@@ -98,7 +71,7 @@ class MSNViTL16(MSN):
 
     name = "msn-vit-l-16"
     size = ViTSize(width=1024, layers=24, heads=16)
-    file = "vitl16_600ep.pth.tar"
+    address = f"{_BASE_URL}/vitl16_600ep.pth.tar"
 
 
 class MSNViTB4(MSN):
@@ -106,7 +79,7 @@ class MSNViTB4(MSN):
 
     name = "msn-vit-b-4"
     size = ViTSize(width=768, layers=12, heads=12, patch_size=4)
-    file = "vitb4_300ep.pth.tar"
+    address = f"{_BASE_URL}/vitb4_300ep.pth.tar"
 
 
 class MSNViTL7(MSN):
@@ -114,4 +87,4 @@ class MSNViTL7(MSN):
 
     name = "msn-vit-l-7"
     size = ViTSize(width=1024, layers=24, heads=16, patch_size=7)
-    file = "vitl7_200ep.pth.tar"
+    address = f"{_BASE_URL}/vitl7_200ep.pth.tar"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from metrics.extractors.base import IMAGENET_MEAN, IMAGENET_STD, FeatureExtractor, PixelNormalization
+from metrics.files.weights import load_tensors, sha256_of
 
 _NORM_EPS = 1e-6
 
@@ -71,3 +77,36 @@ class VisionTransformer(nn.Module):
         tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1) + self.pos_embed
         token: Tensor = self.blocks(tokens)[:, 0]
         return token
+
+
+class OfficialViT(FeatureExtractor):
+    """A vision transformer whose weights are an official file of its training, given by path."""
+
+    #: Size of the network.
+    size: ClassVar[ViTSize]
+    #: Where its weights are to be had.
+    address: ClassVar[str]
+    #: What the file calls the weights.
+    entry: ClassVar[str]
+
+    def __init__(self, state: Mapping[str, Tensor], weights_sha256: str) -> None:
+        super().__init__()
+        self.input_size = self.size.image_size
+        self.weights_sha256 = weights_sha256
+        self.normalize = PixelNormalization(IMAGENET_MEAN, IMAGENET_STD)
+
+    @classmethod
+    def from_file(cls, weights: Path | None, input_size: int | None) -> Self:
+        """Build the network from an official file."""
+        if input_size not in (None, cls.size.image_size):
+            raise ValueError(f"{cls.name} takes images of {cls.size.image_size} px only, got input size {input_size}.")
+        if weights is None:
+            raise FileNotFoundError(f"{cls.name} takes its weights by file: get them from {cls.address}, and name the file.")
+        path = Path(weights)
+        if not path.is_file():
+            raise FileNotFoundError(f"weights file {path} does not exist.")
+        return cls(load_tensors(path, cls.entry), sha256_of(path))
+
+    def normalization(self, resizer: str) -> str:
+        """Describe how pixel values enter the network."""
+        return "ImageNet mean and std"
