@@ -117,6 +117,8 @@ def serve(contender: Contender, task: Task, pipe: Connection) -> None:
                 pipe.send(peak_memory())
             elif command == "peak":
                 pipe.send(measure_peak(contender.precision, clock))
+            elif getattr(runner, "is_foreign", False):  # not torch: nothing of it would be counted
+                pipe.send(0.0)
             else:
                 pipe.send(count_flops(getattr(runner, command.removeprefix("flops of "))))
 

@@ -30,6 +30,17 @@ _SMALL = {"input_size": 16, "hidden_size": 192, "depth": 6, "num_heads": 3}
 _MID = {"input_size": 32, "hidden_size": 384, "depth": 12, "num_heads": 6}
 
 
+_RIN = {
+    "num_classes": 10, "image_channels": 3, "latent_mlp_ratio": 4, "rw_num_heads": 4, "drop_units": 0.0, "time_scaling": 1000.0,
+    "conv_kernel_size": 0, "conv_drop_units": 0.0, "drop_path": 0.0, "drop_att": 0.0, "cond_dim": 0, "cond_proj": True,
+    "latent_pos_encoding": "learned", "tape_pos_encoding": "learned", "cond_decoupled_read": False, "xattn_enc_ln": False,
+    "time_on_latent": True, "cond_on_latent": True, "cond_tape_writable": False, "tape_mlp_ratio": 2, "conditional": "class",
+    "self_cond": "latent", "self_cond_rate": 0.9, "self_cond_by_masking": True, "train_schedule": "simple_linear",
+    "infer_schedule": "cosine", "pred_type": "eps", "loss_type": "eps", "x0_clip": "auto", "b_scale": 1.0, "sampler_name": "ddpm",
+    "normalize_noisy_input": False, "guidance": 0.0, "td": 0.0,
+}  # fmt: skip
+
+
 def dimr_config(size: int, width: int, depths: tuple[int, int], heads: int) -> dict[str, Any]:
     """Transformers at half the size and ConvNeXt of half the width, as DiMR's published models."""
     shared = {"image_input_ratio": 1, "final_kernel_size": 3, "dropout_prob": 0}
@@ -76,6 +87,20 @@ SIZES: MappingProxyType[str, dict[str, tuple[dict[str, Any], int]]] = MappingPro
         "dimr": {
             "tiny": (dimr_config(16, 192, (6, 3), 3), 16),
             "mid": (dimr_config(32, 384, (12, 6), 6), 4),
+        },
+        "rin": {
+            "tiny": (
+                _RIN
+                | {"image_height": 32, "image_width": 32, "patch_size": 4, "num_layers": "2,2", "latent_slots": 32}
+                | {"latent_dim": 192, "latent_num_heads": 3, "tape_dim": 128},
+                16,
+            ),
+            "mid": (
+                _RIN
+                | {"image_height": 64, "image_width": 64, "patch_size": 4, "num_layers": "4,4,4", "latent_slots": 64}
+                | {"latent_dim": 384, "latent_num_heads": 6, "tape_dim": 256},
+                4,
+            ),
         },
         "dit-pipeline": {
             "tiny": (_PIPELINE | {"sample_size": 16, "num_attention_heads": 3, "attention_head_dim": 64, "num_layers": 6}, 16),
@@ -130,10 +155,11 @@ class DiffusionTask:
         """Images (B, 3, H, W) and labels."""
         generator = torch.Generator().manual_seed(0)
         config = self.network_config
-        sides = ("input_size", "image_size", "img_resolution", "sample_size", "img_size")
+        sides = ("input_size", "image_size", "img_resolution", "sample_size", "img_size", "image_height")
         stages = config.get("stage_configs")
         size = stages[-1]["max_height"] if stages else next(config[name] for name in sides if name in config)
-        channels = next(config[name] for name in ("in_channels", "img_channels", "in_chans", "channels") if name in config)
+        kinds = ("in_channels", "img_channels", "in_chans", "channels", "image_channels")
+        channels = next(config[name] for name in kinds if name in config)
         samples = torch.randn(self.batch_size, channels, size, size, generator=generator)
         labels = torch.randint(self.num_classes, (self.batch_size,), generator=generator)
         return {"images": samples, "class_labels": labels}

@@ -1,15 +1,16 @@
-"""Images per second of training and sampling on CPU: ours against DiT, SiT, guided-diffusion, EDM2, U-ViT, DiMR and diffusers.
+"""Images per second of training and sampling on CPU: ours against the official codes and diffusers.
 
     python tests/benchmarks/diffusion_training.py dit --rival /path/to/DiT               # tiny, then mid-size; some minutes
     python tests/benchmarks/diffusion_training.py adm --rival /path/to/guided-diffusion --size tiny
     python tests/benchmarks/diffusion_training.py edm2 --rival /path/to/edm2 --compile
     python tests/benchmarks/diffusion_training.py u-vit --rival /path/to/U-ViT           # DiMR as dimr; both need einops
+    python tests/benchmarks/diffusion_training.py rin --rival /path/to/pix2seq           # needs TensorFlow, see rival_rin.py
     python tests/benchmarks/diffusion_training.py dit-pipeline            # diffusers' DiTPipeline, which is installed
 
 A step is forward, backward, AdamW (EDM2: Adam) and a moving average: the rival's own losses in the loop of its own script
 (``rival_*.py`` say what is left out), our trainer's ``train_step``. Sampling takes 10 steps from labels to pixels, guided where
 the official script guides: 10 ancestral steps of DiT's and ADM's chain, of SiT's SDE, of EDM's second order, of DDIM, 10
-evaluations of U-ViT's and DiMR's DPM-Solver. First both
+evaluations of U-ViT's and DiMR's DPM-Solver, 10 steps of RIN's DDPM. First both
 get the same weights and must predict the same. Then each contender runs in a process of its own and all take turns; see
 ``gan_training.py`` for how the table is made. Every row is credited with the operations of the official program, so that the
 share of the peak is of useful work.
@@ -18,13 +19,16 @@ share of the peak is of useful work.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from contest import Contender, contest
 from diffusion_task import SIZES, DiffusionTask
+from torch import Tensor
 
 TOLERANCE = 1e-3
 """Relative, of predictions."""
@@ -44,21 +48,33 @@ def contenders(model: str, with_compile: bool) -> list[Contender]:
     return rows
 
 
+def question(task: DiffusionTask) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, times and labels that both are asked about."""
+    batch = task.batch()
+    # Times that every formulation has; SiT's and RIN's are shares.
+    time = 0.25 if task.model in ("sit", "rin") else 3.0 if task.model == "edm2" else 300
+    return batch["images"], torch.full((task.batch_size,), time), batch["class_labels"]
+
+
+def official_answer(task: DiffusionTask) -> Tensor:
+    """What the rival predicts; writes the weights that all start from."""
+    torch.manual_seed(0)
+    rival = task.rival()
+    torch.save(rival.network.state_dict(), task.folder / "state.pt")
+    answer: Tensor = rival.predict(*question(task))
+    return answer.detach()
+
+
 def check_agreement(task: DiffusionTask) -> None:
-    """Both predict the same, or there is nothing to compare; writes the weights that all start from.
+    """Both predict the same, or there is nothing to compare.
 
     Raises:
         SystemExit: If they do not.
     """
-    torch.manual_seed(0)
-    rival = task.rival()
-    torch.save(rival.network.state_dict(), task.folder / "state.pt")
-    ours = task.ours(Contender("check", True))
-    batch = task.batch()
-    # Times that every formulation has; SiT's are shares.
-    times = torch.full((task.batch_size,), 0.25 if task.model == "sit" else 3.0 if task.model == "edm2" else 300)
-    arguments = (batch["images"], times, batch["class_labels"])
-    expected, mine = rival.predict(*arguments), ours.predict(*arguments)
+    # In a process of its own, as TensorFlow and torch's compiler do not bear each other.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        expected = pool.submit(official_answer, task).result()
+    mine = task.ours(Contender("check", True)).predict(*question(task))
     difference = ((mine - expected).abs().max() / expected.abs().max()).item()
     print(f"  prediction: relative difference {difference:.1e}, allowed {TOLERANCE:.0e}")
     if not difference <= TOLERANCE:
@@ -69,7 +85,7 @@ def compare(task: DiffusionTask, rows: Sequence[Contender], turns: int) -> None:
     """Check, then run all contenders of one size."""
     print(f"\n{task.model}, {task.size}, batch {task.batch_size}, {task.threads} threads")
     check_agreement(task)
-    contest(task, rows, turns, count_ours=False)
+    contest(task, rows, turns, count_ours=task.model == "rin")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from generative.core.trainer_config import TrainerConfig
 from generative.diffusion.denoiser import Branch, Condition, evaluator
 from generative.diffusion.objectives.denoising import DiffusionObjective
 from generative.diffusion.objectives.pyramid import PyramidObjective
+from generative.diffusion.objectives.self_conditioning import SelfConditioning
 from generative.diffusion.options import DiffusionOptions
 
 GUIDED = ("dit", "sit", "dit-pipeline", "u-vit", "dimr")
@@ -46,6 +47,7 @@ class Ours:
             self.options |= {"guidance_scale": GUIDANCE, **channels}
         optimizer = torch.optim.Adam if task.model == "edm2" else partial(torch.optim.AdamW, weight_decay=0.0)
         kind = PyramidObjective if task.model == "dimr" else DiffusionObjective
+        extra: dict[str, Any] = {"self_conditioning": SelfConditioning(rate=0.9)} if task.model == "rin" else {}
         self.objective = kind(
             self.network,
             self.formulation,
@@ -54,6 +56,7 @@ class Ours:
             ema=ConstantEMA(EMA_DECAY, warmup=False),
             label_dropout=0.1 if task.model in GUIDED else 0.0,
             sampling=DiffusionOptions(**self.options),
+            **extra,
         )
         self.batch: Any = task.batch()
         settings = TrainerConfig(
