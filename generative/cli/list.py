@@ -11,6 +11,7 @@ from types import ModuleType
 from generative.cli import config_files
 from generative.cli.arguments import CommandParser
 from generative.cli.option_flags import option_doc
+from generative.cli.published import headline
 
 SECTIONS = (
     "models",
@@ -91,13 +92,19 @@ def list_pipelines() -> list[tuple[str, str]]:
 
 
 def list_configs() -> list[tuple[str, str]]:
-    """Shipped configurations, with the comment at their top."""
-    return [(name, first_comment(path)) for name, path in config_files.list_configs().items()]
+    """Shipped configurations, with the comment at their top and what was published of them."""
+    return [(name, describe_file(path)) for name, path in config_files.list_configs().items()]
 
 
 def list_overlays() -> list[tuple[str, str]]:
     """What a published size changes in a configuration: ``generative train CONFIG OVERLAY``."""
-    return [(name, first_comment(path)) for name, path in config_files.list_overlays().items()]
+    return [(name, describe_file(path)) for name, path in config_files.list_overlays().items()]
+
+
+def describe_file(path: Path) -> str:
+    """The first line of a configuration's comment, and the first score that was published of it."""
+    published = headline(path)
+    return first_comment(path) + (f" [published {published}]" if published else "")
 
 
 def first_comment(path: Path) -> str:
