@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
+from generative.core.gradient_buckets import GradientBuckets
 from generative.core.objective import Objective, Phase
 from generative.core.seeding import derive_seed, keyed_generator
 from generative.core.types import Batch, Losses, StepContext
@@ -19,8 +21,8 @@ from generative.core.types import Batch, Losses, StepContext
 class PhaseRunner:
     """Runs phases of an objective on the accelerator.
 
-    Networks are not wrapped in DistributedDataParallel: gradients are summed over processes once, at the end of a phase: its
-    reducer fails on phases that leave a parameter without gradient, and a GAN's phases share networks.
+    Networks are not wrapped in DistributedDataParallel, whose reducer fails on phases that leave a parameter without gradient; a
+    GAN's phases share networks. ``GradientBuckets`` sums gradients over processes during the last backward pass of a phase.
 
     Args:
         objective: What is trained.
@@ -48,6 +50,8 @@ class PhaseRunner:
         self.max_grad_norm = max_grad_norm
         # What the objective left trainable when it was built; anything it froze stays frozen in every phase.
         self.trainable = {name: [p for p in net.parameters() if p.requires_grad] for name, net in objective.networks.items()}
+        self.group = torch.distributed.new_group() if accelerator.num_processes > 1 else None
+        self._buckets: dict[tuple[str, ...], GradientBuckets] = {}
 
     def run(
         self,
@@ -83,10 +87,12 @@ class PhaseRunner:
             context = StepContext(step, images_seen, keyed_generator(*key, device=self.accelerator.device), cache)
             with self.accelerator.autocast():
                 losses = phase.loss_fn(networks, batch, context)
-            self.accelerator.backward(losses["loss"])
+            is_last = micro_batch == len(batches) - 1
+            with self._buckets_of(phase).reduced() if is_last and self.group is not None else nullcontext():
+                self.accelerator.backward(losses["loss"])
             records.append({name: value.detach().float() for name, value in losses.items()})
         values, divisor = self._average(records)
-        self._reduce_gradients(parameters, divisor)
+        divide_gradients(parameters, divisor)
         self.accelerator.unscale_gradients(optimizer)
         if phase.before_step:
             phase.before_step(networks, step)
@@ -117,19 +123,20 @@ class PhaseRunner:
         values = {name: total / (or_one(local) if name == "loss" else len(records)) for name, total in totals.items()}
         return values, or_one(self.accelerator.reduce(local, reduction="sum") if self.accelerator.num_processes > 1 else local)
 
-    def _reduce_gradients(self, parameters: list[nn.Parameter], divisor: Tensor | float) -> None:
-        """Sum gradients over processes and divide them; a parameter without gradient on every process keeps none."""
-        if self.accelerator.num_processes > 1:
-            has_gradient = torch.tensor([float(p.grad is not None) for p in parameters], device=self.accelerator.device)
-            has_gradient = self.accelerator.reduce(has_gradient, reduction="sum")
-            parameters = [p for p, count in zip(parameters, has_gradient.tolist(), strict=True) if count]
-            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters])
-            flat = self.accelerator.reduce(flat, reduction="sum")
-            for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-                parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if gradients and not (isinstance(divisor, float) and divisor == 1.0):
-            torch._foreach_div_(gradients, divisor)
+    def _buckets_of(self, phase: Phase) -> GradientBuckets:
+        """Buckets of the networks that a phase trains, made once."""
+        if phase.networks not in self._buckets:
+            self._buckets[phase.networks] = GradientBuckets(
+                [p for name in phase.networks for p in self.trainable[name]], self.group
+            )
+        return self._buckets[phase.networks]
+
+
+def divide_gradients(parameters: Sequence[nn.Parameter], divisor: Tensor | float) -> None:
+    """Divide the gradients of those parameters that have one."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients and not (isinstance(divisor, float) and divisor == 1.0):
+        torch._foreach_div_(gradients, divisor)
 
 
 def or_one(denominator: Tensor) -> Tensor:

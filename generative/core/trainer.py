@@ -35,6 +35,7 @@ from generative.core.shared_copy import contiguous, share_weights
 from generative.core.signals import WorkerWatch, catch_signals, loader_workers, survive_first_signal
 from generative.core.start_checks import check_fit, check_sampling, check_scoring_network
 from generative.core.step import PhaseRunner, average_buffers, checkpoint_activations
+from generative.core.stopping import StopVote
 from generative.core.trained_state import TrainedState
 from generative.core.trainer_config import TrainerConfig
 from generative.core.types import Batch
@@ -260,10 +261,7 @@ class Trainer:
         )
         with catch_signals(self.request_stop), watch.installed(), bar:
             self.observer.start_clock(self.images_seen)
-            while self.step < self.total_steps:
-                micro_batches = self._draw(batches, watch)
-                if self._should_stop():
-                    break
+            for micro_batches in self._batches_of_steps(batches, watch):
                 self.train_step(micro_batches)
                 bar.update(self.images_per_step)
                 self._after_step(bar)
@@ -275,8 +273,28 @@ class Trainer:
                 self.observer.sample_grid(self.step, self.sampling_pipeline)
                 self._evaluate_if_due()
 
+    def _batches_of_steps(self, batches: Iterator[Batch], watch: WorkerWatch) -> Iterator[list[list[Batch]]]:
+        """Micro-batches of each step to the end of the run, or until all processes leave the loop, at the same step."""
+        vote = StopVote(self.accelerator.device)
+
+        def draw() -> list[list[Batch]]:
+            batches_of_step = self._draw(batches, watch)
+            vote.post(self._stop_signal, self._draw_error is not None)
+            return batches_of_step
+
+        drawn = draw() if self.step < self.total_steps else []
+        for remaining in range(self.total_steps - self.step, 0, -1):
+            number, has_failed = vote.read()
+            if number or has_failed:
+                self._stop_signal = number or self._stop_signal
+                return
+            ahead = draw() if vote.is_late and remaining > 1 else None
+            yield drawn
+            if remaining > 1:
+                drawn = draw() if ahead is None else ahead
+
     def _draw(self, batches: Iterator[Batch], watch: WorkerWatch) -> list[list[Batch]]:
-        """This process's micro-batches of a step, for each repeat; if they cannot be had, ``_should_stop`` is true."""
+        """This process's micro-batches of a step, for each repeat; if they cannot be had, ``_draw_error`` says why."""
         try:
             with watch.waiting():
                 return [
@@ -392,22 +410,13 @@ class Trainer:
     # ------------------------------------------------------------------ stopping
 
     def request_stop(self, signal_number: int) -> None:
-        """Ask for a checkpoint and an end after the current step."""
+        """Ask for a checkpoint and an end after the current step; of several processes, after the next."""
         self._stop_signal = signal_number
 
     @property
     def stopped_by(self) -> int | None:
         """Number of the signal that ended ``fit`` early, if any."""
         return self._stop_signal
-
-    def _should_stop(self) -> bool:
-        """True once any process was asked to stop or cannot go on: all must leave the loop at the same step."""
-        if self.accelerator.num_processes == 1:
-            return self._stop_signal is not None or self._draw_error is not None
-        flags = torch.tensor([[self._stop_signal or 0, self._draw_error is not None]], device=self.accelerator.device)
-        number, has_failed = self.accelerator.gather(flags).amax(dim=0).tolist()
-        self._stop_signal = number or None
-        return bool(number or has_failed)
 
     # ------------------------------------------------------------------ checkpoints
 

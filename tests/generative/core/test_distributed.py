@@ -87,6 +87,18 @@ def test_a_signal_to_one_process_stops_all_and_resuming_is_bit_equal(two: Path) 
     assert not [name for name in never if not torch.equal(never[name], stopped[name])]
 
 
+def test_gradients_are_summed_in_buckets(two: Path) -> None:
+    """Micro-batches count 1 and 2, processes 1 and 2; one without gradient counts as zeros, and nobody's stays none."""
+    for rank in (0, 1):
+        sums = load_file(two / f"buckets-{rank}.safetensors")
+        assert {name: value.unique().tolist() for name, value in sums.items()} == {
+            "everywhere": [9.0],
+            "on one process": [6.0],
+            "scalar": [9.0],
+            "half": [9.0],
+        }
+
+
 def test_nan_on_one_process_stops_all(two: Path) -> None:
     messages = [(two / f"diverged-{rank}.txt").read_text() for rank in (0, 1)]
     assert all("training diverged" in message and "checkpoint-00000002" in message for message in messages)
