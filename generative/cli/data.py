@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 from generative.cli.arguments import CommandParser
 from generative.core.errors import UserError
 
+CACHE_FILE = "cache.json"
+"""What a folder of ``generative encode`` has (``generative.data.cache_files``, not imported for ``--help``)."""
+
 if TYPE_CHECKING:
     from generative.data.shard_folder import ShardFolder
     from metrics.files.shards import ShardIndex
 
 USAGE = """usage: generative data prepare SRC OUT ...    decode, crop and store images once, as shards that training reads
-       generative data check DIR              read all shards and compare them with their index
+       generative data check DIR              read all shards, or a cache, and compare them with their index
 
 `generative data prepare --help` explains each.
 """
@@ -192,12 +195,52 @@ def run_check(arguments: list[str]) -> int:
     """Run ``generative data check``; returns the exit code."""
     parser = CommandParser(
         "generative data check",
-        "Read all shards of `generative data prepare` and compare counts, sizes and sha256 with the index.",
+        "Read all shards of `generative data prepare`, or a cache of `generative encode`, and compare counts, sizes and sha256 "
+        "with the index.",
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the shards")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of the shards, or of the cache")
     parser.add_argument("--decode", action="store_true", help="decode every image as well, and look at its size")
     given = parser.parse_args(arguments)
+    if (given.folder / CACHE_FILE).is_file():
+        if given.decode:
+            raise UserError(f"--decode looks at images, and '{given.folder}' is a cache of ids or latents; leave it out")
+        return check_cache(given.folder)
     return check(given.folder, given.decode)
+
+
+def check_cache(path: Path) -> int:
+    """Check a cache of token ids or latents; returns the exit code."""
+    from tqdm.auto import tqdm
+
+    from generative.core.logging import progress_interval
+    from generative.data.cache_check import check_content, check_sizes, read_sums
+    from generative.data.cache_files import ShardReader, read_spec
+    from generative.data.summary import plural
+
+    spec, sums = read_spec(path / CACHE_FILE)[0], read_sums(path)
+    shards = ShardReader(path, spec)
+    for shard in range(spec.num_shards):
+        shards.check(shard)
+    check_sizes(path, sums)
+    if not sums:
+        raise UserError(f"'{path}' was encoded before caches carried sha256, and cannot be compared; encode the images anew")
+    faults: list[str] = []
+    total = sum(file.bytes for file in sums.values())
+    bar = tqdm(total=total, desc=f"checking {path.name}", unit="B", unit_scale=True, mininterval=progress_interval())
+    with bar:
+        for count, fault in check_content(path, sums):
+            bar.update(count)
+            faults += [] if fault is None else [fault]
+    if faults:
+        for fault in faults[1:]:
+            print(f"also: {fault}", file=sys.stderr)
+        raise UserError(f"{faults[0]}; encode the images anew, or restore what is damaged from a copy")
+    views = spec.make_views().count
+    print(
+        f"'{path}' is whole: {spec.kind} of {plural(spec.num_images)} of {spec.num_classes} classes x {views} "
+        f"view{'s' if views > 1 else ''}, {total / 2**20:,.1f} MiB"
+    )
+    return 0
 
 
 def check(path: Path, decode: bool) -> int:

@@ -29,7 +29,10 @@ A configuration that trains on a cache (TokenCacheDataset) gives the images name
 
 Train on the cache, with trainer.horizontal_flip on where it holds mirrored views:
   data: {class_path: generative.data.token_cache.TokenCacheDataset, init_args: {folder: caches/cifar10-vq}}
-It carries the sha256 of the tokenizer's config and weights, and training with another tokenizer is refused.
+It carries the sha256 of the tokenizer's config and weights, and training with another tokenizer is refused; and that of its own
+files, which `generative data check caches/cifar10-vq` compares. Latents are means and deviations, from which every step draws
+anew, as training on the images does. With init_args {with_images: true, images: ...} a batch has the images of the same views
+beside them.
 
 Views, of which training draws one at every visit of an image:
   plain     the image
@@ -106,7 +109,7 @@ def encode(given: argparse.Namespace, overrides: list[str]) -> int:
     """Encode and write; returns the exit code."""
     from generative.core.runtime import build_accelerator
     from generative.data.cache_files import CACHE_FILE, read_spec
-    from generative.data.cache_writer import CacheEncoder, check_output, finish_cache, start_cache
+    from generative.data.cache_writer import CacheEncoder, check_output, clean_up, finish_cache, start_cache
     from generative.data.summary import summarise_data
     from generative.tokenizers.latents import scaled_deviation
     from generative.tokenizers.pretrained import load_encoder
@@ -120,6 +123,7 @@ def encode(given: argparse.Namespace, overrides: list[str]) -> int:
     accelerator = build_accelerator(given.mixed_precision)
     if check_output(output, spec, given.overwrite):
         if accelerator.is_main_process:
+            clean_up(output)
             print(
                 f"'{output}' is complete already: {summary(spec, read_spec(output / CACHE_FILE)[1], scaled_deviation(encoder))}"
             )

@@ -40,6 +40,7 @@ from generative.core.trained_state import TrainedState
 from generative.core.trainer_config import TrainerConfig
 from generative.core.types import Batch
 from generative.data.base import ImageDataset
+from generative.data.finish import finish_batch
 from generative.data.sampler import build_loader
 
 if TYPE_CHECKING:
@@ -241,6 +242,7 @@ class Trainer:
             horizontal_flip=config.horizontal_flip,
             num_workers=config.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
+            finish=False,
         )
         loader.worker_init_fn = survive_first_signal
         batches, workers = loader_workers(lambda: iter(loader))
@@ -382,7 +384,8 @@ class Trainer:
                 best.keep(self.step)
 
     def _to_device(self, batch: Batch) -> Batch:
-        return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}  # type: ignore[return-value, attr-defined]
+        device = self.accelerator.device
+        return finish_batch({key: value.to(device, non_blocking=True) for key, value in batch.items()})  # type: ignore[arg-type, attr-defined]
 
     def sampling_pipeline(self) -> ImagePipeline:
         """The pipeline of the averaged networks, ready to sample: one for all that a step asks of it.

@@ -18,8 +18,10 @@ class Batch(TypedDict, total=False):
     """One micro-batch of training data on the accelerator's device.
 
     Attributes:
-        images: (B, 3, H, W) float32 in [-1, 1].
-        latents: (B, C, h, w) float32, cached; replaces ``images``.
+        images: (B, 3, H, W) float32 in [-1, 1]; of a data set uint8, until ``generative.data.finish.finish_batch``.
+        mirrored: (B,) bool, which of a data set's uint8 images are still to be mirrored; objectives never see it.
+        latents: (B, C, h, w) floating point, cached; replaces ``images``, or stands beside those of the same views.
+        latent_std: (B, C, h, w) likewise: ``latents`` are means then, and this is their standard deviation.
         tokens: (B, L) int64, cached likewise.
         representations: (B, D) float32 of the images, cached, beside any of these.
         class_labels: (B,) int64 in [0, num_classes).
@@ -28,7 +30,9 @@ class Batch(TypedDict, total=False):
     """
 
     images: Tensor
+    mirrored: Tensor
     latents: Tensor
+    latent_std: Tensor
     tokens: Tensor
     representations: Tensor
     class_labels: Tensor

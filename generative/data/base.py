@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from generative.core.errors import UserError
-from generative.core.images import images_to_float
 from generative.core.types import Batch
 from generative.data.decode import decode_image
-from generative.data.transforms import horizontal_flip
+from generative.data.finish import image_batch
 
 VERIFY_BELOW_IMAGES = 20_000
 """Sets smaller than this are checked image by image at start unless ``verify`` says otherwise (a minute or so at most)."""
@@ -234,7 +233,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         return torch.stack([self.image(i) for i in index.tolist()])  # (B, 3, H, W)
 
     def examples(self, indices: Tensor, draws: np.ndarray, flip: bool) -> Batch:
-        """Training examples: by default images, mirrored where asked.
+        """Training examples: by default images, to be mirrored where asked.
 
         Args:
             indices: (B,) int64 in [0, N).
@@ -243,12 +242,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
             flip: Mirror the examples whose top bit is set.
 
         Returns:
-            ``images`` (B, 3, H, W) float32 in [-1, 1], or ``tokens`` or ``latents`` of a cache; and ``class_labels`` (B,) int64.
+            ``images`` (B, 3, H, W) uint8 with, if ``flip``, ``mirrored`` (B,) bool, which ``finish_batch`` makes float32 in
+            [-1, 1] on the training device, or float32 in [-1, 1]; or ``tokens`` or ``latents`` of a cache; and ``class_labels``
+            (B,) int64.
         """
-        images = self.images(indices)  # (B, 3, H, W)
-        if flip:
-            images = horizontal_flip(images, torch.from_numpy((draws >> np.uint64(63)).astype(bool)))
-        return {"images": images_to_float(images), "class_labels": self.labels[indices]}
+        return image_batch(self.images(indices), self.labels[indices], draws, flip)
 
     def indices_with_images(self) -> Tensor:
         """(M,) int64, ascending: the examples whose images ``images`` can give; all, unless a cache keeps only some."""

@@ -1,8 +1,8 @@
-"""The files of a token cache: what ``cache.json`` says, and memory-mapped rows of its shards.
+"""The files of a token cache: what ``cache.json`` says, and single rows of its shards, read at their offsets.
 
 A cache is a folder with
 
-- ``cache.json``: a ``CacheSpec`` and statistics of the codes or latents;
+- ``cache.json``: a ``CacheSpec``, statistics of the codes or latents, and size and sha256 of every other file;
 - ``shard-00000.safetensors``, ...: for ``shard_images`` images each, ``tokens`` (n, views, L) in the smallest integer type that
   holds the ids; or ``mean`` (n, views, C, h, w), and ``std`` alike where the encoder is probabilistic, scaled as
   ``generative.tokenizers.latents`` scales them;
@@ -13,20 +13,24 @@ A cache is a folder with
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from generative.core.errors import UserError
 from generative.data.views import Views
+from metrics.files.random_reads import RandomReader
 
 CACHE_FILE = "cache.json"
 LABELS_FILE = "labels.safetensors"
 PREVIEWS_FILE = "previews.safetensors"
+FILES = "files"
+"""Key of ``cache.json``: size and sha256 of every other file, by its name."""
 FORMAT_VERSION = 1
 
 Kind = Literal["tokens", "latents"]
@@ -139,6 +143,7 @@ def read_spec(path: Path) -> tuple[CacheSpec, dict[str, Any]]:
     try:
         content = json.loads(path.read_text())
         statistics = content.pop("statistics", {})
+        content.pop(FILES, None)
         if content.get("format_version") != FORMAT_VERSION:
             raise UserError(
                 f"'{path}' has format version {content.get('format_version')}, this version of triptych reads {FORMAT_VERSION}; "
@@ -147,11 +152,25 @@ def read_spec(path: Path) -> tuple[CacheSpec, dict[str, Any]]:
         for name in ("class_names", "crop_sizes", "shape"):
             content[name] = tuple(content[name])
         spec = CacheSpec(**content)
-        if spec.kind not in get_args(Kind) or spec.dtype not in NUMPY_TYPES or spec.shard_images < 1:
-            raise ValueError(f"kind {spec.kind!r}, dtype {spec.dtype!r}, shard_images {spec.shard_images!r}")
+        _check_spec(spec)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"'{path}' is damaged ({' '.join(str(error).split())}); encode the images anew") from error
     return spec, statistics
+
+
+def _check_spec(spec: CacheSpec) -> None:
+    """Raise ``ValueError`` unless a specification's values are possible, and those that others follow from fit them."""
+    if spec.kind not in get_args(Kind) or spec.dtype not in NUMPY_TYPES:
+        raise ValueError(f"kind {spec.kind!r}, dtype {spec.dtype!r}")
+    numbers = {name: getattr(spec, name) for name in ("num_images", "num_classes", "image_size", "shard_images")}
+    numbers |= {f"shape[{axis}]": side for axis, side in enumerate(spec.shape)}
+    for name, value in numbers.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} {value!r}")
+    if len(spec.shape) != (1 if spec.kind == "tokens" else 3) or (spec.num_codes is None) != (spec.kind == "latents"):
+        raise ValueError(f"{spec.kind} of shape {list(spec.shape)} and {spec.num_codes} codes")
+    if len(spec.class_names) != spec.num_classes:
+        raise ValueError(f"{len(spec.class_names)} class names for {spec.num_classes} classes")
 
 
 def map_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -161,28 +180,49 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
         UserError: If the file is missing, cut short or damaged, or holds a type that caches do not use.
     """
     try:
+        return {
+            name: np.memmap(path, dtype=place.dtype, mode="r", offset=place.offset, shape=place.shape)
+            for name, place in find_tensors(path).items()
+        }
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' is missing or damaged ({error}); encode the images anew") from error
+
+
+class TensorPlace(NamedTuple):
+    """Where a tensor lies in a file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def find_tensors(path: Path) -> dict[str, TensorPlace]:
+    """Find the tensors of a safetensors file without reading them.
+
+    Raises:
+        UserError: As ``map_tensors``.
+    """
+    try:
         with safe_open(path, framework="numpy"):
             pass  # checks the header, and that the file is as long as it says
         with path.open("rb") as file:
             length = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")
             header = json.loads(file.read(length))
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        begin = HEADER_LENGTH_BYTES + length
         return {
-            name: np.memmap(
-                path,
-                dtype=NUMPY_TYPES[entry["dtype"]],
-                mode="r",
-                offset=HEADER_LENGTH_BYTES + length + entry["data_offsets"][0],
-                shape=tuple(entry["shape"]),
-            )
-            for name, entry in entries.items()
+            name: TensorPlace(begin + entry["data_offsets"][0], tuple(entry["shape"]), NUMPY_TYPES[entry["dtype"]])
+            for name, entry in header.items()
+            if name != "__metadata__"
         }
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"'{path}' is missing or damaged ({error}); encode the images anew") from error
 
 
 class ShardReader:
-    """Rows of a cache's shards, by image and view. Loader workers share the mapped pages.
+    """Rows of a cache's shards, by image and view; the process's memory stays flat, whatever the size of the cache.
+
+    Rows are read by ``pread``: what the system caches of the files is shared by all processes, and no descriptor or map is held
+    for each of thousands of shards.
 
     Args:
         folder: Folder of the shards.
@@ -192,35 +232,42 @@ class ShardReader:
     def __init__(self, folder: Path, spec: CacheSpec) -> None:
         self.folder = folder
         self.spec = spec
-        self._shards: dict[int, dict[str, np.ndarray]] = {}
+        self._paths = [folder / shard_name(shard) for shard in range(spec.num_shards)]
+        self._places: dict[int, dict[str, int]] = {}
+        self._files = RandomReader()
+        self._num_views = spec.make_views().count
+        self._row_bytes = math.prod(spec.shape) * NUMPY_TYPES[spec.dtype].itemsize
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A worker that is started afresh maps the files itself: a pickled map would be a copy of its whole content.
-        return {**self.__dict__, "_shards": {}}
-
-    def shard(self, shard: int) -> dict[str, np.ndarray]:
-        """The tensors of one shard, mapped.
+    def check(self, shard: int) -> dict[str, int]:
+        """Where the tensors of a shard begin in its file, by name; its header is looked at once.
 
         Raises:
-            UserError: If the file is damaged or holds tensors of another type or shape.
+            UserError: If the file is missing, cut short or damaged, or holds tensors of another type or shape.
         """
-        if shard not in self._shards:
-            path = self.folder / shard_name(shard)
-            tensors = map_tensors(path)
-            shape = (len(self.spec.images_of(shard)), self.spec.make_views().count, *self.spec.shape)
+        if shard not in self._places:
+            places = find_tensors(self._paths[shard])
+            shape = (len(self.spec.images_of(shard)), self._num_views, *self.spec.shape)
             wanted = {name: (shape, NUMPY_TYPES[self.spec.dtype]) for name in self.spec.tensors}
-            found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-            if found != wanted:
-                raise UserError(f"'{path}' holds other tensors than {CACHE_FILE} says; encode the images anew")
-            self._shards[shard] = tensors
-        return self._shards[shard]
+            if {name: (place.shape, place.dtype) for name, place in places.items()} != wanted:
+                raise UserError(f"'{self._paths[shard]}' holds other tensors than {CACHE_FILE} says; encode the images anew")
+            self._places[shard] = {name: place.offset for name, place in places.items()}
+        return self._places[shard]
+
+    def shard(self, shard: int) -> dict[str, np.ndarray]:
+        """The tensors of one shard, mapped for as long as the caller holds them.
+
+        Raises:
+            UserError: As ``check``.
+        """
+        self.check(shard)
+        return map_tensors(self._paths[shard])
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """The tensors of all shards, in order."""
         return (self.shard(shard) for shard in range(self.spec.num_shards))
 
     def read(self, name: str, indices: Sequence[int], views: Sequence[int]) -> np.ndarray:
-        """Copy rows.
+        """Read rows.
 
         Args:
             name: A tensor of the shards.
@@ -229,9 +276,19 @@ class ShardReader:
 
         Returns:
             (B, *shape) in the stored type.
+
+        Raises:
+            UserError: If a file is missing, or was cut short or changed since it was looked at.
         """
         rows = np.empty((len(indices), *self.spec.shape), NUMPY_TYPES[self.spec.dtype])
+        size, buffer = self._row_bytes, rows.reshape(-1).view(np.uint8).data
         for place, (index, view) in enumerate(zip(indices, views, strict=True)):
             shard, row = divmod(index, self.spec.shard_images)
-            rows[place] = self.shard(shard)[name][row, view]
+            start = self.check(shard)[name] + (row * self._num_views + view) * size
+            try:
+                done = self._files.read_into(self._paths[shard], start, buffer[place * size : (place + 1) * size])
+            except OSError as error:
+                raise UserError(f"'{self._paths[shard]}' cannot be read ({error.strerror}); encode the images anew") from error
+            if done < size:
+                raise UserError(f"'{self._paths[shard]}' was cut short; encode the images anew")
         return rows

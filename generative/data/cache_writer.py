@@ -21,8 +21,10 @@ from generative.core.images import images_to_float
 from generative.core.lock import hold_folder
 from generative.core.logging import whole_file, write_json
 from generative.data.base import ImageDataset
+from generative.data.cache_check import sum_files
 from generative.data.cache_files import (
     CACHE_FILE,
+    FILES,
     LABELS_FILE,
     NUMPY_TYPES,
     PREVIEWS_FILE,
@@ -259,15 +261,22 @@ def finish_cache(output: Path, spec: CacheSpec, images: ImageDataset) -> dict[st
     write_tensors(folder / LABELS_FILE, {"labels": images.labels.numpy()})
     kept = preview_indices(images)
     write_tensors(folder / PREVIEWS_FILE, {"indices": kept.numpy(), "images": images.images(kept).numpy()})
-    write_json(folder / CACHE_FILE, {**spec.to_json(), "statistics": statistics})
-    (folder / PLAN_FILE).unlink()
+    write_json(folder / CACHE_FILE, {**spec.to_json(), "statistics": statistics, FILES: sum_files(folder)})
     flush_to_disk(folder)
     if output.exists():
-        previous = output.with_name(f".{output.name}.previous.partial")
-        shutil.rmtree(previous, ignore_errors=True)
-        output.rename(previous)
-        folder.rename(output)
-        shutil.rmtree(previous)
-    else:
-        folder.rename(output)
+        shutil.rmtree(_previous_folder(output), ignore_errors=True)
+        output.rename(_previous_folder(output))
+    folder.rename(output)
+    clean_up(output)
     return statistics
+
+
+def _previous_folder(output: Path) -> Path:
+    """What a cache that is replaced is called until the new one has its name."""
+    return output.with_name(f".{output.name}.previous.partial")
+
+
+def clean_up(output: Path) -> None:
+    """Remove what only an unfinished cache needs, and the one that a whole cache replaced; a kill may have left them."""
+    shutil.rmtree(_previous_folder(output), ignore_errors=True)
+    (output / PLAN_FILE).unlink(missing_ok=True)

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.images import images_to_float
 from generative.core.types import Batch
 from generative.data.base import ImageDataset, hash_parts
 from generative.data.decode import image_to_tensor
-from generative.data.transforms import horizontal_flip, random_crop
+from generative.data.finish import image_batch
+from generative.data.transforms import random_crop
 from generative.data.wrapped import WrappedDataset
 
 FILTERS = {
@@ -75,9 +75,7 @@ class RandomCropDataset(WrappedDataset):
         """Random crops; see ``ImageDataset.examples``."""
         pairs = zip(indices.tolist(), draws, strict=True)
         images = torch.stack([self.crop(index, int(word & LOW_63_BITS)) for index, word in pairs])  # (B, 3, H, W)
-        if flip:
-            images = horizontal_flip(images, torch.from_numpy((draws >> np.uint64(63)).astype(bool)))
-        return {"images": images_to_float(images), "class_labels": self.labels[indices]}
+        return image_batch(images, self.labels[indices], draws, flip)
 
     def crop(self, index: int, word: int) -> Tensor:
         """One random crop.

@@ -23,6 +23,7 @@ from generative.core.errors import UserError
 from generative.core.seeding import derive_seed
 from generative.core.types import Batch
 from generative.data.base import ImageDataset
+from generative.data.finish import finish_batch
 
 SPLITMIX_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 SPLITMIX_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -201,12 +202,14 @@ class PositionDataset(Dataset[Batch]):
         dataset: The images.
         seed: Seed of the run.
         horizontal_flip: Mirror each image with probability 1/2.
+        finish: Give images as objectives take them; False leaves that, ``finish_batch``, to the training device.
     """
 
-    def __init__(self, dataset: ImageDataset, seed: int, horizontal_flip: bool = False) -> None:
+    def __init__(self, dataset: ImageDataset, seed: int, horizontal_flip: bool = False, finish: bool = True) -> None:
         self.dataset = dataset
         self.seed = seed
         self.horizontal_flip = horizontal_flip
+        self.finish = finish
         self._order = EpochOrder(len(dataset), seed)
 
     def __getitem__(self, position: int) -> Batch:
@@ -221,10 +224,11 @@ class PositionDataset(Dataset[Batch]):
             positions: B positions.
 
         Returns:
-            See ``ImageDataset.examples``.
+            See ``ImageDataset.examples``, and ``finish_batch``.
         """
         indices = torch.from_numpy(self._order.indices(positions))  # (B,)
-        return self.dataset.examples(indices, position_words(positions, self.seed), self.horizontal_flip)
+        batch = self.dataset.examples(indices, position_words(positions, self.seed), self.horizontal_flip)
+        return finish_batch(batch) if self.finish else batch
 
 
 class _SafePositionDataset(PositionDataset):
@@ -272,6 +276,7 @@ def build_loader(
     horizontal_flip: bool = False,
     num_workers: int = 0,
     pin_memory: bool = False,
+    finish: bool = True,
 ) -> DataLoader[Batch]:
     """An endless loader of this process's micro-batches.
 
@@ -289,10 +294,12 @@ def build_loader(
         horizontal_flip: Mirror each image with probability 1/2.
         num_workers: Loader processes; 0 loads in this one. The batches do not depend on it.
         pin_memory: Copy batches to page-locked memory, for faster transfer to a GPU.
+        finish: Give images as objectives take them. False leaves that to the caller, on the training device: a loader then
+            moves a quarter of the bytes and does half the work.
 
     Returns:
         A loader of ``Batch`` dicts: ``images`` (b, 3, H, W) float32 in [-1, 1] and ``class_labels`` (b,) int64, with
-        b = batch_size / num_slots.
+        b = batch_size / num_slots. Without ``finish`` they are what ``finish_batch`` takes.
 
     Raises:
         UserError: As ``StepBatchSampler``, or if ``num_workers`` is negative.
@@ -303,7 +310,7 @@ def build_loader(
         batch_size=batch_size, num_slots=num_slots, rank=rank, world_size=world_size, repeats=repeats, start_step=start_step
     )
     return _BatchLoader(
-        _SafePositionDataset(dataset, seed, horizontal_flip),
+        _SafePositionDataset(dataset, seed, horizontal_flip, finish),
         batch_sampler=sampler,
         collate_fn=_no_collation,
         num_workers=num_workers,

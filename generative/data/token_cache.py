@@ -1,4 +1,4 @@
-"""Token ids or latents of a data set, encoded once by ``generative encode`` and read by training from memory-mapped files."""
+"""Token ids or latents of a data set, encoded once by ``generative encode`` and read by training at their places in the files."""
 
 from __future__ import annotations
 
@@ -12,23 +12,33 @@ from torch import Tensor
 from generative.core.errors import UserError
 from generative.core.types import Batch
 from generative.data.base import ImageDataset, hash_parts
+from generative.data.cache_check import check_content, check_sizes, read_sums
 from generative.data.cache_files import CACHE_FILE, LABELS_FILE, PREVIEWS_FILE, CacheSpec, ShardReader, map_tensors, read_spec
+from generative.data.finish import mirrored
+from generative.data.views import CROPS_PER_SIZE, five_crops
 
 MAX_VERIFY_BYTES = 2 * 1024**3
-"""Ids of a cache up to this size are all read and checked when it is opened, unless ``verify`` says otherwise."""
+"""A cache up to this size is read and checked whole when it is opened, unless ``verify`` says otherwise."""
 
 
 class TokenCacheDataset(ImageDataset):
-    """Examples of a cache: ``tokens`` (B, L) int64, or ``latents`` (B, C, h, w) float32, and ``class_labels``.
+    """Examples of a cache: ``tokens`` (B, L) int64, or ``latents`` (B, C, h, w), and ``class_labels``.
 
-    The view of an image (mirrored, or which crop) and the noise of a probabilistic encoder's latents are functions of the
-    position in the endless order, as all randomness of training data. Mirrored views are given where the trainer's
-    ``horizontal_flip`` is on.
+    The view of an image (mirrored, or which crop) is a function of the position in the endless order, as all randomness of
+    training data. Mirrored views are given where the trainer's ``horizontal_flip`` is on. Latents of a probabilistic encoder are
+    means, with their deviations beside them, in the type that they are stored in: ``FrozenEncoder`` draws from them on the
+    training device at every step, with the random numbers that it draws with from images, so that training takes the same
+    steps from a cache as from its images.
 
     Args:
         folder: A folder that ``generative encode`` wrote.
         images: The images that were encoded, for grids and scores of real images; None takes those that the cache keeps.
-        verify: Read all ids at start and check their range; None means for caches below ``MAX_VERIFY_BYTES``.
+        verify: Read all files at start and compare their sha256, and the range of ids; None means for caches below
+            ``MAX_VERIFY_BYTES``. Missing files and those of another size are found in any case.
+        with_images: Give ``images`` beside the latents or ids: the very view, crop and mirroring, that they are the encoding of
+            (objectives that align representations look at both, REPA, arXiv 2410.06940). They are decoded at every visit.
+        crop_images: For ``with_images`` of ten-crop views: the images at each size that the crops were cut from, which are
+            the data set of ``images`` with the ``image_size`` that the error names without this.
 
     Attributes:
         spec: What the cache holds.
@@ -40,7 +50,14 @@ class TokenCacheDataset(ImageDataset):
             those that were encoded.
     """
 
-    def __init__(self, folder: str | Path, images: ImageDataset | None = None, verify: bool | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        images: ImageDataset | None = None,
+        verify: bool | None = None,
+        with_images: bool = False,
+        crop_images: Sequence[ImageDataset] | None = None,
+    ) -> None:
         self.folder = Path(folder).expanduser()
         if not (self.folder / CACHE_FILE).is_file():
             raise UserError(
@@ -50,6 +67,7 @@ class TokenCacheDataset(ImageDataset):
         self.spec, self.statistics = read_spec(self.folder / CACHE_FILE)
         self._shards = ShardReader(self.folder, self.spec)
         self._views = self.spec.make_views()
+        self._check_files(verify)
         previews = map_tensors(self.folder / PREVIEWS_FILE)
         self.preview_indices = torch.from_numpy(previews["indices"].copy())  # (P,)
         self._previews = previews["images"]  # (P, 3, H, W) uint8, mapped
@@ -73,32 +91,87 @@ class TokenCacheDataset(ImageDataset):
                 f"the images given with the cache '{folder}' ({type(images).__name__} {images.fingerprint[:12]}) are not those "
                 f"it was made from ({self.spec.data_class} {self.spec.data_fingerprint[:12]}); give the same, or leave images out"
             )
-        self._check_shards(verify)
+        self._view_sources = self._find_view_sources(crop_images) if with_images else None
 
-    def _check_shards(self, verify: bool | None) -> None:
-        """Every shard must be whole; ids must be in range."""
-        for shard, tensors in enumerate(self._shards):
-            if self.spec.num_codes is None:
-                continue
-            if verify or (verify is None and tensors["tokens"].nbytes * self.spec.num_shards <= MAX_VERIFY_BYTES):
+    def _check_files(self, verify: bool | None) -> None:
+        """Every file must be whole; of a cache that is not too large, what was written, and ids in range."""
+        for shard in range(self.spec.num_shards):
+            self._shards.check(shard)
+        sums = read_sums(self.folder)
+        check_sizes(self.folder, sums)
+        size = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        if not (size <= MAX_VERIFY_BYTES if verify is None else verify):
+            return
+        if self.spec.num_codes is not None:
+            for shard, tensors in enumerate(self._shards):
                 check_ids(tensors["tokens"], self.spec.num_codes, f"shard {shard} of the cache '{self.folder}'")
+        for _, fault in check_content(self.folder, sums):
+            if fault is not None:
+                raise UserError(f"{fault}; encode the images anew, or restore it from a copy")
 
-    def examples(self, indices: Tensor, draws: np.ndarray, flip: bool) -> Batch:
-        """Tokens or latents of a view of each image; see ``ImageDataset.examples``.
+    def _find_view_sources(self, crop_images: Sequence[ImageDataset] | None) -> list[ImageDataset]:
+        """The data sets that views are cut from, in the order of ``Views.make``.
 
         Raises:
-            UserError: If mirrored views are asked for and the cache has none.
+            UserError: If they are not there, or others than those that were encoded.
         """
-        rows, views = indices.tolist(), self._views.choose(draws, flip).tolist()
-        labels = self.labels[indices]
+        sizes = list(self.spec.crop_sizes)
+        if not sizes:
+            if crop_images is not None:
+                raise UserError(
+                    f"crop_images belong to ten-crop views, and the cache '{self.folder}' holds others; leave them out"
+                )
+            if len(self.indices_with_images()) != len(self):
+                raise UserError(
+                    f"with_images needs all images, and the cache '{self.folder}' keeps {len(self._place_of)} of {len(self)}; "
+                    "give data.init_args.images, the images that were encoded"
+                )
+            return [self]
+        found = [source.image_size for source in crop_images or ()]
+        if found != sizes:
+            raise UserError(
+                f"with_images of ten-crop views needs crop_images, the images that were encoded with image_size "
+                f"{' and '.join(map(str, sizes))}; got {' and '.join(map(str, found)) or 'none'}"
+            )
+        for source in crop_images or ():
+            if not torch.equal(source.labels, self.labels):
+                raise UserError(f"crop_images are others than the cache '{self.folder}' was made from: their classes differ")
+        return list(crop_images or ())
+
+    def examples(self, indices: Tensor, draws: np.ndarray, flip: bool) -> Batch:
+        """Tokens or latents of a view of each image, and perhaps that view itself; see ``ImageDataset.examples``.
+
+        Returns:
+            ``tokens`` (B, L) int64; or ``latents`` (B, C, h, w) as stored, with ``latent_std`` alike where those are means. With
+            ``with_images`` also ``images`` (B, 3, H, W) uint8 and, with ``flip``, ``mirrored`` (B,) bool. And ``class_labels``.
+
+        Raises:
+            UserError: If mirrored views are asked for and the cache has none, or a file cannot be read.
+        """
+        chosen = self._views.choose(draws, flip)
+        rows, views = indices.tolist(), chosen.tolist()
+        batch: Batch = {"class_labels": self.labels[indices]}
         if self.spec.kind == "tokens":
-            tokens = torch.from_numpy(self._shards.read("tokens", rows, views).astype(np.int64))  # (B, L)
-            return {"tokens": tokens, "class_labels": labels}
-        latents = torch.from_numpy(self._shards.read("mean", rows, views).astype(np.float32))  # (B, C, h, w)
-        if self.spec.has_std:
-            std = torch.from_numpy(self._shards.read("std", rows, views).astype(np.float32))  # (B, C, h, w)
-            latents += std * position_noise(draws, self.spec.shape)
-        return {"latents": latents, "class_labels": labels}
+            batch["tokens"] = torch.from_numpy(self._shards.read("tokens", rows, views).astype(np.int64))  # (B, L)
+        else:
+            batch["latents"] = torch.from_numpy(self._shards.read("mean", rows, views))  # (B, C, h, w)
+            if self.spec.has_std:
+                batch["latent_std"] = torch.from_numpy(self._shards.read("std", rows, views))  # (B, C, h, w)
+        if self._view_sources is not None:
+            batch["images"] = self._view_images(self._view_sources, rows, views)  # (B, 3, H, W)
+            if flip:
+                batch["mirrored"] = torch.from_numpy(mirrored(draws))
+        return batch
+
+    def _view_images(self, sources: list[ImageDataset], rows: list[int], views: list[int]) -> Tensor:
+        """The views themselves, not yet mirrored, (B, 3, H, W) uint8."""
+        if not self.spec.crop_sizes:
+            return sources[0].images(rows)
+        images = []
+        for row, view in zip(rows, views, strict=True):
+            source, corner = divmod(view // 2, CROPS_PER_SIZE)
+            images.append(five_crops(sources[source].image(row)[None], self.image_size)[corner])
+        return torch.cat(images)  # (B, 3, H, W)
 
     def load_image(self, index: int) -> Tensor:
         """One image, (3, H, W) uint8, from the images given or those kept.
@@ -155,18 +228,3 @@ def check_ids(tokens: np.ndarray, num_codes: int, name: str) -> None:
             f"{name} holds the id {int(wrong.flat[0])}, outside 0..{num_codes - 1}, the {num_codes} codes of its tokenizer; "
             "encode the images anew"
         )
-
-
-def position_noise(draws: np.ndarray, shape: Sequence[int]) -> Tensor:
-    """Standard normal numbers of each position, a function of its random word alone.
-
-    Args:
-        draws: (B,) uint64 random words.
-        shape: Of one example.
-
-    Returns:
-        (B, *shape) float32.
-    """
-    # Without the top bit, which torch's seeds do not take: it says which view is taken, the noise may be the same.
-    generators = [torch.Generator().manual_seed(int(word) & (2**63 - 1)) for word in draws]
-    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])  # (B, *shape)

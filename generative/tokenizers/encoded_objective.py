@@ -13,7 +13,7 @@ from generative.core.errors import UserError
 from generative.core.objective import Objective, OptimizerFactory, Phase
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.base import ImageTokenizer, fingerprint
-from generative.tokenizers.latents import encode_images, latent_stride
+from generative.tokenizers.latents import draw_latents, encode_images, latent_stride
 
 
 class EncodedObjective(Objective, abc.ABC):
@@ -101,7 +101,8 @@ class FrozenEncoder:
         """Ids or latents of a batch: those that it brings, or else those of its images.
 
         Args:
-            batch: ``images``, or ``tokens`` or ``latents`` of this very encoder (the trainer compares fingerprints).
+            batch: ``images``, or ``tokens`` or ``latents`` of this very encoder (the trainer compares fingerprints), perhaps
+                with the images beside them.
             generator: Source of latents' randomness; tokenizers draw nothing.
 
         Returns:
@@ -110,7 +111,8 @@ class FrozenEncoder:
         if isinstance(self.network, ImageTokenizer):
             return batch["tokens"] if "tokens" in batch else self.network.encode(batch["images"])
         if "latents" in batch:
-            return batch["latents"]
+            # Drawn as ``encode_images`` draws: training from a cache takes the steps that training from its images takes.
+            return draw_latents(batch["latents"], batch.get("latent_std"), generator)
         return batch["images"] if self.network is None else encode_images(self.network, batch["images"], generator)
 
     def image_size(self, network: ModelMixin) -> int:

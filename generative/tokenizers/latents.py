@@ -81,11 +81,24 @@ def encode_images(autoencoder: ModelMixin, images: Tensor, generator: torch.Gene
     Returns:
         (B, C, h, w) float32.
     """
-    mean, std = latent_moments(autoencoder, images)
+    return scale_latents(autoencoder, draw_latents(*latent_moments(autoencoder, images), generator))
+
+
+def draw_latents(mean: Tensor, std: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Draw from the distributions that a probabilistic encoder gives: ``mean + std * noise``.
+
+    Args:
+        mean: (B, C, h, w) floating point, scaled or not.
+        std: Likewise; None draws nothing, and the means are the latents.
+        generator: Source of the noise, on any device.
+
+    Returns:
+        (B, C, h, w) float32.
+    """
     if std is None:
-        return scale_latents(autoencoder, mean)
-    noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(images.device)
-    return scale_latents(autoencoder, mean + std * noise)
+        return mean.float()
+    noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean.device)
+    return mean.float() + std.float() * noise
 
 
 def latent_moments(autoencoder: ModelMixin, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from metrics.files.arrays import brief, read_npz
+from metrics.files.random_reads import RandomReader
 
 INDEX_FILE = "index.json"
 ARRAYS_FILE = "index.npz"
@@ -34,8 +34,6 @@ FORMAT_VERSION = 1
 ENCODINGS = {"jpeg": (".tar", ".jpg"), "webp-lossless": (".tar", ".webp"), "raw": (".npy", "")}
 #: Bytes of a shard's .npy before the first pixel: NumPy pads the header to a multiple of 64, and one of four sizes takes two.
 NPY_HEADER_BYTES = 128
-#: Shard files kept open at once, well below the 1024 that a process may have on most systems.
-_MAX_OPEN = 256
 _ADVICE = "prepare the images anew, or restore it from a copy"
 
 
@@ -185,10 +183,8 @@ class ShardReader:
         self.folder = folder
         self.index = index
         self._ends = index.ends
-        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}  # a process that is started afresh opens the files itself
+        self._paths = [folder / shard.file for shard in index.shards]
+        self._files = RandomReader()
 
     def shard_of(self, image: int) -> int:
         """Number of the shard that holds an image."""
@@ -198,7 +194,7 @@ class ShardReader:
         """What to call an image."""
         shard = self.shard_of(image)
         row = image - (int(self._ends[shard - 1]) if shard else 0)
-        return f"image {row} of {self.folder / self.index.shards[shard].file}"
+        return f"image {row} of {self._paths[shard]}"
 
     def read(self, image: int) -> bytes:
         """Return an image's bytes: a file's content, or pixels.
@@ -234,38 +230,13 @@ class ShardReader:
         return bytes(buffer)
 
     def _fill(self, shard: int, start: int, view: memoryview) -> None:
+        path = self._paths[shard]
         try:
-            file, done = self._file(shard), 0
-            while done < len(view) and (count := os.preadv(file.descriptor, [view[done:]], start + done)):
-                done += count
+            done = self._files.read_into(path, start, view)
         except OSError as error:
-            path = self.folder / self.index.shards[shard].file
             raise ValueError(f"shard {path} can't be read ({error.strerror}): {_ADVICE}.") from error
         if done < len(view):
-            raise ValueError(f"shard {self.folder / self.index.shards[shard].file} is cut short: {_ADVICE}.")
-
-    def _file(self, shard: int) -> _OpenFile:
-        file = self._open.get(shard)
-        if file is None:
-            file = _OpenFile(self.folder / self.index.shards[shard].file)
-            self._open[shard] = file
-            while len(self._open) > _MAX_OPEN:
-                try:
-                    self._open.popitem(last=False)  # closed once no thread reads from it
-                except KeyError:  # another thread has taken it
-                    break
-        return file
-
-
-class _OpenFile:
-    """A descriptor that is closed with the last reference to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+            raise ValueError(f"shard {path} is cut short: {_ADVICE}.")
 
 
 def describe(index: ShardIndex, shards: Sequence[Shard]) -> dict[str, Any]:

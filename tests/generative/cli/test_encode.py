@@ -129,6 +129,26 @@ def test_overwrite(capsys: pytest.CaptureFixture[str]) -> None:
     assert TokenCacheDataset("cache").spec.num_codes == 5
 
 
+def test_check(capsys: pytest.CaptureFixture[str]) -> None:
+    """``generative data check`` reads a cache as it reads shards."""
+    assert main(["encode", "pixel", *DIGITS, "--views", "flip", "--output", "cache"]) == 0
+    capsys.readouterr()
+    assert main(["data", "check", "cache"]) == 0
+    assert "'cache' is whole: tokens of 500 images of 10 classes x 2 views" in capsys.readouterr().out
+    assert main(["data", "check", "cache", "--decode"]) == 2
+    assert "--decode looks at images, and 'cache' is a cache" in capsys.readouterr().err
+    for name in ("labels.safetensors", shard_name(0)):
+        content = bytearray((Path("cache") / name).read_bytes())
+        content[-1] ^= 1
+        (Path("cache") / name).write_bytes(content)
+    assert main(["data", "check", "cache"]) == 2
+    error = capsys.readouterr().err
+    assert "also: 'cache/shard-00000.safetensors' was altered" in error and "error: 'cache/labels.safetensors' was alt" in error
+    (Path("cache") / shard_name(0)).unlink()
+    assert main(["data", "check", "cache"]) == 2
+    assert "shard-00000.safetensors' is missing" in capsys.readouterr().err
+
+
 def test_ten_crops_at_two_sizes(tokenizer: PixelTokenizer) -> None:
     Path("images/a").mkdir(parents=True)
     for number in range(3):
@@ -174,8 +194,9 @@ def test_autoencoders(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     torch.testing.assert_close(torch.from_numpy(data._shards.read("mean", range(5), [0] * 5)), mean * 0.5, rtol=1e-4, atol=1e-5)
     assert data.spec.has_std == (kind == "kl")
     words = np.arange(5, dtype=np.uint64)
-    latents = data.examples(torch.arange(5), words, flip=False)["latents"]
-    assert torch.equal(latents, torch.from_numpy(data._shards.read("mean", range(5), [0] * 5))) == (kind == "dc")
+    batch = data.examples(torch.arange(5), words, flip=False)
+    assert torch.equal(batch["latents"], torch.from_numpy(data._shards.read("mean", range(5), [0] * 5)))
+    assert ("latent_std" in batch) == (kind == "kl")
 
 
 KL: dict[str, Any] = {

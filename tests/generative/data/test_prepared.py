@@ -21,6 +21,7 @@ from generative.data import ImageFolderDataset, PreparedDataset, shard_writer
 from generative.data.aspect import AspectDataset
 from generative.data.base import ImageDataset
 from generative.data.decode import image_to_tensor
+from generative.data.finish import finish_batch
 from generative.data.open_images import open_images
 from generative.data.random_crop import RandomCropDataset
 from generative.data.shard_check import check_shards
@@ -74,7 +75,7 @@ def test_images_are_those_of_the_source(photos: Path, tmp_path: Path, encode: st
     error = (prepared.images_uint8().int() - live.images_uint8().int()).abs().float()
     assert error.max() == 0 if encode != "jpeg" else error.mean() < 3
     assert torch.equal(prepared.images([7, 2, 7]), torch.stack([prepared.image(index) for index in (7, 2, 7)]))
-    batch = prepared.examples(torch.tensor([1, 4]), np.array([2**63, 0], dtype=np.uint64), True)
+    batch = finish_batch(prepared.examples(torch.tensor([1, 4]), np.array([2**63, 0], dtype=np.uint64), True))
     assert torch.equal(batch["images"][0], (prepared.image(1).flip(-1).float() / 127.5 - 1).clamp(-1, 1))
     again = pickle.loads(pickle.dumps(prepared))
     assert torch.equal(again.image(5), prepared.image(5)) and again.fingerprint == prepared.fingerprint

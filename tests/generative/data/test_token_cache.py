@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import pickle
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +25,9 @@ from generative.data.cache_files import CACHE_FILE, CacheSpec, ShardReader, map_
 from generative.data.cache_writer import CacheEncoder, check_output, finish_cache, missing_shards, start_cache, write_shards
 from generative.data.digits import DigitsDataset
 from generative.data.sampler import PositionDataset, build_loader, position_words
-from generative.data.token_cache import TokenCacheDataset, position_noise
+from generative.data.token_cache import TokenCacheDataset
 from generative.tokenizers.base import fingerprint
+from generative.tokenizers.encoded_objective import FrozenEncoder
 from generative.tokenizers.latents import encode_images
 from generative.tokenizers.pixel import PixelTokenizer
 
@@ -144,35 +145,34 @@ def test_positions_alone_decide(folder: Path) -> None:
     assert torch.equal(torch.cat([next(batches)["tokens"] for _ in range(4)]), together)
 
 
-def test_latents_are_drawn_by_position(tmp_path: Path, images: FirstDigits, autoencoder: AutoencoderKL) -> None:
-    spec = write_cache(tmp_path / "kl", autoencoder, images)
+def test_latents_are_drawn_as_from_images(tmp_path: Path, images: FirstDigits, autoencoder: AutoencoderKL) -> None:
+    """With the same generator, a frozen encoder draws the same latents from the cache as from the same (mirrored) images."""
+    write_cache(tmp_path / "kl", autoencoder, images)
     data = TokenCacheDataset(tmp_path / "kl")
     indices, words = torch.arange(10), position_words(range(10), seed=2)
-    latents = data.examples(indices, words, flip=True)["latents"]
-    assert latents.dtype == torch.float32 and latents.shape == (10, 4, 4, 4)
-    assert torch.equal(latents, data.examples(indices, words, flip=True)["latents"])
-    assert torch.equal(latents[3:4], data.examples(indices[3:4], words[3:4], flip=True)["latents"])
-    assert not torch.equal(latents, data.examples(indices, position_words(range(10, 20), seed=2), flip=True)["latents"])
-
-    # The noise is the word's; with the same noise, ``encode_images`` draws the same latents of the same (mirrored) images.
-    for row in range(10):
-        image = images_to_float(images.images([row]))
-        image = image.flip(-1) if words[row] >> np.uint64(63) else image
-        generator = torch.Generator().manual_seed(int(words[row]) & (2**63 - 1))
-        torch.testing.assert_close(latents[row : row + 1], encode_images(autoencoder, image, generator), rtol=1e-4, atol=1e-5)
-    drawn = position_noise(position_words(range(500), seed=0), spec.shape)
-    assert abs(float(drawn.mean())) < 0.03 and abs(float(drawn.std()) - 1) < 0.03
+    batch = data.examples(indices, words, flip=True)
+    assert batch["latents"].dtype == batch["latent_std"].dtype == torch.float32 and batch["latents"].shape == (10, 4, 4, 4)
+    again = data.examples(indices[3:4], words[3:4], flip=True)
+    assert torch.equal(batch["latents"][3:4], again["latents"]) and torch.equal(batch["latent_std"][3:4], again["latent_std"])
+    plain = images_to_float(images.images(indices))
+    seen = torch.where(torch.from_numpy((words >> np.uint64(63)).astype(bool))[:, None, None, None], plain.flip(-1), plain)
+    drawn = FrozenEncoder(autoencoder).encode(batch, torch.Generator().manual_seed(7))
+    expected = encode_images(autoencoder, seen, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-5)
+    assert drawn.dtype == torch.float32 and not torch.equal(drawn, batch["latents"])
+    other = FrozenEncoder(autoencoder).encode(batch, torch.Generator().manual_seed(8))
+    assert not torch.equal(drawn, other)
 
 
 def test_half_precision_latents_round_only(tmp_path: Path, images: FirstDigits, autoencoder: AutoencoderKL) -> None:
     write_cache(tmp_path / "half", autoencoder, images, dtype="F16", views="plain")
     write_cache(tmp_path / "full", autoencoder, images, dtype="F32", views="plain")
     words = position_words(range(70), seed=0)
-    half, full = (
-        TokenCacheDataset(tmp_path / name).examples(torch.arange(70), words, False)["latents"] for name in ("half", "full")
-    )
-    assert not torch.equal(half, full)
-    torch.testing.assert_close(half, full, rtol=2e-3, atol=2e-3)
+    halves, full = (TokenCacheDataset(tmp_path / name).examples(torch.arange(70), words, False) for name in ("half", "full"))
+    for name in ("latents", "latent_std"):
+        half = halves[name]
+        assert half.dtype == torch.float16 and not torch.equal(half.float(), full[name])
+        torch.testing.assert_close(half.float(), full[name], rtol=2e-3, atol=2e-3)
 
 
 def test_images_of_a_cache(folder: Path, images: FirstDigits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,11 +196,12 @@ def test_images_of_a_cache(folder: Path, images: FirstDigits, tmp_path: Path, mo
         TokenCacheDataset(folder, images=DigitsDataset(split="test"))
 
 
-def test_a_sent_cache_maps_its_files_anew(folder: Path) -> None:
-    """What a worker that is started afresh gets holds no map: pickled, that would be a copy of its content."""
+def test_a_sent_cache_opens_its_files_anew(folder: Path) -> None:
+    """What a worker that is started afresh gets holds no descriptor of this process."""
     reader = TokenCacheDataset(folder)._shards
-    sent = copy.copy(reader)  # by the protocol that pickles
-    assert reader._shards and not sent._shards
+    reader.read("tokens", [40, 3], [1, 0])
+    sent = pickle.loads(pickle.dumps(reader))
+    assert reader._files._open and not sent._files._open
     assert np.array_equal(sent.read("tokens", [40, 3], [1, 0]), reader.read("tokens", [40, 3], [1, 0]))
 
 

@@ -17,6 +17,7 @@ from generative.core.generation import SampleRequest
 from generative.core.start_checks import check_fit, check_sampling, check_scoring_network
 from generative.core.types import StepContext
 from generative.data.digits import DigitsDataset
+from generative.data.finish import finish_batch
 from generative.data.random_crop import RandomCropDataset
 from generative.data.representations import RepresentationDataset
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
@@ -66,7 +67,7 @@ def make_diffusion(encoder: RepresentationEncoder, **options: Any) -> Representa
 
 
 def batch_of(data: Any, count: int = 6) -> Any:
-    return data.examples(torch.arange(count), np.arange(count, dtype=np.uint64) << np.uint64(61), False)
+    return finish_batch(data.examples(torch.arange(count), np.arange(count, dtype=np.uint64) << np.uint64(61), False))
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_a_cache_gives_what_the_encoder_gives(encoder: RepresentationEncoder, di
     file = tmp_path / "caches" / "digits.safetensors"
     data = RepresentationDataset(digits, encoder, file, flip=True, batch_size=200)
     draws = np.array([0, 2**63, 5, 2**63 + 1], dtype=np.uint64)
-    batch = data.examples(torch.arange(4), draws, True)
+    batch = finish_batch(data.examples(torch.arange(4), draws, True))
     torch.testing.assert_close(batch["representations"], encoder(batch["images"]), atol=1e-5, rtol=1e-5)
     again = RepresentationDataset(digits, encoder, file, flip=True)
     assert torch.equal(again.representations, data.representations) and again.fingerprint == data.fingerprint
