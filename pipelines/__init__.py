@@ -100,13 +100,15 @@ def options_classes() -> dict[str, type[SamplingOptions]]:
     return found
 
 
-def load_pipeline(folder: str | Path, average: str | None = None) -> ImageGenerationPipeline:
+def load_pipeline(folder: str | Path, average: str | None = None, revision: str | None = None) -> ImageGenerationPipeline:
     """Load a pipeline that generates images, of any family.
 
     Args:
-        folder: A run folder or one of its checkpoints (their ``pipeline/`` is taken), or a pipeline folder.
+        folder: A run folder or one of its checkpoints (their ``pipeline/`` is taken), a pipeline folder, or ``user/repo`` of the
+            hub where no folder has that name; of a repository, safetensors and JSON are fetched and nothing else.
         average: Another average of a run or checkpoint in the place of the one that samples, by its name in the checkpoint's
             ``ema/``, such as ``denoiser-std-0.1``.
+        revision: Branch, tag or commit of a repository; None for its main branch.
 
     Returns:
         The pipeline, on the CPU in float32.
@@ -116,9 +118,11 @@ def load_pipeline(folder: str | Path, average: str | None = None) -> ImageGenera
             else.
     """
     from generative.core.errors import UserError
+    from generative.core.hub import local_folder
     from pipelines.base import ImageGenerationPipeline
 
-    pipeline = load_any_pipeline(folder) if average is None else load_with_average(Path(folder), average)
+    source = local_folder(folder, revision)
+    pipeline = load_any_pipeline(source) if average is None else load_with_average(source, average)
     if not isinstance(pipeline, ImageGenerationPipeline):
         raise UserError(f"'{folder}' holds a {type(pipeline).__name__}, which {pipeline.purpose}; {pipeline.advice}")
     return pipeline
@@ -158,13 +162,15 @@ def load_any_pipeline(folder: str | Path) -> ImagePipeline:
 
 
 def find_pipeline_folder(folder: Path) -> Path:
-    """The pipeline folder of a run or a checkpoint, or the folder itself.
+    """The pipeline folder of a run or a checkpoint, or the folder itself; of ``user/repo``, that of the hub's cache.
 
     Raises:
         UserError: If there is neither.
     """
     from generative.core.errors import UserError
+    from generative.core.hub import local_folder
 
+    folder = local_folder(folder)
     for path in (folder / "pipeline", folder):
         if (path / "model_index.json").is_file():
             return path

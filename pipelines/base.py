@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from generative.core.class_names import find_label
 from generative.core.errors import UserError
+from generative.core.hub import local_folder
 from generative.core.images import images_to_uint8, images_to_unit_range
 from generative.core.options import SamplingOptions
 from generative.core.sampling import SampleState
@@ -145,23 +146,31 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *, torch_dtype: torch.dtype | None = None, **components: Any
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        **components: Any,
     ) -> Any:
         """Load a pipeline folder: weights from safetensors only, classes of known libraries only.
 
         Classes of ours are found by their names, wherever their files lie now.
 
         Args:
-            pretrained_model_name_or_path: A folder written by ``save_pretrained`` (``runs/NAME/pipeline``).
-            torch_dtype: Precision of the networks; None for that of their files.
+            pretrained_model_name_or_path: A folder written by ``save_pretrained`` (``runs/NAME/pipeline``), or ``user/repo`` of
+                the hub where no folder has that name.
+            torch_dtype: Precision of the networks; None for that of their files, half precision widened to float32.
+            revision: Branch, tag or commit of a repository; None for its main branch.
             **components: Take these instead of the folder's (``scheduler=...``).
 
         Raises:
             UserError: If the folder is missing, incomplete, of another pipeline class, or names a foreign library.
         """
-        folder = Path(pretrained_model_name_or_path)
         if inspect.isabstract(cls):
-            raise UserError(f"{cls.__name__} is no pipeline itself; pipelines.load_pipeline('{folder}') finds the class that is")
+            place = pretrained_model_name_or_path
+            raise UserError(f"{cls.__name__} is no pipeline itself; pipelines.load_pipeline('{place}') finds the class that is")
+        folder = local_folder(pretrained_model_name_or_path, revision)
         index = read_model_index(folder)
         if index["_class_name"] != cls.__name__:
             raise UserError(f"'{folder}' holds a {index['_class_name']}, not a {cls.__name__}; load it with that class")
@@ -190,7 +199,9 @@ class ImagePipeline(DiffusionPipeline, abc.ABC):
                 component.eval()
                 # Tensors read from a file lie at any address, and sums over unaligned memory round differently.
                 for tensor in [*component.parameters(), *component.buffers()]:
-                    tensor.data = tensor.data.clone()
+                    # Half precision is how weights are stored, not how networks compute unless they are asked to.
+                    is_widened = torch_dtype is None and tensor.dtype in (torch.float16, torch.bfloat16)
+                    tensor.data = tensor.data.float() if is_widened else tensor.data.clone()
         return pipeline
 
 

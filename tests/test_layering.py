@@ -221,6 +221,8 @@ def test_commands_start_without_torch(module: str) -> None:
         "edit",
         "scaling-law",
         "data",
+        "export",
+        "push",
     ],
 )
 def test_help_does_without_torch(command: str) -> None:

@@ -29,6 +29,8 @@ COMMANDS = {
     "rcg": "a representation diffusion and its generator as one pipeline: generative rcg RDM GENERATOR --output pipelines/rcg",
     "guidance-curve": "table and plot of distance, precision and recall of a diffusion under kinds and scales of guidance",
     "convert": "turn an official checkpoint into a pipeline folder: generative convert G_ema.pth --output pipelines/biggan",
+    "export": "a run's pipeline as a slim folder with a model card: generative export RUN OUT --dtype float16",
+    "push": "a run's pipeline on the Hugging Face hub, with a model card: generative push RUN user/repo",
     "report": "write a page with grids, curves and scores of runs: generative report runs/digits-dit runs/digits-sagan",
     "list": "list models, configurations, schedulers, data sets and metrics",
 }

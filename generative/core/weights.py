@@ -20,6 +20,7 @@ from torch import Tensor
 from generative.core import checkpoint as ckpt
 from generative.core.classes import PACKAGES, class_modules, find_class
 from generative.core.errors import UserError
+from generative.core.hub import local_folder
 
 CONFIG = "config.json"
 PLACES = "give a run (runs/NAME), a checkpoint or a pipeline folder"
@@ -56,8 +57,8 @@ def load_network(
     """Load a network that was trained, converted or loaded for a run.
 
     Args:
-        folder: A run (its newest checkpoint is taken, or else its pipeline), a checkpoint, a pipeline folder, or a network's own
-            folder with config.json and safetensors.
+        folder: A run (its newest checkpoint is taken, or else its pipeline), a checkpoint, a pipeline folder (or ``user/repo`` of
+            the hub), or a network's own folder with config.json and safetensors.
         name: Its name there: of an average (``denoiser``, the first, or ``denoiser-std-0.1``), of a trained network, or of a
             pipeline's part, such as a tokenizer. None where but one network is trained, for its first average.
         average: Take averages (which pipelines hold), not the weights in training themselves.
@@ -116,7 +117,7 @@ def find_source(source: Path, step: int | None = None, argument: str = "") -> Pa
     """The checkpoint or pipeline folder to read: of a run, its newest checkpoint, or else its pipeline.
 
     Args:
-        source: A run, a checkpoint or a pipeline folder.
+        source: A run, a checkpoint or a pipeline folder, or ``user/repo`` of the hub; see ``local_folder``.
         step: Step of the run's checkpoint; None for the newest.
         argument: Name of the argument that gave the folder, for messages.
 
@@ -124,6 +125,7 @@ def find_source(source: Path, step: int | None = None, argument: str = "") -> Pa
         UserError: If there is none, or it is damaged.
     """
     shown = f"{argument} '{source}'".strip()
+    source = local_folder(source)
     if not source.is_dir():
         raise UserError(f"{shown} does not exist; {PLACES}")
     checkpoints = [source] if (source / "state.json").is_file() else ckpt.list_checkpoints(source)

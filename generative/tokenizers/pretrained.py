@@ -19,6 +19,7 @@ from diffusers import ModelMixin
 
 import generative.tokenizers
 from generative.core.errors import UserError
+from generative.core.hub import local_folder
 from generative.core.weights import read_network
 from generative.tokenizers.base import ImageTokenizer
 from generative.tokenizers.latents import AUTOENCODERS, set_latent_scaling
@@ -92,7 +93,7 @@ def load_autoencoder(
 
 def load_encoder(folder: Path) -> ModelMixin:
     """Load whichever of the two a folder holds; see ``load_tokenizer`` and ``load_autoencoder``."""
-    path = _network_folder(Path(folder))
+    path = _network_folder(local_folder(folder))
     network_class = _encoder_class(_read_json(path / CONFIG))
     if network_class is None:
         found = _read_json(path / CONFIG).get("_class_name", "network without a class name")

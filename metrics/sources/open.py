@@ -35,14 +35,25 @@ _SHARDS: dict[str, type[LoaderSource]] = {
 _FILES: dict[str, type[ImageSource]] = {".npz": NpzSource, ".npy": NpySource, **_SHARDS}
 
 
+#: What no path is, and a provider may know all the same: "user/repo" of a hub, or "hf://user/repo@revision" (a path keeps but
+#: one slash of two).
+_REMOTE = re.compile(r"(hf:/{1,2})?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@.+)?", re.ASCII)
 _MAX_NAMED = 3
 #: A part of a set by Hugging Face's names: "train-00000-of-00002.parquet".
 _PART_OF = re.compile(r"(\d+)-of-(\d+)(?!\d)")
 
 
 def is_generator(path: Path) -> bool:
-    """Return whether a path is a saved pipeline or a run that holds one."""
-    return any((path / marker).is_file() for marker in _GENERATOR_MARKERS)
+    """Return whether a path is a saved pipeline or a run that holds one, or may name one elsewhere."""
+    return any((path / marker).is_file() for marker in _GENERATOR_MARKERS) or is_remote(path)
+
+
+def is_remote(path: Path) -> bool:
+    """Return whether a path may be the name of a hub's repository: it is written so, and no folder or its parent is called so."""
+    found = _REMOTE.fullmatch(path.as_posix())
+    if found is None or found[1] is not None:
+        return found is not None
+    return _extension(path.name, _FILES) is None and not (path.exists() or Path(path.parts[0]).exists())
 
 
 def open_source(
@@ -58,7 +69,8 @@ def open_source(
 
     Args:
         path: An image folder, .npz (``arr_0``), .npy, .zip, .tar (.tar.gz, .tgz), .parquet, a folder of such zip, tar or parquet
-            shards or of ``generative data prepare``, or a saved generator if an installed package provides it.
+            shards or of ``generative data prepare``, or a saved generator, or its name on a hub, if an installed package provides
+            it.
         num_samples: How many images to draw from a generator; refused for anything else.
         seed: Seed of that draw; refused for anything else.
         batch_size: Batch size of that draw.
@@ -72,10 +84,10 @@ def open_source(
         ValueError: If it holds no images, is of no known kind, is damaged or can't be read.
     """
     try:
-        if not path.exists():
-            raise FileNotFoundError(f"path {path} does not exist.")
         if is_generator(path):
             return _open_generator(path, num_samples, seed, batch_size, device, precision)
+        if not path.exists():
+            raise FileNotFoundError(f"path {path} does not exist.")
         if num_samples is not None or seed is not None or precision is not None:
             raise ValueError(f"num_samples, seed and precision apply to saved pipelines only, and {path} is none.")
         if path.is_dir():
@@ -183,4 +195,6 @@ def _open_generator(
         source = entry_point.load()(path, **draw)
         if source is not None:
             return cast(ImageSource, source)
+    if not path.exists():
+        raise FileNotFoundError(f"path {path} does not exist.")
     raise ValueError(f"{path} is a saved pipeline that no installed package can sample: install the one that wrote it.")
