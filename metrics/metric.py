@@ -45,6 +45,8 @@ class Metric(ABC):
     needs_real: ClassVar[bool] = True
     #: Whether it reads class labels, ``features["class_labels"]``.
     needs_labels: ClassVar[bool] = False
+    #: Whether larger numbers are better; of a distance they are worse.
+    higher_is_better: ClassVar[bool] = False
 
     def __init__(self, feature: str | None = None) -> None:
         self.feature = feature
@@ -74,6 +76,14 @@ class Metric(ABC):
     def parameters(self) -> dict[str, Any]:
         """Everything that changes the number, JSON-able, for the protocol."""
         return {"feature": self.feature}
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names that ``compute`` may give its numbers, those that say how good samples are: deviations and errors do not.
+
+        They hold once the metric is bound to an extractor.
+        """
+        return (str(getattr(self, "key", self.name)),)
 
     def least_images(self, real: bool) -> int:
         """Return the fewest images of a side that give a number."""
@@ -194,6 +204,11 @@ class FeatureCollector(FeatureMetric):
     """Keeps features for whoever asks afterwards; it computes nothing."""
 
     name = "features"
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     def compute(self) -> dict[str, float]:
         """Return no number."""

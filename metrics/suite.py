@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from metrics.resize import check_images
 if TYPE_CHECKING:
     from metrics.files.statistics import ReferenceStatistics
 
-__all__ = ["Metric", "MetricSuite", "build_metric", "score_images"]
+__all__ = ["Metric", "MetricSuite", "build_metric", "compute_all", "directions", "name_among", "score_images"]
 
 _DEFAULT_BATCH_SIZE = 64
 
@@ -288,6 +288,42 @@ def _global_order(indices: list[Tensor], side: str) -> Tensor | None:
             "padding it."
         )
     return merged.argsort()
+
+
+def name_among(name: str, taken: Container[str], suite: MetricSuite) -> str:
+    """Return what a suite's number is called beside those of others: where two networks share a name, the second adds its own."""
+    return name if name not in taken else f"{name}_{suite.extractor.name}"
+
+
+def compute_all(suites: Sequence[MetricSuite], errors: list[str]) -> dict[str, float]:
+    """Return the numbers of several networks over the same images by name, named as ``fid-score`` names them.
+
+    Args:
+        suites: One per network.
+        errors: Gets, of each metric that cannot be computed, the sentence that says why; it does not cost the others.
+    """
+    scores: dict[str, float] = {}
+    for suite in suites:
+        own: dict[str, float] = {}
+        for metric in suite.metrics:
+            try:
+                own.update(suite.compute_metric(metric, own))
+            except ValueError as error:
+                errors.append(str(error))
+        scores.update({name_among(name, scores, suite): value for name, value in own.items()})
+    return scores
+
+
+def directions(suites: Sequence[MetricSuite]) -> dict[str, bool]:
+    """Return for each number that ``compute_all`` may give, and that says how good samples are, whether higher is better."""
+    found: dict[str, bool] = {}
+    for suite in suites:
+        own: dict[str, bool] = {}
+        for metric in suite.metrics:
+            names = [name if name not in own else f"{name}_{metric.feature}" for name in metric.score_names]
+            own.update(dict.fromkeys(names, metric.higher_is_better))
+        found.update({name_among(name, found, suite): better for name, better in own.items()})
+    return found
 
 
 def score_images(

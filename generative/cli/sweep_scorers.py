@@ -88,7 +88,7 @@ class RunScorer:
         evaluator.seed = evaluator.seed if seed is None else seed
         evaluator.batch_size = batch_size or evaluator.batch_size
         self.settings = {
-            "reference": evaluator.data.fingerprint,
+            "reference": evaluator.held_out.fingerprint if evaluator.held_out else evaluator.describe_reference(),
             "num_samples": evaluator.num_samples,
             "seed": evaluator.seed,
             **precision_setting(SAMPLE_PRECISIONS[mixed_precision]),
@@ -99,15 +99,17 @@ class RunScorer:
                 "metrics": evaluator.metrics,
                 "resizer": evaluator.resizer,
                 "classifier_data": evaluator.classifier_data and evaluator.classifier_data.fingerprint,
+                **evaluator.beyond_defaults(),
             },
         }
 
     def score(self, pipeline: ImageGenerationPipeline, name: str, accelerator: Accelerator) -> dict[str, Any]:
         """Score samples of a pipeline."""
         self.evaluator.prepare(accelerator, progress=accelerator.is_main_process)
-        self.evaluator.autocast = accelerator.autocast
+        if accelerator.mixed_precision != "no":
+            self.evaluator.autocast = accelerator.autocast
         evaluation = self.evaluator.evaluate(pipeline, accelerator, {}, progress=accelerator.is_main_process)
-        data = type(self.evaluator.data).__name__
+        data = self.evaluator.describe_reference().split()[0]
         return {
             "scores": evaluation.scores,
             "notes": [],

@@ -30,6 +30,7 @@ RUN_FILES = (
     "samples",
     "tensorboard",
     "ema-snapshots",
+    "evaluation-features",
 )
 
 EPILOG = """Any value of the configuration can be overridden by its path:
@@ -194,7 +195,11 @@ def train(
             print(f"error: process {accelerator.process_index}: {error}", file=sys.stderr)
         raise
     accelerator.end_training()
-    if trainer.stopped_by and trainer.step < trainer.total_steps:
+    if trainer.is_stopped_early:
+        if accelerator.is_main_process:
+            say_early_stop(trainer, output_dir, go_on)
+        return 0
+    if trainer.stopped_by and not trainer.is_done:
         if accelerator.is_main_process:
             print(f"stopped at step {trainer.step} of {trainer.total_steps}; a checkpoint was saved, go on with {go_on}")
         return 128 + trainer.stopped_by
@@ -202,6 +207,21 @@ def train(
         usage = trainer.objective.usage.format(run=output_dir)
         print(f"done: '{output_dir / 'pipeline'}' holds the pipeline, {usage}")
     return 0
+
+
+def say_early_stop(trainer: Trainer, output_dir: Path, go_on: str) -> None:
+    """Say why a run has ended before its last step, and keep it in its history."""
+    from generative.core.best import BEST_CHECKPOINT
+
+    stop = trainer.early_stop
+    assert stop is not None
+    best = f"'{output_dir / BEST_CHECKPOINT}' is the best, " if stop.best is not None else ""
+    print(
+        f"stopped early at step {trainer.step} of {trainer.total_steps}: {stop.describe()}; {best}go on with {go_on} "
+        f"--trainer.patience {2 * stop.patience}"
+    )
+    facts = {"score": stop.score, "best": stop.best, "best_step": stop.best_step, "evaluations_since": stop.waited}
+    append_history(output_dir, trainer.step, stopped_early=facts)
 
 
 def choose_config(
@@ -260,7 +280,8 @@ def say_data(trainer: Trainer, output_dir: Path) -> None:
     from generative.data.summary import describe_data, summarise_data
 
     evaluator = trainer.observer.evaluator
-    found = {"data": trainer.dataset} | ({} if evaluator is None else {"evaluation data": evaluator.data})
+    held_out = None if evaluator is None else evaluator.held_out
+    found = {"data": trainer.dataset} | ({} if held_out is None else {"evaluation data": held_out})
     for what, data in found.items():
         print("\n".join(summarise_data(data, what)))
     for notice in trainer.notices:

@@ -11,6 +11,7 @@ from typing import Any
 from generative.core import checkpoint as ckpt
 from generative.core.errors import UserError
 from generative.core.links import link_folder
+from metrics.registry import EXTRACTORS
 
 BEST_CHECKPOINT = "checkpoint-best"
 LOWER_IS_BETTER = (
@@ -25,9 +26,11 @@ LOWER_IS_BETTER = (
     "mind",
     "am_score",
     "lpips",
+    "representation_distance",
 )
 HIGHER_IS_BETTER = (
     "inception_score",
+    "classifier_score",
     "precision",
     "recall",
     "density",
@@ -45,7 +48,7 @@ SUFFIXES = ("_mean", "_infinity", "_unbiased", "_q0", "_q1", "_q2", "_q3")
 
 
 def is_higher_better(score: str) -> bool:
-    """Which direction of a score is better.
+    """Which direction of a score is better, by its name alone: for whoever has no metric to ask.
 
     Args:
         score: Its name in ``evaluation.json``, for example ``frechet_distance``.
@@ -54,6 +57,8 @@ def is_higher_better(score: str) -> bool:
         UserError: If there is no such score.
     """
     name = score
+    for extractor in EXTRACTORS:  # of the second network that gives a score of this name
+        name = name.removesuffix(f"_{extractor}")
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     for suffix in SUFFIXES:
@@ -73,15 +78,21 @@ class BestCheckpoint:
     Args:
         run: Folder of the run.
         score: Name of the score.
+        directions: Whether higher is better, of every score that the evaluation may give; empty where it does not say.
+
+    Raises:
+        UserError: If there is no such score.
 
     Attributes:
         value: The best value so far, or None; the same on every process.
     """
 
-    def __init__(self, run: Path, score: str) -> None:
+    def __init__(self, run: Path, score: str, directions: Mapping[str, bool] | None = None) -> None:
+        if directions and score not in directions:
+            raise UserError(f"the evaluation has no score '{score}' for trainer.keep_best, it has {', '.join(directions)}")
         self.run = run
         self.score = score
-        self.sign = 1.0 if is_higher_better(score) else -1.0
+        self.sign = 1.0 if (directions[score] if directions else is_higher_better(score)) else -1.0
         self.value: float | None = None
 
     def start(self, entries: Iterable[Mapping[str, Any]]) -> int | None:

@@ -24,6 +24,8 @@ from generative.core.errors import UserError
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
 DATA_FILE = "data.json"
+FEATURES_FOLDER = "evaluation-features"
+"""Where an evaluation keeps features of samples until it is done."""
 
 GRID_PADDING = 2
 """Width of the lines between the images of a grid, in pixels."""
@@ -104,6 +106,18 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         return []
     entries = (parse_entry(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
     return [entry for entry in entries if entry is not None]
+
+
+def read_real_scores(run: Path, protocol: Mapping[str, Any]) -> dict[str, float] | None:
+    """Scores of real images that ``evaluation.json`` holds under a protocol, whatever its sampling; None if it has none."""
+    try:
+        stored = json.loads((run / EVALUATION_FILE).read_text())
+        before, now = ({**json.loads(json.dumps(each)), "sampling": None} for each in (stored["protocol"], protocol))
+        real = stored["real_scores"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    is_sound = isinstance(real, dict) and all(isinstance(value, (int, float)) for value in real.values())
+    return real if is_sound and before == now else None
 
 
 def parse_entry(line: str) -> dict[str, Any] | None:

@@ -20,8 +20,9 @@ from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.generation import SampleRequest
 from generative.core.images import images_to_float
 from generative.core.lock import check_folder
-from generative.core.logging import EVALUATION_FILE, RunLog, log_image, save_grid, write_json
+from generative.core.logging import EVALUATION_FILE, RunLog, log_image, read_real_scores, save_grid, write_json
 from generative.core.objective import Objective
+from generative.core.scoring_passes import gather_local
 from generative.core.trainer_config import TrainerConfig
 from generative.core.types import Batch, Losses, Networks
 from generative.core.watch import Watch
@@ -225,34 +226,54 @@ class RunObserver:
         device = self.accelerator.device
         return {"images": images.to(device), "class_labels": labels[indices].to(device)}
 
-    def evaluate_if_due(self, step: int, images_seen: int, make_pipeline: Callable[[], ImagePipeline]) -> None:
-        """Evaluate at every ``evaluate_interval_steps``-th step, step 0 included, and at the end, once each.
+    def is_evaluation_due(self, step: int, images_seen: int) -> bool:
+        """True at every ``evaluate_interval_steps``-th step, or where a multiple of ``evaluate_interval_images`` was passed."""
+        steps, images = self.config.evaluate_interval_steps, self.config.evaluate_interval_images
+        if images is not None:
+            return step == 0 or images_seen // images > (images_seen - images_seen // step) // images
+        return steps is not None and step % steps == 0
+
+    def is_evaluation_owed(self, step: int) -> bool:
+        """True if a step has no evaluation in the log, and there is something to score with."""
+        return self.evaluator is not None and self.evaluator.skipped is None and step not in self.log_file.evaluated_steps
+
+    def evaluate_if_due(self, step: int, images_seen: int, make_pipeline: Callable[[], ImagePipeline]) -> bool:
+        """Evaluate at every interval, step 0 included, and at the end, once each.
 
         Args:
             step: Steps done.
             images_seen: Training images seen.
             make_pipeline: Builds the pipeline to score.
+
+        Returns:
+            Whether the run may go on: not if a process was asked to stop meanwhile, so that the evaluation is still due.
         """
-        interval = self.config.evaluate_interval_steps
-        is_due = step == self.total_steps or (interval is not None and step % interval == 0)
+        is_due = step == self.total_steps or self.is_evaluation_due(step, images_seen)
         if self.evaluator is None or not is_due or step in self.log_file.evaluated_steps:
-            return
+            return True
         if self.evaluator.skipped is None:
             self._evaluate(self.evaluator, step, images_seen, make_pipeline())
-        elif self.accelerator.is_main_process and not self.log_file.evaluated_steps:
+            return step in self.log_file.evaluated_steps
+        if self.accelerator.is_main_process and not self.log_file.evaluated_steps:
             # Whoever looks for scores finds why there are none.
             content = {"step": step, "images_seen": images_seen, "scores": {}, "skipped": self.evaluator.skipped}
             write_json(self.config.output_dir / EVALUATION_FILE, content)
+        return True
 
     def _evaluate(self, evaluator: Evaluator, step: int, images_seen: int, pipeline: ImagePipeline) -> None:
+        from generative.core.pipeline_samples import SamplingStopped
         from metrics.metric import SmallSampleWarning
 
+        is_shown = self.config.progress and sys.stderr.isatty()
         with warnings.catch_warnings():
             # What few samples do to a score shows in that of as many real images, which stands beside it.
             warnings.simplefilter("ignore", SmallSampleWarning)
-            evaluation = evaluator.evaluate(pipeline, self.accelerator, self.objective.sampling_defaults())
-            if self.accelerator.is_main_process and self._real_scores is None:
-                self._real_scores = evaluator.score_real(self.dataset, self.accelerator).scores
+            try:
+                evaluation = evaluator.evaluate(pipeline, self.accelerator, self.objective.sampling_defaults(), is_shown)
+            except SamplingStopped:  # The run ends; when it goes on, this step's evaluation is due again.
+                return
+            if self._real_scores is None:
+                self._real_scores = self._score_real(evaluator, evaluation.protocol)
         self.last_evaluation = evaluation
         if self.accelerator.is_main_process:
             check_folder(self.config.output_dir)
@@ -267,6 +288,15 @@ class RunObserver:
                 },
             )
         self._write(step, images_seen, {f"evaluation/{name}": value for name, value in evaluation.scores.items()})
+
+    def _score_real(self, evaluator: Evaluator, protocol: Mapping[str, Any]) -> dict[str, float]:
+        """Scores of as many real images: those that the run had under this protocol already, else computed by all processes."""
+        known: dict[str, float] | None = None
+        if self.accelerator.is_main_process:
+            known = read_real_scores(self.config.output_dir, protocol)
+        if self.accelerator.num_processes > 1:
+            known = gather_local(known)[0]
+        return evaluator.score_real(self.dataset, self.accelerator).scores if known is None else known
 
     def is_grid_due(self, step: int) -> bool:
         """True at every ``sample_interval_steps``-th step and at the end of the run."""

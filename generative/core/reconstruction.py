@@ -13,7 +13,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from generative.core.errors import UserError
-from generative.core.evaluation import Evaluation, Evaluator, gather_local
+from generative.core.evaluation import Evaluation, Evaluator
+from generative.core.scoring_passes import gather_local
 from generative.core.seeding import keyed_generator
 from generative.data.base import ImageDataset
 
@@ -190,7 +191,6 @@ class ReconstructionEvaluator(Evaluator):
         return Evaluation({FRECHET: self._frechet()}, self._protocol())
 
     def _frechet(self) -> float:
-        assert self._suite is not None
         (distance,) = self._suite.compute().values()
         return distance
 
@@ -198,12 +198,20 @@ class ReconstructionEvaluator(Evaluator):
         """The metric with the features of the originals, those that are reconstructed and no others."""
         if not self._has_reference:
             self.prepare(accelerator, progress)
-            assert self._suite is not None
             self._has_reference = True
             for indices in self._batches(accelerator):
                 self._suite.update(self.data.images(indices), real=True, indices=indices)
-        assert self._suite is not None
         return self._suite
+
+    @property
+    def _suite(self) -> MetricSuite:
+        """The one network and its one metric."""
+        assert self._suites is not None
+        return self._suites[0]
+
+    def directions(self) -> dict[str, bool]:
+        """Nothing: the scores have names of their own."""
+        return {}
 
     def _batches(self, accelerator: Accelerator) -> list[Tensor]:
         """This process's share of the images, by index."""
@@ -211,7 +219,6 @@ class ReconstructionEvaluator(Evaluator):
         return list(mine.split(self.batch_size))
 
     def _protocol(self) -> dict[str, Any]:
-        assert self._suite is not None
         return {
             **self._suite.protocol,
             "reference": f"{type(self.data).__name__} {self.data.fingerprint}",

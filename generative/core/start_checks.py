@@ -71,6 +71,11 @@ def check_sampling(objective: Objective, evaluator: Evaluator | None = None) -> 
     pipeline.check_options(**options)
     if evaluator is not None:
         evaluator.check_pipeline(pipeline)
+        try:
+            pipeline.check_options(**{**options, **evaluator.sampling})
+        except UserError as error:
+            raise UserError(f"evaluation.sampling: {error}") from error
+        options |= {name: value for name, value in evaluator.sampling.items() if name == "guidance_scale"}
     scale = options.get("guidance_scale", 1)
     if objective.label_dropout == 0 and any(each != 1 for each in (scale if isinstance(scale, Sequence) else [scale])):
         raise UserError(
@@ -83,10 +88,11 @@ def check_scoring_network(objective: Objective, evaluator: Evaluator | None) -> 
     """Refuse scores by a network that the training itself looks through: they would flatter the generator.
 
     Raises:
-        UserError: If the evaluation's extractor is one of the objective's ``loss_extractors``.
+        UserError: If a network of the evaluation is one of the objective's ``loss_extractors``.
     """
-    if evaluator is not None and evaluator.extractor in objective.loss_extractors:
+    seen = [name for name in (() if evaluator is None else evaluator.networks()) if name in objective.loss_extractors]
+    if seen:
         raise UserError(
-            f"evaluation extractor '{evaluator.extractor}' is the network that the discriminator or a loss looks through, so its "
+            f"evaluation extractor '{seen[0]}' is the network that the discriminator or a loss looks through, so its "
             "scores would flatter the generator; choose another extractor"
         )

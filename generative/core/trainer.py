@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from generative.core import checkpoint as ckpt
 from generative.core.best import BestCheckpoint
+from generative.core.early_stop import EarlyStop
 from generative.core.ema import start_average, update_average
 from generative.core.ema_snapshots import EMASnapshotWriter
 from generative.core.errors import RunError, UserError
@@ -25,7 +26,7 @@ from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.initial_weights import start_from
 from generative.core.links import link_duplicates, link_folder
 from generative.core.lock import check_folder, hold_folder, release_folder
-from generative.core.logging import progress_interval
+from generative.core.logging import FEATURES_FOLDER, progress_interval
 from generative.core.objective import Objective
 from generative.core.observer import RunObserver
 from generative.core.resuming import check_state
@@ -81,13 +82,11 @@ class Trainer:
         self.config = config
         self.accelerator = accelerator
         self.seed = seed
-        if config.evaluate_interval_steps and evaluator is None:
-            raise UserError("trainer.evaluate_interval_steps is set but there is no evaluation; add an `evaluation` section")
-        if config.keep_best and evaluator is None:
-            raise UserError("trainer.keep_best is set but there is no evaluation; add an `evaluation` section")
+        for name in ("evaluate_interval_steps", "evaluate_interval_images", "keep_best"):
+            if getattr(config, name) and evaluator is None:
+                raise UserError(f"trainer.{name} is set but there is no evaluation; add an `evaluation` section")
         check_scoring_network(objective, evaluator)
         check_sampling(objective, evaluator)
-        self.best = BestCheckpoint(config.output_dir, config.keep_best) if config.keep_best else None
         self.step = 0
         self.phases = objective.phases()
         self.repeats = max(phase.repeats for phase in self.phases)
@@ -103,6 +102,7 @@ class Trainer:
         self.snapshots = self._snapshot_writer()
         self.observer = RunObserver(objective, dataset, config, accelerator, seed, evaluator, self.total_steps)
         self._stop_signal: int | None = None
+        self._leaves = False
         self._saved_step: int | None = None
         self._draw_error: UserError | RunError | None = None
         self._pipeline: ImagePipeline | None = None
@@ -110,6 +110,14 @@ class Trainer:
         self._build_optimizers()
         if evaluator is not None:
             evaluator.prepare_or_skip(accelerator, dataset)
+            evaluator.features_root = config.output_dir / FEATURES_FOLDER
+            evaluator.should_stop = lambda: self._stop_signal is not None
+        self.best: BestCheckpoint | None = None
+        if evaluator is not None and config.keep_best:
+            self.best = BestCheckpoint(config.output_dir, config.keep_best, evaluator.directions())
+        self.early_stop: EarlyStop | None = None
+        if self.best is not None and config.patience is not None:
+            self.early_stop = EarlyStop(self.best.score, self.best.sign, config.patience)
         self.runner = PhaseRunner(
             objective, self.optimizers, accelerator, seed, config.gradient_accumulation_steps, config.max_grad_norm
         )
@@ -230,6 +238,8 @@ class Trainer:
             best = self.best.start(self.observer.log_file.kept)
             if best is not None and self.accelerator.is_main_process:
                 self.best.keep(best)
+        if self.early_stop is not None:
+            self.early_stop.start(self.observer.log_file.kept)
         loader = build_loader(
             self.dataset,
             seed=self.seed,
@@ -274,9 +284,13 @@ class Trainer:
             if self.step >= self.total_steps:
                 self.observer.sample_grid(self.step, self.sampling_pipeline)
                 self._evaluate_if_due()
+            elif self.is_stopped_early:
+                self.observer.sample_grid(self.step, self.sampling_pipeline, only_if_missing=True)
 
     def _batches_of_steps(self, batches: Iterator[Batch], watch: WorkerWatch) -> Iterator[list[list[Batch]]]:
         """Micro-batches of each step to the end of the run, or until all processes leave the loop, at the same step."""
+        if self._leaves:
+            return
         vote = StopVote(self.accelerator.device)
 
         def draw() -> list[list[Batch]]:
@@ -292,6 +306,10 @@ class Trainer:
                 return
             ahead = draw() if vote.is_late and remaining > 1 else None
             yield drawn
+            if self._leaves:
+                if ahead is not None:
+                    vote.read()  # The others have posted theirs too; none must be under way when the group ends.
+                return
             if remaining > 1:
                 drawn = draw() if ahead is None else ahead
 
@@ -335,10 +353,8 @@ class Trainer:
             self._snapshot_if_due()
         if self.step == self.total_steps:
             return
-        checkpoint, evaluation = (
-            interval is not None and self.step % interval == 0
-            for interval in (config.checkpoint_interval_steps, config.evaluate_interval_steps)
-        )
+        checkpoint = config.checkpoint_interval_steps is not None and self.step % config.checkpoint_interval_steps == 0
+        evaluation = self.observer.is_evaluation_due(self.step, self.images_seen)
         grid = self.observer.is_grid_due(self.step)
         with self.observer.paused_clock():
             if checkpoint or grid or evaluation:
@@ -364,10 +380,16 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         before = self.observer.last_evaluation
-        self.observer.evaluate_if_due(self.step, self.images_seen, self.sampling_pipeline)
+        if not self.observer.evaluate_if_due(self.step, self.images_seen, self.sampling_pipeline):
+            # No further step: when the run goes on, it begins with this evaluation.
+            self._leaves = True
+            self._stop_signal = max(signal or 0 for signal in gather_object([self._stop_signal])) or None
         evaluation = self.observer.last_evaluation
         if self.best is not None and evaluation is not None and evaluation is not before:
             self._keep_best(self.best, evaluation)
+            if self.early_stop is not None:
+                self.early_stop.update(self.step, evaluation.scores.get(self.early_stop.score))
+        self._leaves = self._leaves or self.is_stopped_early
 
     def _keep_best(self, best: BestCheckpoint, evaluation: Evaluation) -> None:
         """Keep this step's checkpoint if its score is the best so far; an untrained network's is not kept."""
@@ -420,6 +442,16 @@ class Trainer:
     def stopped_by(self) -> int | None:
         """Number of the signal that ended ``fit`` early, if any."""
         return self._stop_signal
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether the run has ended before its last step, for want of improvement."""
+        return self.early_stop is not None and self.early_stop.is_reached and self.step < self.total_steps
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are done, and the evaluation at the end, if there is one, was not stopped."""
+        return self.step >= self.total_steps and not self.observer.is_evaluation_owed(self.step)
 
     # ------------------------------------------------------------------ checkpoints
 

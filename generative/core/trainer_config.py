@@ -38,10 +38,14 @@ class TrainerConfig:
         log_interval_steps: Steps between entries of metrics.jsonl and TensorBoard.
         sample_interval_steps: Steps between sample grids; null for the end only.
         evaluate_interval_steps: Steps between evaluations (step 0 included); null for the end only.
+        evaluate_interval_images: Training images between evaluations, in the place of steps: at the first step that passes a
+            multiple of it.
         checkpoint_interval_steps: Steps between checkpoints; null for the end only.
         keep_last_checkpoints: Older checkpoints are deleted; null keeps all.
         keep_best: Name of a score, such as ``frechet_distance``: the checkpoint of its best evaluation is kept as
             ``checkpoint-best``, however old it becomes. Null for none.
+        patience: End the run after so many evaluations in which ``keep_best``'s score has not improved; null for never. A run
+            that ended so goes on with more.
         ema_snapshot_interval_images: Images between snapshots of the power-function averages (``PowerEMA``), kept for good in
             ``ema-snapshots/``, of which `generative posthoc-ema` makes averages of any length; null for none.
         ema_snapshot_dtype: Precision of the weights in the snapshots, ``float16`` or ``float32``.
@@ -65,9 +69,11 @@ class TrainerConfig:
     log_interval_steps: int = 50
     sample_interval_steps: int | None = None
     evaluate_interval_steps: int | None = None
+    evaluate_interval_images: int | None = None
     checkpoint_interval_steps: int | None = 1000
     keep_last_checkpoints: int | None = 2
     keep_best: str | None = None
+    patience: int | None = None
     ema_snapshot_interval_images: int | None = None
     ema_snapshot_dtype: SnapshotType = "float16"
     grid_images_per_class: int = 10
@@ -82,6 +88,8 @@ class TrainerConfig:
             "log_interval_steps",
             "sample_interval_steps",
             "evaluate_interval_steps",
+            "evaluate_interval_images",
+            "patience",
             "checkpoint_interval_steps",
             "keep_last_checkpoints",
             "ema_snapshot_interval_images",
@@ -91,6 +99,20 @@ class TrainerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"trainer.{name} must be at least 1, got {value}")
+        if self.evaluate_interval_steps and self.evaluate_interval_images:
+            raise UserError(
+                f"trainer.evaluate_interval_steps is {self.evaluate_interval_steps} and trainer.evaluate_interval_images "
+                f"{self.evaluate_interval_images}; give one of them, the other as null"
+            )
+        if self.patience is not None and self.keep_best is None:
+            raise UserError(
+                f"trainer.patience is {self.patience} but no score is named whose improvement it waits for; set trainer.keep_best"
+            )
+        if self.patience is not None and self.evaluate_interval_steps is None and self.evaluate_interval_images is None:
+            raise UserError(
+                f"trainer.patience is {self.patience} but evaluations are at the end only; set trainer.evaluate_interval_images "
+                "or trainer.evaluate_interval_steps"
+            )
         if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
             raise UserError(f"trainer.max_grad_norm must be above 0, or null for no clipping, got {self.max_grad_norm}")
         if self.num_workers < 0:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from generative.core.best import is_higher_better
+from generative.core.errors import UserError
 from generative.report.collect import Run
 from pipelines import options_classes
 
@@ -109,7 +111,7 @@ class Score:
         return f'{escape(self.title)}&nbsp;<span class="arrow" title="{self.better} is better">{ARROWS[self.better]}</span>'
 
 
-FRECHET = Score(("frechet_distance", "fid", "sfid"), "Fr\u00e9chet distance", "lower")
+FRECHET = Score(("frechet_distance", "fid"), "Fr\u00e9chet distance", "lower")
 ACCURACY = Score(("classification_accuracy",), "Classification accuracy", "higher", format_percent)
 PRECISION = Score(("precision",), "Precision", "higher", format_share)
 RECALL = Score(("recall",), "Recall", "higher", format_share)
@@ -131,15 +133,28 @@ KNOWN_SCORES = (
     Score(("inception_score", "inception_score_mean"), "Inception Score", "higher", spread="inception_score_std"),
     ACCURACY,
     Score(("noised_accuracy",), "Accuracy on noised images", "higher", format_percent),
+    Score(("sfid",), "sFID", "lower"),
+    Score(("fd_dinov2",), "FD-DINOv2", "lower"),
+    Score(("clip_fid",), "CLIP-FID", "lower"),
+    Score(("am_score",), "AM score", "lower"),
+    Score(("mind",), "MIND", "lower"),
 )
 
 
 def present_scores(runs: Sequence[Run]) -> list[Score]:
-    """The scores that any run has; a name we do not know is shown as it stands, without an arrow."""
+    """The scores that any run has; one without a title is shown by its name, without an arrow if its direction is not known."""
     names = dict.fromkeys(name for run in runs for name in [*run.scores, *run.real_scores])
     known = {name for score in KNOWN_SCORES for name in (*score.keys, score.spread)}
-    others = [Score((name,), name.replace("_", " "), None) for name in names if name not in known]
+    others = [Score((name,), name.replace("_", " "), direction(name)) for name in names if name not in known]
     return [score for score in KNOWN_SCORES if any(key in names for key in score.keys)] + others
+
+
+def direction(name: str) -> str | None:
+    """Which direction of a score is better, if its name tells."""
+    try:
+        return "higher" if is_higher_better(name) else "lower"
+    except UserError:
+        return None
 
 
 def protocol_groups(runs: Sequence[Run]) -> list[list[Run]]:
@@ -280,30 +295,15 @@ def protocol_section(runs: Sequence[Run]) -> str:
 def protocol_facts(group: Sequence[Run]) -> list[tuple[str, str]]:
     """What the scores of these runs depend on: what it is, and the facts in words."""
     protocol = group[0].protocol
-    digest = str(protocol.get("weights_sha256") or "unknown")
     reference = shorten_hashes(str(protocol.get("reference") or "unknown reference"))
-    facts = [
-        ("features", f"{protocol.get('extractor', 'an unknown network')} (weights sha256 {digest[:SHOWN_HASH_DIGITS]})"),
-        (
-            "input",
-            f"images brought to {protocol.get('input_size', '?')} px by the resizer \u201c{protocol.get('resizer', '?')}\u201d, "
-            f"pixel values {protocol.get('normalization', 'of unknown normalisation')}",
-        ),
-        (
-            "images",
-            f"{format_any_count(protocol.get('num_fake'))} generated against {format_any_count(protocol.get('num_real'))} real "
-            f"ones ({reference})",
-        ),
-    ]
-    metrics = protocol.get("metrics")
-    for name, parameters in metrics.items() if isinstance(metrics, dict) else ():
-        if not isinstance(parameters, dict):
-            continue
-        words = describe(parameters)
-        if name == "kid" and any("kernel_distance" in run.scores for run in group):
-            # Sets smaller than the subsets' size have one value over all pairs: the rule of the subsets is not in use.
-            words = f"{describe({'feature': parameters.get('feature')})}, unbiased over all pairs (so it can fall below 0)"
-        facts.append((METRIC_TITLES.get(str(name), str(name)), words))
+    compared = (
+        f"{format_any_count(protocol.get('num_fake'))} generated against {format_any_count(protocol.get('num_real'))} real "
+        f"ones ({reference})"
+    )
+    facts = network_facts(protocol, group, [("images", compared)])
+    others = protocol.get("other_networks")
+    for other in others if isinstance(others, list) else ():
+        facts += network_facts(other, group) if isinstance(other, dict) else []
     if protocol.get("classifier"):
         facts.append(
             (
@@ -318,11 +318,36 @@ def protocol_facts(group: Sequence[Run]) -> list[tuple[str, str]]:
     return facts + [(f"sampling of {', '.join(names)}", words) for words, names in sampling.items()]
 
 
+def network_facts(network: dict[str, Any], group: Sequence[Run], images: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """What the scores of one network depend on; what is said of the images stands between network and metrics."""
+    digest = str(network.get("weights_sha256") or "unknown")
+    facts = [
+        ("features", f"{network.get('extractor', 'an unknown network')} (weights sha256 {digest[:SHOWN_HASH_DIGITS]})"),
+        (
+            "input",
+            f"images brought to {network.get('input_size', '?')} px by the resizer \u201c{network.get('resizer', '?')}\u201d, "
+            f"pixel values {network.get('normalization', 'of unknown normalisation')}",
+        ),
+        *images,
+    ]
+    metrics = network.get("metrics")
+    for name, parameters in metrics.items() if isinstance(metrics, dict) else ():
+        if not isinstance(parameters, dict):
+            continue
+        words = describe(parameters)
+        if name == "kid" and any("kernel_distance" in run.scores for run in group):
+            # Sets smaller than the subsets' size have one value over all pairs: the rule of the subsets is not in use.
+            words = f"{describe({'feature': parameters.get('feature')})}, unbiased over all pairs (so it can fall below 0)"
+        facts.append((METRIC_TITLES.get(str(name), str(name)), words))
+    return facts
+
+
 def sampling_words(run: Run) -> str:
     """How the scored images of a run were sampled."""
     options, labels = run.protocol.get("sampling"), run.protocol.get("labels")
     words = describe(chosen(options)) if isinstance(options, dict) and options else "the pipeline's own options"
-    return f"seed {run.protocol.get('seed', 'unknown')}, {words}{f', {labels} classes' if labels else ''}"
+    precision = f", {run.protocol['sample_precision']}" if run.protocol.get("sample_precision") else ""
+    return f"seed {run.protocol.get('seed', 'unknown')}, {words}{precision}{f', {labels} classes' if labels else ''}"
 
 
 def chosen(options: dict[str, Any]) -> dict[str, Any]:

@@ -102,6 +102,7 @@ class InceptionScore(FeatureMetric):
 
     name = "inception_score"
     needs_real = False
+    higher_is_better = True
 
     def __init__(
         self,
@@ -136,6 +137,11 @@ class InceptionScore(FeatureMetric):
         """Feature, splits and shuffle seed."""
         rule = {"splits": self._num_splits()} if self.split_size is None else {"split_size": self.split_size}
         return {"feature": self.feature, **rule, "shuffle_seed": self.shuffle_seed}
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The mean over splits."""
+        return (f"{self.key}_mean",)
 
     def _num_splits(self) -> int:
         """Return the number of parts that are taken of the images met so far."""

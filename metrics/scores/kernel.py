@@ -363,6 +363,11 @@ class KernelDistance(FeatureMetric):
             "seed": self.seed,
         }
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The mean over subsets, or the one value of small sets."""
+        return ("kernel_distance_mean", "kernel_distance")
+
     def compute(self) -> dict[str, float]:
         """Return KID over subsets, or the one unbiased value for small sets."""
         real, fake = self.features(True), self.features(False)

@@ -81,6 +81,7 @@ class PrecisionRecall(FeatureMetric):
     """Precision, recall, density and coverage."""
 
     name = "precision_recall"
+    higher_is_better = True
 
     def __init__(self, feature: str | None = None, k: int = _DEFAULT_K) -> None:
         super().__init__(feature)
@@ -92,6 +93,11 @@ class PrecisionRecall(FeatureMetric):
     def parameters(self) -> dict[str, Any]:
         """Feature and neighbourhood."""
         return {"feature": self.feature, "k": self.k}
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The four shares."""
+        return ("precision", "recall", "density", "coverage")
 
     def least_images(self, real: bool) -> int:
         """Return one more than k: every image needs a k-th neighbour in its own set."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,12 +17,12 @@ from metrics.extraction import check_finite, map_on_cores, microbatch_size, num_
 from metrics.files.feature_cache import TILE_IMAGES, FeatureCache, Tile, tile_content
 from metrics.metric import Metric, side_name
 from metrics.scoring.pieces import Piece, Stored, TileContents, split_batches, work_bytes
+from metrics.scoring.shares import Share, joined_sha256, neighbours, tiles_of_process
 from metrics.software import software_fingerprint
 from metrics.sources import ImageBatch, ImageSource
 from metrics.sources.base import pixel_digest
 from metrics.suite import MetricSuite
 
-_MAX_CLASS_DIGITS = 18  # 10^18 < 2^62, where the numbers of names start.
 _COSTLY_TILE_IMAGES = 32  # What a generator samples may take seconds an image: lose less of it.
 _PIECE_BYTES = 40 << 20  # Pixels that a core is given at once: of large images few, and one at least.
 _MOST_PIECES = 8  # Of that size, that all cores are given at once.
@@ -65,6 +64,7 @@ class Extraction:
         cache: Where features are kept; None to keep none.
         same_size_for: Name of the protocol that needs images of one size, or None.
         progress: Whether to show a bar; None shows it on a terminal only.
+        keep_bar: Whether the bar stays when all is done.
     """
 
     batch_size: int
@@ -73,6 +73,7 @@ class Extraction:
     cache: FeatureCache | None = None
     same_size_for: str | None = None
     progress: bool | None = None
+    keep_bar: bool = True
 
     def run(self, consumers: Sequence[Consumer], source: ImageSource, real: bool) -> Extracted:
         """Run every image of ``source`` through the networks and give the features to the metrics, on all processes.
@@ -81,10 +82,18 @@ class Extraction:
             ValueError: If an image can't be read, has a size that the protocol forbids, or makes a feature infinite; on
                 every process if on one.
         """
-        share = _Share()
+        share = Share()
+        run: _Run | None = None
         error: Exception | None = None
         try:
-            self._run_share(consumers, source, real, share)
+            run = self._plan(consumers, source, real)
+        except (ValueError, TypeError, OSError) as caught:
+            error = caught
+        self.processes.agree(error)
+        assert run is not None
+        done = self._done(run)
+        try:
+            self._run_share(run, done, share)
         except (ValueError, TypeError, OSError) as caught:
             error = caught
         self.processes.agree(error)
@@ -102,29 +111,41 @@ class Extraction:
             num_images=sum(part.num_read for part in everyone),
             num_skipped=sum(part.num_expected - part.num_read for part in everyone),
             skipped=[name for part in everyone for name in part.skipped],
-            pixels_sha256=hashlib.sha256(b"".join(part.digests for part in everyone)).hexdigest(),
+            pixels_sha256=joined_sha256(everyone),
         )
 
-    def _run_share(self, consumers: Sequence[Consumer], source: ImageSource, real: bool, share: _Share) -> None:
-        """Run this process's share of the images, and note in ``share`` what was met."""
+    def _plan(self, consumers: Sequence[Consumer], source: ImageSource, real: bool) -> _Run:
         most = _COSTLY_TILE_IMAGES if source.is_costly else TILE_IMAGES
         tile_images = max(1, min(most, -(-len(source) // self.processes.count)))
-        num_tiles = -(-len(source) // tile_images)
-        mine = self.processes.share(num_tiles)
-        share.num_expected = max(0, min(mine.stop * tile_images, len(source)) - mine.start * tile_images)
-        run = _Run(self, consumers, source, tile_images, side_name(real))
+        return _Run(self, consumers, source, tile_images, real)
+
+    def _done(self, run: _Run) -> set[int]:
+        """Return the tiles that all processes take for cached, of a source whose other tiles are to be shared by themselves.
+
+        Else a run of an interrupted one's processes, or of more, would leave some with nothing to do and others with it all.
+        """
+        if self.cache is None or not run.source.is_costly or self.processes.count == 1:
+            return set()
+        return set(self.processes.gather(run.complete())[0])
+
+    def _run_share(self, run: _Run, done: set[int], share: Share) -> None:
+        """Run this process's share of the images, and note in ``share`` what was met."""
+        consumers, source, tile_images = run.consumers, run.source, run.tile_images
+        mine = tiles_of_process(self.processes, -(-len(source) // tile_images), done)
+        share.num_expected = sum(len(run.places(number)) for number in mine)
         is_hidden = _is_hidden(self.progress, self.processes)
-        with tqdm(total=share.num_expected, desc=str(source.path), unit="img", disable=is_hidden) as bar:
-            for number, tiles in run.tiles(mine):
+        total, name = share.num_expected, str(source.path)
+        with tqdm(total=total, desc=name, unit="img", disable=is_hidden, leave=self.keep_bar) as bar:
+            for number, tiles in (pair for part in neighbours(mine) for pair in run.tiles(part)):
                 for consumer, tile in zip(consumers, tiles, strict=True):
                     places = torch.tensor(tile.indices, dtype=torch.int64)
                     names = None if tile.labels is None else source.named(tile.labels)
-                    consumer.suite.add(tile.features, real, places, share.class_numbers(names), consumer.metrics)
+                    consumer.suite.add(tile.features, run.real, places, share.class_numbers(names), consumer.metrics)
                 share.num_read += len(tiles[0].indices)
-                share.digests += bytes.fromhex("".join(tiles[0].digests))
+                share.digests[number] = bytes.fromhex("".join(tiles[0].digests))
                 share.sizes = {**tiles[0].sizes, **share.sizes}
                 self._check_sizes(share.sizes, source)
-                bar.update(min((number + 1) * tile_images, len(source)) - number * tile_images)
+                bar.update(len(run.places(number)))
         share.skipped = source.skipped
 
     def _check_sizes(self, sizes: Mapping[str, int], source: ImageSource) -> None:
@@ -138,37 +159,17 @@ class Extraction:
         )
 
 
-@dataclass
-class _Share:
-    """What one process met in its part of an image set."""
-
-    num_expected: int = 0
-    num_read: int = 0
-    digests: bytearray = field(default_factory=bytearray)  # 32 bytes an image: of millions it must stay small.
-    sizes: dict[str, int] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-    class_names: dict[int, str] = field(default_factory=dict)
-
-    def class_numbers(self, names: list[str] | None) -> Tensor | None:
-        """Return the classes' numbers (B,) int64, and remember which name each stands for."""
-        if names is None:
-            return None
-        numbers = [class_number(name) for name in names]
-        self.class_names.update(zip(numbers, names, strict=True))
-        return torch.tensor(numbers, dtype=torch.int64)
-
-
 class _Run:
     """One pass over one image set: tiles that are cached are read, the others computed and written."""
 
     def __init__(
-        self, extraction: Extraction, consumers: Sequence[Consumer], source: ImageSource, tile_images: int, side: str
+        self, extraction: Extraction, consumers: Sequence[Consumer], source: ImageSource, tile_images: int, real: bool
     ) -> None:
         self.extraction = extraction
         self.consumers = consumers
         self.source = source
         self.tile_images = tile_images
-        self.side = side
+        self.real = real
         self.folders: list[dict[str, Path]] = []
         self.kept: list[set[int]] = []  # Tiles that each consumer may find, if the images are still those.
         self.contents = TileContents(source, tile_images, extraction.num_workers)
@@ -179,6 +180,10 @@ class _Run:
                 folders = {name: extraction.cache.folder(identity, key, tile_images) for name, key in keys.items()}
                 self.folders.append(folders)
                 self.kept.append(extraction.cache.tiles(folders))
+
+    def complete(self) -> list[int]:
+        """Return the tiles that the cache may have for every consumer."""
+        return sorted(set.intersection(*self.kept)) if self.kept else []
 
     def tiles(self, mine: range) -> Iterator[tuple[int, list[Tile]]]:
         """Yield this process's tiles in order, one ``Tile`` per consumer."""
@@ -206,11 +211,12 @@ class _Run:
         tiles = [cache.read(folders, number, content) for folders in self.folders]
         if not self.source.skip_corrupt:
             # A run that skipped damaged images left gaps; this one has to meet them and say so.
-            whole = len(self._places(number))
+            whole = len(self.places(number))
             tiles = [tile if tile is not None and len(tile.indices) == whole else None for tile in tiles]
         return Stored(tiles, content)
 
-    def _places(self, number: int) -> range:
+    def places(self, number: int) -> range:
+        """Return the places of a tile's images."""
         return range(number * self.tile_images, min((number + 1) * self.tile_images, len(self.source)))
 
     def _may_be_complete(self, number: int) -> bool:
@@ -252,7 +258,7 @@ class _Run:
                 features.append(None)
                 continue
             found = consumer.suite.extraction(batch.images, _features(consumer))
-            check_finite(found, batch.indices, self.side, consumer.suite.extractor)
+            check_finite(found, batch.indices, side_name(self.real), consumer.suite.extractor)
             features.append(found)
         sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in batch.images]
         digests = [pixel_digest(image).hex() for image in batch.images]
@@ -290,17 +296,7 @@ class _Run:
         """Return the digest of all that a tile was decoded from, with what could not be."""
         skipped = self.source.skipped_contents
         read = [pair for piece in pieces for pair in zip(piece.indices, piece.contents, strict=True)]
-        return tile_content(read + [(place, skipped[place]) for place in self._places(number) if place in skipped])
-
-
-def class_number(name: str) -> int:
-    """Return a number for a class that is the same on every side and in every process, whichever classes it meets.
-
-    A number stands for itself; of a name it is 62 bits of its sha256 above all such numbers.
-    """
-    if name.isascii() and name.isdigit() and len(name) <= _MAX_CLASS_DIGITS:
-        return int(name)
-    return 1 << 62 | int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 2
+        return tile_content(read + [(place, skipped[place]) for place in self.places(number) if place in skipped])
 
 
 def _cache_key(suite: MetricSuite, feature: str) -> dict[str, Any]:

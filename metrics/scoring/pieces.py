@@ -60,6 +60,7 @@ class TileContents:
         """End the threads that read."""
         if isinstance(self._stream, Generator):
             self._stream.close()
+        self._next = -1
 
 
 def split_batches(batches: Iterator[ImageBatch], tile_images: int, size: int, limit: int | None) -> Iterator[ImageBatch]:

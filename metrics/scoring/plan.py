@@ -84,21 +84,25 @@ def _check_duration(subsets: int, subset_size: int) -> None:
         )
 
 
-def plan_suites(names: Sequence[str], options: ScoreOptions, collect: bool = False) -> list[MetricSuite]:
+def plan_suites(
+    names: Sequence[str], options: ScoreOptions, collect: bool = False, resizer: str | None = None
+) -> list[MetricSuite]:
     """Build one suite per network and resizer, in the order of the names.
 
     Args:
         names: From ``score_names``.
         options: What is asked for.
         collect: Whether each suite also keeps the features themselves.
+        resizer: Of the scores whose definition names none, in the place of the protocol's; None for the protocol's.
     """
     groups: dict[tuple[str, str | None], list[str]] = {}
     for name in names:
-        groups.setdefault((extractor_of(name, options), resizer_of(name, options)), []).append(name)
+        chosen = registry.SCORES[name].resizer or resizer or resizer_of(name, options)
+        groups.setdefault((extractor_of(name, options), chosen), []).append(name)
     weights = parse_weights(options.weights, [extractor for extractor, _ in groups])
     built: dict[str, FeatureExtractor] = {}
     suites = []
-    for (extractor, resizer), group in groups.items():
+    for (extractor, chosen), group in groups.items():
         if extractor not in built:
             built[extractor] = build_extractor(
                 extractor,
@@ -109,7 +113,7 @@ def plan_suites(names: Sequence[str], options: ScoreOptions, collect: bool = Fal
         metrics: list[Metric] = [plan_metric(name, options) for name in group]
         if collect:
             metrics += _collectors(metrics, built[extractor])
-        suites.append(MetricSuite(metrics, built[extractor], resizer, options.batch_size, precision=options.precision))
+        suites.append(MetricSuite(metrics, built[extractor], chosen, options.batch_size, precision=options.precision))
     return suites
 
 

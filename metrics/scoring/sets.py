@@ -15,7 +15,7 @@ from metrics.scoring.image_sets import ImageSet
 from metrics.scoring.plan import network_notes, plan_suites, protocol, spelling_notes
 from metrics.scoring.prepare import SampleSet, check_sets, consumers_of, open_all, refusals, require_scores
 from metrics.scoring.report import Report, Result
-from metrics.suite import MetricSuite
+from metrics.suite import MetricSuite, name_among
 
 _SHOWN_NAMES = 5
 #: What a set may fail with; anything else is a fault of ours and ends the run.
@@ -150,7 +150,7 @@ def _compute(suite: MetricSuite, each: SampleSet) -> None:
             continue
         own.update(found)
         for key, value in found.items():
-            result.scores[key if key not in result.scores else f"{key}_{suite.extractor.name}"] = value
+            result.scores[name_among(key, result.scores, suite)] = value
 
 
 def _agree(error: Exception | None, result: Result, processes: Processes) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from metrics.cli import main
+from metrics.distributed import Processes
+from metrics.scoring.shares import neighbours, tiles_of_process
 
 _ROOT = Path(__file__).parents[2]
 _TIMEOUT_SECONDS = 120
@@ -287,3 +289,15 @@ def test_torchrun(folders: dict[str, str], cases: dict[str, Case], tmp_path: Pat
     assert done.returncode == 0, done.stderr
     code, out, err = _alone("labels", cases, folders, tmp_path / "other", capsys)
     assert json.loads(done.stdout)["scores"] == pytest.approx(json.loads(out)["scores"], rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("done", [set(), {0, 1, 2, 3}, {1, 4, 9}, set(range(11))], ids=len)
+def test_what_is_left_of_a_stopped_run_is_shared_evenly(count: int, done: set[int]) -> None:
+    """Every tile is some process's, and none has to do more than another by more than one."""
+    mine = [tiles_of_process(Processes(rank, count), 11, done) for rank in range(count)]
+    assert sorted(tile for tiles in mine for tile in tiles) == list(range(11))
+    left = [len(set(tiles) - done) for tiles in mine]
+    assert max(left) - min(left) <= 1
+    for tiles in mine:
+        assert [tile for part in neighbours(tiles) for tile in part] == tiles

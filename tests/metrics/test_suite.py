@@ -15,7 +15,7 @@ from metrics.metric import FeatureMetric, SmallSampleWarning
 from metrics.scores.inception_score import InceptionScore
 from metrics.scores.kernel import KernelDistance
 from metrics.scores.moments import MomentAccumulator
-from metrics.suite import MetricSuite, score_images
+from metrics.suite import MetricSuite, build_metric, directions, score_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::metrics.metric.SmallSampleWarning")
 _ALL = ["frechet", "kid", "precision_recall", "inception_score"]
@@ -320,3 +320,20 @@ def test_small_samples_warn(tiny_extractor, sets) -> None:
     suite.update(sets[1], real=False)
     with pytest.warns(SmallSampleWarning, match="5 real images are fewer than the 12 feature dimensions"):
         suite.compute()
+
+
+def test_metrics_know_which_of_their_numbers_are_better_when_higher(tiny_extractor, smooth_images) -> None:
+    """Whatever is computed is among the names said before, but for deviations and errors."""
+    names = ["fid", "fid-infinity", "class-fid", "is", "am", "kid", "cmmd", "cmmd-unbiased", "mind", "prc"]
+    suite = MetricSuite(names, tiny_extractor)
+    suite.metrics += [build_metric("kid", subset_size=10, feature="logits"), build_metric("fid", feature="logits")]
+    for metric in suite.metrics[-2:]:
+        metric.bind(tiny_extractor)
+    labels = torch.arange(30) % 3
+    for real in (True, False):
+        suite.update(smooth_images(30, 8, 8, seed=int(real)), real, labels=labels)
+    known = directions([suite])
+    scores = {name for name in suite.compute() if not name.endswith(("_std", "_stderr"))}
+    assert {"classifier_score_mean", "kernel_distance_mean", "frechet_distance_logits", "am_score"} <= scores <= set(known)
+    higher = {name for name in scores if known[name]}
+    assert higher == {"classifier_score_mean", "precision", "recall", "density", "coverage"}

@@ -11,6 +11,7 @@ import pytest
 
 from generative.core import checkpoint as ckpt
 from generative.core.best import BEST_CHECKPOINT, HIGHER_IS_BETTER, LOWER_IS_BETTER, BestCheckpoint, is_higher_better
+from generative.core.early_stop import EarlyStop
 from generative.core.errors import UserError
 from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.trainer import Trainer
@@ -89,9 +90,46 @@ def test_a_kill_before_the_best_was_kept(toy: ModuleType, tmp_path: Path) -> Non
     assert best_step(tmp_path) == 3
 
 
+def test_a_run_without_improvement_ends(toy: ModuleType, tmp_path: Path) -> None:
+    """The best is at step 3; step 5, whose score is NaN, is the second after it."""
+    run = tmp_path / "run"
+    trainer = build(toy, run, patience=2)
+    trainer.fit()
+    assert trainer.step == 5 and trainer.is_stopped_early and trainer.stopped_by is None
+    assert ckpt.list_checkpoints(run)[-1].name == "checkpoint-00000005" and best_step(run) == 3
+    assert (run / "samples" / "step-00000005.png").is_file()
+    again = build(toy, run, patience=2)
+    again.fit(ckpt.resolve_checkpoint(run, "latest"))
+    assert again.step == 5 and again.is_stopped_early, "no more patience, no more steps"
+    assert again.early_stop is not None
+    assert again.early_stop.describe() == "frechet_distance has not improved in 2 evaluations, since step 3 (3)"
+    more = build(toy, run, patience=4)
+    more.fit(ckpt.resolve_checkpoint(run, "latest"))
+    assert more.step == 6 and not more.is_stopped_early and best_step(run) == 3
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_patience_counts_evaluations_since_the_best(sign: float) -> None:
+    stop = EarlyStop("fid", sign, patience=3)
+    stop.start([{"step": 0, "evaluation/fid": -99 * sign}, {"step": 2}, {"step": 1, "evaluation/fid": -sign}])
+    assert (stop.best, stop.best_step, stop.waited) == (-sign, 1, 0), "an untrained network's is no best"
+    for step, value, waited in ((3, -sign, 1), (4, float("nan"), 2), (5, sign, 0), (6, None, 1), (7, 0.0, 2), (8, 0.0, 3)):
+        assert not stop.is_reached
+        stop.update(step, value)
+        assert stop.waited == waited
+    assert stop.is_reached
+    never = EarlyStop("fid", sign, patience=1)
+    never.update(1, None)
+    assert never.describe() == "fid has not improved in 1 evaluations, at all"
+
+
 def test_mistakes(toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="keep_best must be the name of a score .*, got 'beauty'"):
         build(toy, tmp_path, keep_best="beauty")
+    with pytest.raises(UserError, match="patience is 2 but no score is named .*; set trainer.keep_best"):
+        build(toy, tmp_path, keep_best=None, patience=2)
+    with pytest.raises(UserError, match="patience is 2 but evaluations are at the end only"):
+        build(toy, tmp_path, evaluate_interval_steps=None, patience=2)
     with pytest.raises(UserError, match="keep_best is set but there is no evaluation"):
         toy.build_trainer(toy.denoiser(), tmp_path, keep_best="fid")
     with pytest.raises(UserError, match="has no score 'recall' for trainer.keep_best, it has frechet_distance"):
@@ -111,4 +149,6 @@ def test_directions() -> None:
     for score in KNOWN_SCORES:
         for key in score.keys:
             assert is_higher_better(key) == (score.better == "higher")
+    assert is_higher_better("classifier_score_mean") and is_higher_better("precision_resnet9")
+    assert not is_higher_better("representation_distance") and not is_higher_better("frechet_distance_dinov2-vit-l-14")
     assert not is_higher_better("class_fd_dinov2") and not is_higher_better("cmmd_unbiased")

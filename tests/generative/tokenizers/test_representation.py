@@ -212,7 +212,7 @@ def test_a_generator_trains_and_samples(kind: str, encoder: Any, digits: DigitsD
     requests = [SampleRequest(label, 0) for label in (0, 1, 2, 3)]
     grid = objective.example_images(pipeline, requests, digits.images(range(4)), 0, 2)
     assert grid.shape == (4, 3, 8, 8) and not torch.equal(grid[0], grid[1])
-    judge: Any = type("Judge", (), {"extractor": "resnet9"})
+    judge: Any = type("Judge", (), {"networks": staticmethod(lambda: ["resnet9"])})
     with pytest.raises(UserError, match="evaluation extractor 'resnet9' is the network that"):
         check_scoring_network(objective, judge)
 
