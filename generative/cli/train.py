@@ -13,7 +13,15 @@ from generative.cli.config import build_config, dump_config, parse_train_config
 from generative.cli.config_files import find_config, read_config
 from generative.cli.layers import SECTIONS, quoted
 from generative.cli.overrides import split_overrides
-from generative.cli.run_config import CONFIG_FILE, HISTORY_FILE, RunConfig, append_history, continue_config, describe_changes
+from generative.cli.run_config import (
+    CONFIG_FILE,
+    HISTORY_FILE,
+    RunConfig,
+    append_history,
+    continue_config,
+    describe_changes,
+    flatten,
+)
 from generative.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +39,8 @@ RUN_FILES = (
     "tensorboard",
     "ema-snapshots",
     "evaluation-features",
+    "trackers.json",
+    "wandb",
 )
 
 EPILOG = """Any value of the configuration can be overridden by its path:
@@ -150,6 +160,7 @@ def train(
     from generative.core.lock import hold_folder
     from generative.core.logging import whole_file
     from generative.core.runtime import build_accelerator
+    from generative.core.trackers import start_trackers, tracker_names
     from generative.core.trainer import Trainer
     from metrics.allocator import keep_freed_memory
 
@@ -157,7 +168,8 @@ def train(
     output_dir = Path(config.trainer.output_dir)
     if config.trainer.num_threads is not None and config.trainer.num_threads > 0:
         torch.set_num_threads(config.trainer.num_threads)
-    accelerator = build_accelerator(config.trainer.mixed_precision, logging_dir=output_dir)
+    trackers = tracker_names(config.trainer.trackers)
+    accelerator = build_accelerator(config.trainer.mixed_precision, logging_dir=output_dir, trackers=trackers)
     if accelerator.is_main_process:
         # A run killed before its first checkpoint has nothing that --resume auto could lose.
         check_output_dir(output_dir, overwrite, may_hold_run=resume is not None)
@@ -185,8 +197,7 @@ def train(
         with whole_file(output_dir / CONFIG_FILE) as partial:
             partial.write_text(resolved, encoding="utf-8")
         say_data(trainer, output_dir)
-    purge_step = trainer.step + 1 if checkpoint else None
-    accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": purge_step}})
+    start_trackers(accelerator, output_dir, flatten(config), resume_step=trainer.step if checkpoint else None)
     try:
         trainer.fit()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, evaluation.json, TensorBoard through Accelerate's trackers, and sample grids."""
+"""What a run writes down: metrics.jsonl, evaluation.json, sample grids, and the same for Accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.tracking import TensorBoardTracker
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -26,6 +25,11 @@ EVALUATION_FILE = "evaluation.json"
 DATA_FILE = "data.json"
 FEATURES_FOLDER = "evaluation-features"
 """Where an evaluation keeps features of samples until it is done."""
+
+TENSORBOARD = "tensorboard"
+"""Name of the tracker that keeps its files in the run's folder."""
+SINGLE_IMAGES = ("aim", "clearml")
+"""Trackers that take one image to a name; the others take a list."""
 
 GRID_PADDING = 2
 """Width of the lines between the images of a grid, in pixels."""
@@ -148,9 +152,12 @@ def hush_tracker_threads() -> None:
 
 def log_image(accelerator: Accelerator, name: str, image: Image.Image, step: int) -> None:
     """Send an image to those trackers that show images."""
+    pixels = np.asarray(image)  # (H, W, 3) uint8
     for tracker in accelerator.trackers:
-        if isinstance(tracker, TensorBoardTracker):
-            tracker.log_images({name: np.asarray(image)[None]}, step=step, dataformats="NHWC")
+        if tracker.name == TENSORBOARD:
+            tracker.log_images({name: pixels[None]}, step=step, dataformats="NHWC")
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({name: pixels if tracker.name in SINGLE_IMAGES else [pixels]}, step=step)
 
 
 def write_json(path: Path, content: Any) -> None:

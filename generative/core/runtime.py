@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,14 +20,17 @@ from generative.core.processes import register_process
 Precision = Literal["no", "bf16", "fp16"]
 
 
-def build_accelerator(mixed_precision: Precision = "no", logging_dir: Path | None = None) -> Accelerator:
+def build_accelerator(
+    mixed_precision: Precision = "no", logging_dir: Path | None = None, trackers: Sequence[str] = ("tensorboard",)
+) -> Accelerator:
     """Make the accelerator of this process.
 
     On a machine without CUDA several processes work with ``accelerate launch --multi_gpu --num_processes 2`` or ``torchrun``.
 
     Args:
         mixed_precision: ``no`` float32, ``bf16`` or ``fp16`` autocast.
-        logging_dir: Where TensorBoard files go; None for no tracker.
+        logging_dir: Where files of trackers go; None for no tracker.
+        trackers: Their names, see ``generative.core.trackers``.
 
     Raises:
         UserError: If fp16 is asked for without CUDA (torch would silently run float32), or if the launcher's process count and
@@ -51,7 +55,7 @@ def build_accelerator(mixed_precision: Precision = "no", logging_dir: Path | Non
         mixed_precision=mixed_precision,
         # The trainer accumulates by itself; said here, as a launcher's environment could say otherwise.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
-        log_with="tensorboard" if logging_dir else None,
+        log_with=(list(trackers) or None) if logging_dir else None,
         project_dir=str(logging_dir) if logging_dir else None,
     )
     if accelerator.num_processes != expected:

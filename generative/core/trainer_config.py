@@ -51,6 +51,8 @@ class TrainerConfig:
         ema_snapshot_dtype: Precision of the weights in the snapshots, ``float16`` or ``float32``.
         grid_images_per_class: Columns of the sample grid.
         progress: Show a progress bar.
+        trackers: Where the log, the scores and the grids are shown, names with commas or a list: ``tensorboard`` (files in the
+            run's folder), ``wandb`` and the others of Accelerate; null for none.
     """
 
     output_dir: Path
@@ -78,6 +80,7 @@ class TrainerConfig:
     ema_snapshot_dtype: SnapshotType = "float16"
     grid_images_per_class: int = 10
     progress: bool = True
+    trackers: str | list[str] | None = "tensorboard"
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
