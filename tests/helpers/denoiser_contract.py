@@ -20,6 +20,8 @@ from generative.diffusion.denoiser import DenoiserOutput
 
 NUM_CLASSES = 4
 """Of every network made here; the null label, where there is one, is the next number."""
+REPRESENTED: dict[str, Any] = {"representation_dim": 6, "class_dropout_prob": 0.1}
+"""Options of a network of representations with a null condition."""
 
 
 def parts(output: DenoiserOutput) -> list[Tensor]:
@@ -96,6 +98,93 @@ class DenoiserContract(abc.ABC):
         """A network without null condition asked without labels: it refuses, but for those whose papers take zeros for none."""
         with pytest.raises(UserError, match=f"this {type(network).__name__} has no null condition"):
             network(sample, times)
+
+    def vectors(self) -> Tensor:
+        """Three representations, standardised as RCG's are."""
+        vector = torch.randn(3, REPRESENTED["representation_dim"], generator=torch.Generator().manual_seed(3))
+        return (vector - vector.mean(1, keepdim=True)) / vector.std(1, keepdim=True)
+
+    def test_representations_take_the_place_of_classes(self) -> None:
+        vector = self.vectors()
+        for options in self.variants:
+            if not options.get("class_conditional", True):
+                continue
+            network = self.make(**(options | REPRESENTED))
+            sample, times, labels = self.inputs(network)
+            together = network(sample, times, labels, vector=vector)
+            assert together.prediction.shape == sample.shape, options
+            for row in range(3):
+                alone = network(sample[row : row + 1], times[row], labels[row : row + 1], vector=vector[row : row + 1])
+                for one, whole in zip(parts(alone), parts(together), strict=True):
+                    torch.testing.assert_close(one[0], whole[row], rtol=self.tolerance, atol=self.tolerance)
+            changed = network(sample, times, labels, vector=torch.stack([vector[0], vector[2], vector[1]])).prediction
+            torch.testing.assert_close(changed[0], together.prediction[0], rtol=self.tolerance, atol=self.tolerance)
+            for row in (1, 2):
+                assert not torch.allclose(changed[row], together.prediction[row]), options
+            # Labels tell where the null representation stands, and nothing else.
+            assert torch.equal(network(sample, times, vector=vector).prediction, together.prediction)
+            assert torch.equal(network(sample, times, labels.flip(0), vector=vector).prediction, together.prediction)
+
+    def test_the_null_label_is_the_null_representation(self) -> None:
+        network, vector = self.make(**REPRESENTED), self.vectors()
+        sample, times, _ = self.inputs(network)
+        assert network.null_label == NUM_CLASSES
+        null = network(sample, times).prediction
+        mixed = network(sample, times, torch.tensor([0, NUM_CLASSES, 1]), vector=vector).prediction
+        torch.testing.assert_close(mixed[1], null[1], rtol=self.tolerance, atol=self.tolerance)
+        assert not torch.allclose(mixed[0], null[0]) and not torch.allclose(mixed[2], null[2])
+        assert torch.equal(network(sample, times, torch.full((3,), NUM_CLASSES), vector=2 * vector).prediction, null)
+        certain = self.make(**(REPRESENTED | {"class_dropout_prob": 0.0}))
+        assert certain.null_label is None
+        given = [certain(sample, times, labels, vector=vector).prediction for labels in (None, torch.full((3,), NUM_CLASSES))]
+        assert torch.equal(*given)
+        with pytest.raises(UserError, match=f"this {type(network).__name__} is conditioned on .* no null condition; give vector"):
+            certain(sample, times)
+
+    def test_representations_that_do_not_fit_are_refused_in_one_sentence(self) -> None:
+        network, name = self.make(**REPRESENTED), type(self.make()).__name__
+        sample, times, labels = self.inputs(network)
+        for call, sentence in (
+            (
+                lambda: network(sample, times, labels, vector=torch.zeros(3, 7)),
+                rf"{name} takes representations of 6 .* got \(7,\)",
+            ),
+            (lambda: network(sample, times, labels, vector=torch.zeros(3, 6, 1)), rf"{name} takes .* of 6 .* got \(6, 1\)"),
+            (lambda: self.make()(sample, times, labels, vector=self.vectors()), f"this {name} takes no representations"),
+            (lambda: self.make(representation_dim=0), f"{name}: representation_dim must be at least 1, got 0"),
+        ):
+            with pytest.raises(UserError, match=sentence) as caught:
+                call()
+            assert "\n" not in str(caught.value)
+
+    def test_the_embedding_of_representations_learns(self) -> None:
+        network, vector = self.make(**REPRESENTED).train(), self.vectors()
+        sample, times, _ = self.inputs(network)
+        output = network(sample, times, torch.tensor([0, NUM_CLASSES, 1]), vector=vector)
+        sum(part.square().sum() for part in parts(output)).backward()
+        own = {name: value.grad for name, value in network.named_parameters() if "vector_embedding" in name}
+        assert own and all(grad is not None and bool(grad.any()) for grad in own.values()), list(own)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = network.eval()(sample, times, vector=vector).prediction.float()
+        expected = network(sample, times, vector=vector).prediction
+        half = network.to(torch.bfloat16)(sample.bfloat16(), times, vector=vector).prediction
+        for near in (mixed, half.float()):
+            assert (near - expected).norm() < 0.1 * expected.norm()
+
+    def test_configurations_from_before_representations_load_and_new_ones_keep_them(self, tmp_path: Path) -> None:
+        for name, options in (("classes", self.saved), ("representations", self.saved | REPRESENTED)):
+            network = self.make(**options)
+            network.save_pretrained(tmp_path / name)
+            config = json.loads((tmp_path / name / "config.json").read_text())
+            if name == "classes":
+                assert config.pop("representation_dim") is None
+                assert not any("vector_embedding" in key for key in network.state_dict())
+                (tmp_path / name / "config.json").write_text(json.dumps(config))
+            loaded: Any = load_network(tmp_path / name)[0].eval()
+            assert loaded.config.representation_dim == options.get("representation_dim")
+            told = {} if name == "classes" else {"vector": self.vectors()}
+            inputs = self.inputs(network)
+            assert torch.equal(loaded(*inputs, **told).prediction, network(*inputs, **told).prediction)
 
     def test_gradient_checkpointing_changes_no_gradient(self) -> None:
         gradients: list[dict[str, Tensor]] = []

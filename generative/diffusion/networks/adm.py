@@ -15,14 +15,14 @@ from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.networks.arguments import check_arguments
 from generative.diffusion.networks.checkpointing import run_block
 from generative.diffusion.networks.skips import SkipNetwork
+from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.embeddings import TimestepEmbedder
 from generative.layers.group_norm import group_norm
 from generative.layers.unet_blocks import activate, zero_initialized
 from generative.layers.unet_encoder import UNetBlocks
-from generative.layers.vector_embedding import VectorEmbedding
 
 
-class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
+class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork, ConditionedNetwork):
     """U-Net with attention at several resolutions, steered by time and class through its norms.
 
     The published ImageNet models are those of ``configs/imagenet``; as an upsampler it also reads an image of lower resolution,
@@ -105,13 +105,8 @@ class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
         self.decoder_widths = tuple(dict.fromkeys(reversed(widths)))
         read_channels = in_channels if low_resolution_size is None else 2 * in_channels
         self.timestep_embedder = TimestepEmbedder(blocks.embedding_dim, model_channels)
-        num_labels = num_classes + (class_dropout_prob > 0)
-        takes_labels = class_conditional and representation_dim is None
-        self.label_embedding = nn.Embedding(num_labels, blocks.embedding_dim) if takes_labels else None
-        self.vector_embedding: VectorEmbedding | None = None
-        if representation_dim is not None:
-            has_null = class_dropout_prob > 0
-            self.vector_embedding = VectorEmbedding(representation_dim, blocks.embedding_dim, num_classes, has_null, "ADMUNet")
+        self.label_embedding, self.vector_embedding = self.make_embeddings(blocks.embedding_dim)
+        if self.vector_embedding is not None:
             zero_initialized(self.vector_embedding.linear)  # official implementation
         self.conv_in = nn.Conv2d(read_channels, widths[0], 3, padding=1)
         self.encoder, skips = blocks.encoder()
@@ -136,11 +131,6 @@ class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
         if low_resolution_size is not None and not 1 <= low_resolution_size <= sample_size:
             raise UserError(f"ADMUNet: low_resolution_size must be in 1..{sample_size}, got {low_resolution_size}")
 
-    @property
-    def null_label(self) -> int | None:
-        """Label of the null condition, or None if the network has none."""
-        return self.config.num_classes if self.config.class_dropout_prob > 0 else None
-
     def embed(self, timestep: Tensor, class_labels: Tensor | None, batch_size: int, vector: Tensor | None = None) -> Tensor:
         """Embed timesteps (B,) and labels (B,), or representations (B, D') in their place, as (B, D); None is the null condition.
 
@@ -148,17 +138,8 @@ class ADMUNet(ModelMixin, ConfigMixin, SkipNetwork):
             UserError: If the null condition is asked of a network that has none, or representations do not fit the network.
         """
         embedding = self.timestep_embedder(timestep.reshape(-1).expand(batch_size))  # (B, D)
-        if self.vector_embedding is not None:
-            return embedding + self.vector_embedding(vector, class_labels, batch_size)
-        if vector is not None:
-            raise UserError("this ADMUNet takes no representations (representation_dim is not set)")
-        if self.label_embedding is None:
-            return embedding
-        if class_labels is None:
-            if self.null_label is None:
-                raise UserError("this ADMUNet has no null condition (class_dropout_prob is 0); give class_labels")
-            class_labels = torch.full((batch_size,), self.null_label, device=embedding.device)
-        return embedding + self.label_embedding(class_labels)
+        embedded = self.embed_labels(class_labels, batch_size, vector)
+        return embedding if embedded is None else embedding + embedded
 
     def read(self, sample: Tensor, low_resolution: Tensor | None) -> Tensor:
         """What the first convolution reads: the sample, and an upsampler's image behind it, resized bilinearly.

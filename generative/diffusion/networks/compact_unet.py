@@ -30,6 +30,7 @@ from generative.diffusion.networks.compact_blocks import (
     SeparableResidualBlock,
 )
 from generative.diffusion.networks.skips import SkipNetwork
+from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.embeddings import TimestepEmbedder
 from generative.layers.group_norm import group_norm
 from generative.layers.unet_blocks import activate, zero_initialized
@@ -38,7 +39,7 @@ EMBEDDING_RATIO = 4  # width of the time's embedding over the first resolution's
 CLASS_INIT_STD = 0.02
 
 
-class CompactUNet(ModelMixin, ConfigMixin, SkipNetwork):
+class CompactUNet(ModelMixin, ConfigMixin, SkipNetwork, ConditionedNetwork):
     """U-Net of separable convolutions whose lowest resolution alone attends to itself; the class is a few keys and values.
 
     Args:
@@ -57,6 +58,8 @@ class CompactUNet(ModelMixin, ConfigMixin, SkipNetwork):
         num_classes: Number of classes; the label ``num_classes`` is the null condition.
         class_dropout_prob: Share of the labels that training replaces by the null condition; 0 is a network without one. The
             network itself drops nothing: the training objective does.
+        representation_dim: Numbers D' of representations that take the place of the class (RCG, arXiv 2312.03701); None for
+            classes. Labels then only tell where the null representation stands, which is the label ``num_classes``.
 
     Raises:
         UserError: If numbers are out of range or do not fit one another.
@@ -82,6 +85,7 @@ class CompactUNet(ModelMixin, ConfigMixin, SkipNetwork):
         dropout: float = 0.0,
         num_classes: int = 1000,
         class_dropout_prob: float = 0.1,
+        representation_dim: int | None = None,
     ) -> None:
         super().__init__()
         self._check()
@@ -89,9 +93,13 @@ class CompactUNet(ModelMixin, ConfigMixin, SkipNetwork):
         self.embedding_dim = EMBEDDING_RATIO * widths[0]
         self.decoder_widths = tuple(dict.fromkeys(reversed(widths)))
         self.timestep_embedder = TimestepEmbedder(self.embedding_dim, widths[0])
-        self.label_embedding = nn.Embedding(num_classes + (class_dropout_prob > 0), context_dim)
-        nn.init.normal_(self.label_embedding.weight, std=CLASS_INIT_STD)
-        self.class_tokens = nn.Linear(context_dim, num_class_tokens * context_dim)
+        # A representation becomes its tokens by one map, a class by two.
+        wide = context_dim if representation_dim is None else num_class_tokens * context_dim
+        self.label_embedding, self.vector_embedding = self.make_embeddings(wide)
+        self.class_tokens: nn.Module = nn.Identity()
+        if self.label_embedding is not None:
+            nn.init.normal_(self.label_embedding.weight, std=CLASS_INIT_STD)
+            self.class_tokens = nn.Linear(context_dim, num_class_tokens * context_dim)
         self.token_norm = nn.LayerNorm(context_dim)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.encoder, skips = self._encoder()
@@ -163,37 +171,28 @@ class CompactUNet(ModelMixin, ConfigMixin, SkipNetwork):
                 stages.append(SeparableConv(width, width, config.expansion))
         return nn.ModuleList(stages)
 
-    @property
-    def null_label(self) -> int | None:
-        """Label of the null condition, or None if the network has none."""
-        return self.config.num_classes if self.config.class_dropout_prob > 0 else None
+    def embed_labels(self, class_labels: Tensor | None, batch_size: int, vector: Tensor | None = None) -> Tensor:
+        """Tokens (B, K, context_dim) of labels (B,), or of representations (B, D') in their place; see the base class."""
+        embedded = super().embed_labels(class_labels, batch_size, vector)
+        assert embedded is not None
+        return self.token_norm(self.class_tokens(embedded).unflatten(-1, (self.config.num_class_tokens, -1)))
 
-    def embed_labels(self, class_labels: Tensor | None, batch_size: int) -> Tensor:
-        """Tokens (B, K, context_dim) of labels (B,); None means the null condition for each of the batch.
-
-        Raises:
-            UserError: If the null condition is asked of a network that has none.
-        """
-        if class_labels is None:
-            if self.null_label is None:
-                raise UserError("this CompactUNet has no null condition (class_dropout_prob is 0); give class_labels")
-            class_labels = torch.full((batch_size,), self.null_label, device=self.label_embedding.weight.device)
-        tokens = self.class_tokens(self.label_embedding(class_labels))
-        return self.token_norm(tokens.unflatten(-1, (self.config.num_class_tokens, -1)))
-
-    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> DenoiserOutput:
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, vector: Tensor | None = None
+    ) -> DenoiserOutput:
         """Predict what the formulation of training asks for.
 
         Args:
             sample: (B, C, H, W) float, noised samples.
             timestep: (B,) or scalar, int or float: the formulation's ``network_time``.
             class_labels: (B,) int64 in [0, num_classes]; ``num_classes`` or None is the null condition.
+            vector: (B, D') representations, of a network that has a ``representation_dim``.
 
         Returns:
             Predictions (B, C, H, W).
         """
         embedding = F.silu(self.timestep_embedder(timestep.reshape(-1).expand(len(sample))))  # (B, E)
-        context = self.embed_labels(class_labels, len(sample))  # (B, K, context_dim)
+        context = self.embed_labels(class_labels, len(sample), vector)  # (B, K, context_dim)
         hidden = self.conv_in(sample)
         skips = [hidden]
         for stage in self.encoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -37,6 +38,8 @@ class DhariwalUNet(EDMUNet):
         attn_resolutions: Sizes of maps with attention.
         dropout: Share of hidden values dropped in training.
         channels_per_head: Channels of an attention head, at least; maps of fewer channels have no attention.
+        representation_dim: Numbers D' of representations that take the place of the class (RCG, arXiv 2312.03701); None for
+            classes. Labels then only tell where the null representation, zeros, stands, which is the label ``num_classes``.
 
     Raises:
         UserError: If an option is out of range, or widths do not divide.
@@ -58,6 +61,7 @@ class DhariwalUNet(EDMUNet):
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.1,
         channels_per_head: int = 64,
+        representation_dim: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -73,7 +77,9 @@ class DhariwalUNet(EDMUNet):
         if model_channels % 2:
             raise UserError(f"DhariwalUNet: model_channels must be even, got {model_channels}")
         embedding_channels = model_channels * channel_mult_emb
-        self.label_embedding = LabelEmbedding(num_classes, embedding_channels) if class_conditional else None
+        self.label_embedding = LabelEmbedding(num_classes, embedding_channels) if self.takes_classes else None
+        without_bias = functools.partial(nn.Linear, bias=False)
+        self.vector_embedding = self.make_vector_embedding(embedding_channels, zero_null=True, make_linear=without_bias)
         self.augment_embedding = nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None
         self.linear_1 = nn.Linear(model_channels, embedding_channels)
         self.linear_2 = nn.Linear(embedding_channels, embedding_channels)
@@ -107,20 +113,23 @@ class DhariwalUNet(EDMUNet):
                 ends.append(module.out)
         if self.augment_embedding is not None:
             ends.append(self.augment_embedding)
+        if self.vector_embedding is not None:  # of unit variance behind it, as the rows of classes
+            nn.init.normal_(self.vector_embedding.linear.weight, std=self.vector_embedding.dim**-0.5)
         for module in ends:
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
 
-    def embed(self, timestep: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+    def embed(
+        self, timestep: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, vector: Tensor | None
+    ) -> Tensor:
         """Embed the conditions; see the base class."""
         dtype = self.linear_1.weight.dtype
         embedding = timestep_embedding(timestep, self.config.model_channels).to(dtype)  # (B, N)
         if self.augment_embedding is not None and augment_labels is not None:
             embedding = embedding + self.augment_embedding(augment_labels.to(dtype))
         embedding = self.linear_2(F.silu(self.linear_1(embedding)))  # (B, E)
-        if self.label_embedding is not None:
-            embedding = embedding + self.label_embedding(class_labels, len(timestep))
-        return F.silu(embedding)
+        embedded = self.embed_labels(class_labels, len(timestep), vector)
+        return F.silu(embedding if embedded is None else embedding + embedded)
 
     def decode(self, hidden: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
         """Predictions; see the base class."""

@@ -22,6 +22,7 @@ from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.networks.arguments import check_arguments
 from generative.diffusion.networks.dimr_blocks import PositionType
 from generative.diffusion.networks.dimr_stage import INIT_STD, BlockType, Stage, StageOptions
+from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.time_dependent import AdaptiveRMSNorm, NormType
 
 TIME_DIVISOR = 4.0  # of the log-SNR-like times that the network is told, -4 to 4
@@ -34,7 +35,7 @@ DIMR_SIZES = MappingProxyType(
 )
 
 
-class DiMR(ModelMixin, ConfigMixin):
+class DiMR(ModelMixin, ConfigMixin, ConditionedNetwork):
     """Multi-resolution network with time-dependent layer norm.
 
     The published models at 256 pixels are ``DiMR(**DIMR_SIZES["XL/2R"])`` and ``DiMR(**DIMR_SIZES["G/2R"])``. Arguments that are
@@ -61,6 +62,8 @@ class DiMR(ModelMixin, ConfigMixin):
             scale is a function of the class token, do not.
         positions: ``learned`` vectors, or ``axial_rope`` in the attention of transformers that have no class token.
         detach_lower: Keep the gradients of a branch from the branch below.
+        representation_dim: Numbers D' of representations that take the place of the class (RCG, arXiv 2312.03701); None for
+            classes. Labels then only tell where the null representation stands, which is the label ``num_classes``.
 
     Raises:
         UserError: If a size is out of range, lists are of different lengths, or sizes do not divide one another.
@@ -90,6 +93,7 @@ class DiMR(ModelMixin, ConfigMixin):
         norm: NormType = "td_rms_norm",
         positions: PositionType = "learned",
         detach_lower: bool = False,
+        representation_dim: int | None = None,
     ) -> None:
         super().__init__()
         check_arguments(
@@ -117,16 +121,18 @@ class DiMR(ModelMixin, ConfigMixin):
             counts = ", ".join(str(len(values)) for values in lists)
             raise UserError(f"DiMR: block_types, hidden_sizes, ... must have one value for each branch, got {counts} values")
         branches = [StageOptions(*values) for values in zip(*lists, strict=True)]
-        if class_conditional and "transformer" not in block_types:
-            raise UserError("DiMR: classes come in as tokens of transformers, and there are none; set class_conditional to false")
-        if class_conditional and positions == "axial_rope":
+        if self.is_conditioned and "transformer" not in block_types:
+            raise UserError(
+                "DiMR: classes and representations come in as tokens of transformers, and there are none; set class_conditional "
+                "to false and representation_dim to null"
+            )
+        if self.is_conditioned and positions == "axial_rope":
             raise UserError("DiMR: axial_rope has no place for a class token; take learned positions, or no classes")
         self.gradient_checkpointing = False
-        num_labels = num_classes + (class_dropout_prob > 0) if class_conditional else 0
         self.stages = nn.ModuleList()
         lower: tuple[int, int] | None = None
         for options, size in zip(branches, grid_sizes(sample_size, branches), strict=True):
-            stage = Stage(options, in_channels, size, norm, positions, num_labels, lower)
+            stage = Stage(options, in_channels, size, norm, positions, self.make_embeddings, lower)
             self.stages.append(stage)
             lower = (stage.width, size)
         self._initialize()
@@ -145,16 +151,13 @@ class DiMR(ModelMixin, ConfigMixin):
                 nn.init.zeros_(module.linear.weight)
 
     @property
-    def null_label(self) -> int | None:
-        """Label of the null condition, or None if the network has none."""
-        return self.config.num_classes if self.config.class_dropout_prob > 0 else None
-
-    @property
     def pyramid_levels(self) -> int:
         """Number of predictions, the one at the sample's own size among them."""
         return len(self.stages)
 
-    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> DenoiserOutput:
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, vector: Tensor | None = None
+    ) -> DenoiserOutput:
         """Predict what the formulation of training asks for, at all resolutions; officially the noise.
 
         Args:
@@ -162,23 +165,23 @@ class DiMR(ModelMixin, ConfigMixin):
             timestep: (B,) or scalar, int or float: the formulation's ``network_time``, officially n / 1000 * 8 - 4 of the step n.
             class_labels: (B,) int64 in [0, num_classes]; ``num_classes`` or None is the null condition. Ignored where the network
                 is not ``class_conditional``.
+            vector: (B, D') representations, of a network that has a ``representation_dim``.
 
         Returns:
             Predictions (B, C, H, W), with those of the lower branches in ``pyramid``.
 
         Raises:
-            UserError: If the null condition is asked of a network that has none.
+            UserError: If the null condition is asked of a network that has none, or representations do not fit the network.
         """
         batch_size = len(sample)
         time = timestep.reshape(-1).expand(batch_size).to(self.dtype) / TIME_DIVISOR
-        if class_labels is None and self.config.class_conditional:
-            if self.null_label is None:
-                raise UserError("this DiMR has no null condition (class_dropout_prob is 0); give class_labels")
-            class_labels = torch.full((batch_size,), self.null_label, device=sample.device)
+        self.refuse_vector(vector)
+        if self.takes_classes:
+            class_labels = self.told_labels(class_labels, batch_size, sample.device)
         predictions: list[Tensor] = []
         lower: Tensor | None = None
         for stage in self.stages:
-            prediction, states = stage(sample, time, class_labels, lower)
+            prediction, states = stage(sample, time, class_labels, vector, lower)
             predictions.append(prediction)
             if len(predictions) < len(self.stages):
                 lower = torch.cat(states, dim=-1)

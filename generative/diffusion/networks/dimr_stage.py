@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,8 +16,11 @@ from generative.diffusion.networks.checkpointing import run_block
 from generative.diffusion.networks.dimr_blocks import ConvNeXtBlock, PositionType, TransformerBlock
 from generative.layers.axial_rope import axial_positions
 from generative.layers.time_dependent import NormType, TimeDependentLayerNorm
+from generative.layers.vector_embedding import VectorEmbedding
 
 BlockType = Literal["transformer", "convnext"]
+MakeEmbeddings = Callable[[int], tuple[nn.Embedding | None, VectorEmbedding | None]]
+"""Of a width: ``ConditionedNetwork.make_embeddings``."""
 INIT_STD = 0.02  # of linear maps and tables, official implementation
 
 
@@ -114,7 +118,7 @@ class Stage(nn.Module):
         size: Height and width of its grid.
         norm: Kind of norm in the blocks.
         positions: Where places come in.
-        num_labels: Rows of the label table that transformers have; 0 for none.
+        make_embeddings: Makes the embedding of labels or representations that transformers have.
         lower: Width and size of what the branch below puts out; None for the lowest.
     """
 
@@ -125,7 +129,7 @@ class Stage(nn.Module):
         size: int,
         norm: NormType,
         positions: PositionType,
-        num_labels: int,
+        make_embeddings: MakeEmbeddings,
         lower: tuple[int, int] | None,
     ) -> None:
         super().__init__()
@@ -135,7 +139,7 @@ class Stage(nn.Module):
         self.is_rotary = self.is_sequence and positions == "axial_rope"
         self.patch_embedding = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
         self.position_embedding = None if self.is_rotary else Positions(size, dim)
-        self.label_embedding = nn.Embedding(num_labels, dim) if self.is_sequence and num_labels else None
+        self.label_embedding, self.vector_embedding = make_embeddings(dim) if self.is_sequence else (None, None)
         self.upsample = None if lower is None else PatchUpsample(lower[0], dim, size // lower[1])
 
         def make_block() -> nn.Module:
@@ -151,13 +155,16 @@ class Stage(nn.Module):
         self.conv_out = nn.Conv2d(dim, in_channels, final, padding=final // 2)
         self.width = dim * (len(self.blocks) + 1)  # of what the next branch reads
 
-    def forward(self, sample: Tensor, time: Tensor, labels: Tensor | None, lower: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, sample: Tensor, time: Tensor, labels: Tensor | None, vector: Tensor | None, lower: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Predictions (B, C, h, w); and what the blocks read first and put out, each (B, h, w, D), which the next branch reads.
 
         Args:
             sample: (B, C, H, W).
             time: (B,).
-            labels: (B,) int64; read where there is a label table.
+            labels: (B,) int64; read where there is a label table, or where vectors may be null.
+            vector: (B, D') representations, read where they have an embedding.
             lower: (B, h', w', ``width``) what the branch below put out; None for the lowest.
         """
         if self.downsampling > 1:
@@ -170,14 +177,21 @@ class Stage(nn.Module):
         _, height, width, _ = x.shape
         if self.is_sequence:
             x = x.flatten(1, 2)
-        if self.label_embedding is not None:
-            x = torch.cat([self.label_embedding(labels)[:, None].to(x.dtype), x], dim=1)
+        token = self.embed(labels, vector, len(sample))
+        if token is not None:
+            x = torch.cat([token[:, None].to(x.dtype), x], dim=1)
         states = self.run_blocks(x, (time, axial_positions(height, width, x.device)) if self.is_rotary else (time,))
-        if self.label_embedding is not None:
+        if token is not None:
             states = [state[:, 1:] for state in states]
         if self.is_sequence:
             states = [state.unflatten(1, (height, width)) for state in states]
         return self.conv_out(self.norm_out(states[-1], time).permute(0, 3, 1, 2)), states
+
+    def embed(self, labels: Tensor | None, vector: Tensor | None, batch_size: int) -> Tensor | None:
+        """The token (B, D) of the class, or of the representation in its place; None where neither has one."""
+        if self.vector_embedding is not None:
+            return self.vector_embedding(vector, labels, batch_size)
+        return None if self.label_embedding is None else self.label_embedding(labels)
 
     def run_blocks(self, x: Tensor, conditions: tuple[Tensor, ...]) -> list[Tensor]:
         """The input and what each block puts out; those after the middle read the ones opposite them."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from types import MappingProxyType
 
-import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -20,8 +19,8 @@ from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.networks.arguments import check_arguments
 from generative.diffusion.networks.checkpointing import run_block
 from generative.layers.attention import MLP, SelfAttention
+from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.embeddings import TimestepEmbedder, sincos_positions_2d
-from generative.layers.vector_embedding import VectorEmbedding
 
 # Constructor arguments of the published sizes (arXiv 2212.09748, table 1); combine with patch_size 2, 4 or 8.
 DIT_SIZES = MappingProxyType(
@@ -86,7 +85,7 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm(tokens), shift, scale))
 
 
-class DiT(ModelMixin, ConfigMixin):
+class DiT(ModelMixin, ConfigMixin, ConditionedNetwork):
     """Class-conditional diffusion transformer.
 
     The published models are ``DiT(sample_size=32, patch_size=2, learn_sigma=True, **DIT_SIZES["XL"])`` and so on.
@@ -156,12 +155,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
         self.patch_embedding = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
         self.timestep_embedder = TimestepEmbedder(hidden_size, frequency_embedding_size, frequency_shift)
-        self.label_embedding: nn.Embedding | None = None
-        self.vector_embedding: VectorEmbedding | None = None
-        if representation_dim is None:
-            self.label_embedding = nn.Embedding(num_classes + (class_dropout_prob > 0), hidden_size)
-        else:
-            self.vector_embedding = VectorEmbedding(representation_dim, hidden_size, num_classes, class_dropout_prob > 0, "DiT")
+        self.label_embedding, self.vector_embedding = self.make_embeddings(hidden_size)
         self.position_embedding: Tensor
         self.register_buffer("position_embedding", sincos_positions_2d(hidden_size, self.grid_size, self.grid_size)[None])
         self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_ratio, mlp_norm_eps) for _ in range(depth)])
@@ -184,30 +178,9 @@ class DiT(ModelMixin, ConfigMixin):
                 nn.init.zeros_(module.modulation.weight)
         nn.init.zeros_(self.final_layer.linear.weight)
 
-    @property
-    def null_label(self) -> int | None:
-        """Label of the null condition, or None if the network has none."""
-        return self.config.num_classes if self.config.class_dropout_prob > 0 else None
-
     def embed_patches(self, sample: Tensor) -> Tensor:
         """Cut samples (B, C, H, W) into tokens (B, L, D), positions added."""
         return self.patch_embedding(sample).flatten(2).transpose(1, 2) + self.position_embedding
-
-    def embed_labels(self, class_labels: Tensor | None, batch_size: int, vector: Tensor | None = None) -> Tensor:
-        """Embed labels (B,), or representations (B, D') in their place, as (B, D); None means the null condition for all.
-
-        Raises:
-            UserError: If the null condition is asked of a network that has none, or representations are of another width.
-        """
-        if self.vector_embedding is not None:
-            return self.vector_embedding(vector, class_labels, batch_size)
-        if vector is not None or self.label_embedding is None:
-            raise UserError("this DiT is conditioned on classes and takes no representations (representation_dim is not set)")
-        if class_labels is None:
-            if self.null_label is None:
-                raise UserError("this DiT has no null condition (class_dropout_prob is 0); give class_labels")
-            class_labels = torch.full((batch_size,), self.null_label, device=self.label_embedding.weight.device)
-        return self.label_embedding(class_labels)
 
     def assemble_patches(self, patches: Tensor) -> Tensor:
         """Put patch values (B, L, patch * patch * C) together as (B, C, H, W); channels vary fastest."""
@@ -232,7 +205,9 @@ class DiT(ModelMixin, ConfigMixin):
         batch_size = sample.shape[0]
         tokens = self.embed_patches(sample)  # (B, L, D)
         condition = self.timestep_embedder(timestep.reshape(-1).expand(batch_size))  # (B, D)
-        condition = condition + self.embed_labels(class_labels, batch_size, vector)
+        embedded = self.embed_labels(class_labels, batch_size, vector)
+        assert embedded is not None
+        condition = condition + embedded
         for block in self.blocks:
             tokens = run_block(self, block, tokens, condition)
         values = self.assemble_patches(self.final_layer(tokens, condition))  # (B, C or 2C, H, W)

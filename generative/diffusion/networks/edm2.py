@@ -18,8 +18,9 @@ from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.networks.arguments import check_arguments
 from generative.diffusion.networks.checkpointing import run_block
-from generative.diffusion.networks.edm2_blocks import EDM2Block, decoder_places, encoder_places
+from generative.diffusion.networks.edm2_blocks import EDM2Block, MPVectorLinear, decoder_places, encoder_places
 from generative.diffusion.networks.skips import SkipNetwork
+from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.magnitude_preserving import (
     MPConv2d,
     MPFourier,
@@ -35,7 +36,7 @@ from generative.layers.resampling import check_resample_filter
 EDM2_SIZES = MappingProxyType({"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448})
 
 
-class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork):
+class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork, ConditionedNetwork):
     """Class-conditional magnitude-preserving U-Net.
 
     The published models are ``EDM2UNet(sample_size=64, model_channels=EDM2_SIZES["S"])`` and so on, on 64 x 64 latents of 4
@@ -63,6 +64,8 @@ class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork):
         attention_balance: Share of the attention in sums.
         clip_act: Blocks clip their outputs to plus and minus this; None for no clipping.
         logvar_channels: Fourier features of the estimate of uncertainty (eq. 21).
+        representation_dim: Numbers D' of representations that take the place of the class (RCG, arXiv 2312.03701); None for
+            classes. Labels then only tell where the null representation, zeros, stands, which is the label ``num_classes``.
 
     Raises:
         UserError: If an option is out of range, or sizes do not divide one another.
@@ -94,6 +97,7 @@ class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork):
         attention_balance: float = 0.3,
         clip_act: float | None = 256.0,
         logvar_channels: int = 128,
+        representation_dim: int | None = None,
     ) -> None:
         super().__init__()
         check_options(self.config)
@@ -114,7 +118,8 @@ class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork):
         attended = [sample_size >> level in attention_resolutions for level in range(len(widths))]
         self.emb_fourier = MPFourier(noise_channels)
         self.emb_noise = MPLinear(noise_channels, embedding_channels)
-        self.emb_label = MPLinear(num_classes, embedding_channels) if class_conditional else None
+        self.emb_label = MPLinear(num_classes, embedding_channels) if self.takes_classes else None
+        self.vector_embedding = self.make_vector_embedding(embedding_channels, zero_null=True, make_linear=MPVectorLinear)
         # A channel of ones takes the place of biases.
         self.conv_in = MPConv2d(in_channels + 1, widths[0])
         self.encoder = nn.ModuleList(
@@ -128,29 +133,32 @@ class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork):
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPLinear(logvar_channels, 1)
 
-    @property
-    def null_label(self) -> int | None:
-        """Label of the null condition, or None if the network is not trained with one."""
-        return self.config.num_classes if self.config.class_dropout_prob > 0 else None
-
-    def embed(self, timestep: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Condition (B, D) and uncertainty (B,), both float32, of ln(sigma) / 4 (B,) and labels; see ``forward``."""
+    def embed(self, timestep: Tensor, class_labels: Tensor | None, vector: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Condition (B, D) and uncertainty (B,), both float32, of ln(sigma) / 4 (B,) and labels or vectors; see ``forward``."""
         with torch.autocast(timestep.device.type, enabled=False):
             embedding = self.emb_noise(self.emb_fourier(timestep))  # (B, D)
-            if self.emb_label is not None:
-                classes = self.class_weights(class_labels, timestep) * self.config.num_classes**0.5
-                embedding = mp_sum(embedding, self.emb_label(classes), self.config.label_balance)
+            embedded = self.embed_labels(class_labels, len(timestep), vector)
+            if embedded is not None:
+                embedding = mp_sum(embedding, embedded, self.config.label_balance)
             return mp_silu(embedding), self.logvar_linear(self.logvar_fourier(timestep)).flatten()
 
-    def class_weights(self, class_labels: Tensor | None, timestep: Tensor) -> Tensor:
+    def embed_classes(self, class_labels: Tensor | None, batch_size: int) -> Tensor:
+        """A linear map (B, D) of one-hot vectors of unit magnitude, in float32; see the base class."""
+        assert self.emb_label is not None
+        weights = self.class_weights(class_labels, batch_size, self.emb_label.weight.device)
+        return self.emb_label(weights * self.config.num_classes**0.5)
+
+    def class_weights(self, class_labels: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
         """(B, K) float32: a one for the class of each sample, none for the null condition."""
         if class_labels is None:
-            return torch.zeros(len(timestep), self.config.num_classes, device=timestep.device)
+            return torch.zeros(batch_size, self.config.num_classes, device=device)
         if class_labels.is_floating_point():
             return class_labels.float()
         return (class_labels[:, None] == torch.arange(self.config.num_classes, device=class_labels.device)).float()
 
-    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> DenoiserOutput:
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, vector: Tensor | None = None
+    ) -> DenoiserOutput:
         """Predict F, of which EDM's preconditioning makes the denoised sample.
 
         Args:
@@ -158,13 +166,15 @@ class EDM2UNet(ModelMixin, ConfigMixin, SkipNetwork):
             timestep: (B,) or one element: c_noise = ln(sigma) / 4.
             class_labels: (B,) int64 in [0, num_classes], or (B, K) float weights of the classes; ``num_classes`` or None is the
                 null condition.
+            vector: (B, D') representations, of a network that has a ``representation_dim``.
 
         Returns:
             F (B, C, H, W), with the uncertainty u(sigma) (B,) float32 as ``log_variance``.
         """
         if self.training:
             force_norms(self)
-        embedding, log_variance = self.embed(timestep.to(sample.device).float().reshape(-1).expand(len(sample)), class_labels)
+        times = timestep.to(sample.device).float().reshape(-1).expand(len(sample))
+        embedding, log_variance = self.embed(times, class_labels, vector)
         hidden = torch.cat([sample, torch.ones_like(sample[:, :1])], dim=1).contiguous(memory_format=torch.channels_last)
         hidden = self.conv_in(hidden)  # (B, C_0, H, W)
         skips = [hidden]

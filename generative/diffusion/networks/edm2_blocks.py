@@ -24,6 +24,17 @@ from generative.layers.short_attention import attend
 Side = Literal["encoder", "decoder"]
 
 
+class MPVectorLinear(MPLinear):
+    """A linear map of vectors that are brought to unit magnitude first; zeros, the null condition, stay zeros.
+
+    A one-hot vector of K classes times sqrt(K), which the map of classes reads, has that magnitude.
+    """
+
+    def forward(self, values: Tensor, gain: float | Tensor = 1.0) -> Tensor:
+        """Map vectors (B, D), in float32."""
+        return super().forward(normalize(values.float()), gain)
+
+
 class MPAttention(nn.Module):
     """Self-attention over the positions of a map, with queries, keys and values of unit magnitude.
 

@@ -16,6 +16,7 @@ from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.networks.arguments import check_arguments
 from generative.diffusion.networks.checkpointing import run_block
 from generative.diffusion.networks.skips import SkipNetwork
+from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.edm_unet import UNetBlock, UNetLevel
 
 MakeBlock = Callable[..., UNetBlock]
@@ -52,7 +53,7 @@ class LabelEmbedding(nn.Module):
         return F.embedding(class_labels, F.pad(self.weight, (0, 0, 0, 1)))
 
 
-class EDMUNet(SkipNetwork, ModelMixin, ConfigMixin, abc.ABC):
+class EDMUNet(SkipNetwork, ConditionedNetwork, ModelMixin, ConfigMixin, abc.ABC):
     """A U-Net whose encoder and decoder are levels of ``UNetBlock``.
 
     Attributes:
@@ -144,10 +145,10 @@ class EDMUNet(SkipNetwork, ModelMixin, ConfigMixin, abc.ABC):
             self.decoder.append(UNetLevel(entry, blocks))
         self.decoder_widths = tuple(dict.fromkeys(decoder_widths))
 
-    @property
-    def null_label(self) -> int | None:
-        """Label of the null condition, or None if the network was not trained with it; its embedding is zero in any case."""
-        return self.config.num_classes if self.config.class_dropout_prob > 0 else None
+    def embed_classes(self, class_labels: Tensor | None, batch_size: int) -> Tensor:
+        """Rows (B, E) of the classes, zeros for the null condition; see the base class."""
+        rows: Tensor = self.label_embedding(class_labels, batch_size)
+        return rows
 
     def encode(self, sample: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Lowest map and all skips, the first first."""
@@ -185,8 +186,10 @@ class EDMUNet(SkipNetwork, ModelMixin, ConfigMixin, abc.ABC):
         return hidden
 
     @abc.abstractmethod
-    def embed(self, timestep: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """Embed the conditions: times (B,), labels and labels of augmentation (B, A) to (B, E), activated."""
+    def embed(
+        self, timestep: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, vector: Tensor | None
+    ) -> Tensor:
+        """Embed the conditions: times (B,), labels or representations, and labels of augmentation (B, A) to (B, E), activated."""
 
     @abc.abstractmethod
     def decode(self, hidden: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
@@ -198,6 +201,7 @@ class EDMUNet(SkipNetwork, ModelMixin, ConfigMixin, abc.ABC):
         timestep: Tensor,
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
+        vector: Tensor | None = None,
     ) -> DenoiserOutput:
         """Predict what the formulation of training asks for: F of EDM's preconditioning (eq. 7).
 
@@ -207,11 +211,12 @@ class EDMUNet(SkipNetwork, ModelMixin, ConfigMixin, abc.ABC):
             class_labels: (B,) int64 in [0, num_classes], or (B, num_classes) weights; ``num_classes`` or None is the null
                 condition.
             augment_labels: (B, augment_dim) how each image was augmented in training; None is zeros, not at all.
+            vector: (B, D') representations, of a network that has a ``representation_dim``.
 
         Returns:
             Predictions (B, C, H, W).
         """
-        return DenoiserOutput(self.decode(*self.encode_conditioned(sample, timestep, class_labels, augment_labels)))
+        return DenoiserOutput(self.decode(*self.encode_conditioned(sample, timestep, class_labels, augment_labels, vector)))
 
     def encode_conditioned(
         self,
@@ -219,6 +224,7 @@ class EDMUNet(SkipNetwork, ModelMixin, ConfigMixin, abc.ABC):
         timestep: Tensor,
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
+        vector: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         """The half of ``forward`` before the decoder, with the same arguments.
 
@@ -226,7 +232,7 @@ class EDMUNet(SkipNetwork, ModelMixin, ConfigMixin, abc.ABC):
             The lowest map (B, D, h, w), all skips, the first first, and the conditions (B, E): what ``decode`` takes.
         """
         times = timestep.reshape(-1).expand(len(sample))
-        embedding = self.embed(times, class_labels, augment_labels)  # (B, E)
+        embedding = self.embed(times, class_labels, augment_labels, vector)  # (B, E)
         return *self.encode(sample.contiguous(memory_format=torch.channels_last), embedding), embedding
 
 

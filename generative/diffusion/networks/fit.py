@@ -27,6 +27,7 @@ from generative.diffusion.networks.fit_blocks import (
     NormKind,
 )
 from generative.layers.attention import MLP
+from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.embeddings import TimestepEmbedder
 from generative.layers.packing import pack, to_images, to_patches, unpack, valid_tokens
 from generative.layers.scaled_rope import FrequencyScaling, ScaledAxialRotary
@@ -46,7 +47,7 @@ FIT_SIZES = MappingProxyType(
 EMBEDDING_INIT_STD = 0.02  # of the label table and the timestep MLP, official code
 
 
-class FiT(ModelMixin, ConfigMixin):
+class FiT(ModelMixin, ConfigMixin, ConditionedNetwork):
     """Class-conditional transformer over images of any height and width.
 
     The published FiTv2 is ``FiT(sample_size=32, patch_size=2, **FIT_SIZES["FiTv2-XL"])`` under the velocity of straight paths.
@@ -85,6 +86,8 @@ class FiT(ModelMixin, ConfigMixin):
         add_rel_pe_to_v: Rotate values too.
         time_shifting: s: the network is told s t / (1 + (s - 1) t) of a time t in [0, 1]; 1 tells it t.
         frequency_embedding_size: Width of the timestep sinusoid.
+        representation_dim: Numbers D' of representations that take the place of the class (RCG, arXiv 2312.03701); None for
+            classes. Labels then only tell where the null representation stands, which is the label ``num_classes``.
 
     Raises:
         UserError: If an argument is out of range, or arguments contradict one another.
@@ -128,6 +131,7 @@ class FiT(ModelMixin, ConfigMixin):
         add_rel_pe_to_v: bool = False,
         time_shifting: float = 1,
         frequency_embedding_size: int = 256,
+        representation_dim: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -155,7 +159,7 @@ class FiT(ModelMixin, ConfigMixin):
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
         self.patch_embedding = nn.Linear(in_channels * patch_size**2, hidden_size)
         self.timestep_embedder = TimestepEmbedder(hidden_size, frequency_embedding_size)
-        self.label_embedding = nn.Embedding(num_classes + (class_dropout_prob > 0), hidden_size)
+        self.label_embedding, self.vector_embedding = self.make_embeddings(hidden_size)
         self.rotary = ScaledAxialRotary(
             hidden_size // num_heads,
             rope_theta,
@@ -201,7 +205,8 @@ class FiT(ModelMixin, ConfigMixin):
                 for weight in module.gate_up_proj.weight.chunk(2):  # one layer here is two maps
                     nn.init.xavier_uniform_(weight)
         embedder = self.timestep_embedder
-        for weight in (self.label_embedding.weight, embedder.linear_1.weight, embedder.linear_2.weight):
+        tables = [] if self.label_embedding is None else [self.label_embedding.weight]
+        for weight in (*tables, embedder.linear_1.weight, embedder.linear_2.weight):
             nn.init.normal_(weight, std=EMBEDDING_INIT_STD)
         for module in self.modules():
             if isinstance(module, Modulation):
@@ -209,27 +214,10 @@ class FiT(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     @property
-    def null_label(self) -> int | None:
-        """Label of the null condition, or None if the network has none."""
-        return self.config.num_classes if self.config.class_dropout_prob > 0 else None
-
-    @property
     def size_multiple(self) -> int:
         """Heights and widths of samples are multiples of this: the network takes any others than ``sample_size``."""
         multiple: int = self.config.patch_size
         return multiple
-
-    def embed_labels(self, class_labels: Tensor | None, batch_size: int) -> Tensor:
-        """Embed labels (B,) as (B, D); None means the null condition for each of the batch.
-
-        Raises:
-            UserError: If the null condition is asked of a network that has none.
-        """
-        if class_labels is None:
-            if self.null_label is None:
-                raise UserError("this FiT has no null condition (class_dropout_prob is 0); give class_labels")
-            class_labels = torch.full((batch_size,), self.null_label, device=self.label_embedding.weight.device)
-        return self.label_embedding(class_labels)
 
     def shifted(self, timestep: Tensor) -> Tensor:
         """What the embedder is told of times, see ``time_shifting``."""
@@ -249,6 +237,7 @@ class FiT(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         sizes: Tensor | None = None,
         packing: Tensor | None = None,
+        vector: Tensor | None = None,
     ) -> DenoiserOutput:
         """Predict what the formulation of training asks for (velocity, noise, ...).
 
@@ -259,12 +248,13 @@ class FiT(ModelMixin, ConfigMixin):
             class_labels: (B,) int64 in [0, num_classes]; ``num_classes`` or None is the null condition.
             sizes: (B, 2) int64 height and width of each image in tokens; None for images of one size.
             packing: (R, L) int64 from ``pack_rows``: work on packed rows, with the same result; None on padded sequences.
+            vector: (B, D') representations, one an image, of a network that has a ``representation_dim``.
 
         Returns:
             Predictions of the shape of the sample, zero in the padding, with variances likewise if ``learn_sigma``.
 
         Raises:
-            UserError: If a size is no multiple of the patch.
+            UserError: If a size is no multiple of the patch, or the condition does not fit the network.
         """
         batch_size, patch = len(sample), self.config.patch_size
         patches = to_patches(sample, patch) if sizes is None else sample  # (B, C, N, p^2)
@@ -280,7 +270,9 @@ class FiT(ModelMixin, ConfigMixin):
             mask = (image_of[:, :, None] == image_of[:, None, :])[:, None]  # (R, 1, L, L)
             image_of = image_of.clamp(min=0)
         condition = self.timestep_embedder(self.shifted(timestep).reshape(-1).expand(batch_size))  # (B, D)
-        condition = condition + self.embed_labels(class_labels, batch_size)
+        embedded = self.embed_labels(class_labels, batch_size, vector)
+        assert embedded is not None
+        condition = condition + embedded
         shared = None if self.shared_modulation is None else self.shared_modulation(condition)
         angles = (cos[:, None], sin[:, None]) if self.config.rotates else (None, None)
         tokens = self.patch_embedding(tokens)

@@ -30,6 +30,7 @@ from generative.diffusion.networks.rin_blocks import (
     glorot_by_heads,
     layer_norm,
 )
+from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.cross_attention import CrossAttention
 
 SelfConditioned = Literal["none", "latent", "tape", "latent+tape"]
@@ -60,7 +61,7 @@ class RINBlock(nn.Module):
         self.write, self.convolution = write, convolution
 
 
-class RIN(ModelMixin, ConfigMixin):
+class RIN(ModelMixin, ConfigMixin, ConditionedNetwork):
     """Read / process / write network over patches and latents, with every option of the official image denoiser.
 
     Time and class are tokens: among the latents or among what the latents read. It is trained to be told gamma
@@ -94,13 +95,15 @@ class RIN(ModelMixin, ConfigMixin):
         cond_on_latent: The class is a latent; else it is read.
         cond_tape_writable: What is read of time and class is written to, as the interface is.
         cond_dim: Width of the tokens of time and class where they are read; 0 for ``tape_dim``.
-        cond_proj: Project the class; else the one-hot vector itself is the token.
+        cond_proj: Project the class; else the one-hot vector itself is the token, or the representation in its place.
         cond_decoupled_read: Latents read time and class by an attention of its own, before the interface.
         xattn_enc_ln: Normalise what is read and what is written.
         num_classes: Number of classes K; the label K is the null condition, whose one-hot vector is zero.
         class_conditional: Whether the class has an effect; else labels are ignored.
         class_dropout_prob: Share of the labels that training replaces by the null condition; 0, as officially, is a network
             without one. The network itself drops nothing: the training objective does.
+        representation_dim: Numbers D of representations, whose token takes the place of the class's (RCG, arXiv 2312.03701);
+            None for classes. Labels then only tell where the null representation, zeros, stands, which is the label K.
 
     Raises:
         UserError: If numbers are out of range or do not fit one another.
@@ -142,6 +145,7 @@ class RIN(ModelMixin, ConfigMixin):
         num_classes: int = 1000,
         class_conditional: bool = True,
         class_dropout_prob: float = 0.0,
+        representation_dim: int | None = None,
     ) -> None:
         super().__init__()
         self._check()
@@ -154,9 +158,12 @@ class RIN(ModelMixin, ConfigMixin):
         self.stem_norm = layer_norm(tape_dim)
         self.time_embedder = ScalarEmbedder(latent_dim if time_on_latent else cond_dim)
         self.class_projection: nn.Module = nn.Identity()
-        if cond_proj and class_conditional:
-            self.class_projection = nn.Linear(num_classes, latent_dim if cond_on_latent else cond_dim)
-        learned = latent_slots - time_on_latent - (cond_on_latent and class_conditional)
+        class_dim = latent_dim if cond_on_latent else cond_dim
+        if cond_proj and self.takes_classes:
+            self.class_projection = nn.Linear(num_classes, class_dim)
+        make_linear = nn.Linear if cond_proj else nn.Identity
+        self.vector_embedding = self.make_vector_embedding(class_dim, zero_null=True, make_linear=make_linear)
+        learned = latent_slots - time_on_latent - (cond_on_latent and self.is_conditioned)
         self.latent_positions = Positions(latent_pos_encoding, learned, 1, latent_dim, position_extent)
         self.tape_positions = Positions(tape_pos_encoding, self.grid_size, self.grid_size, tape_dim, position_extent)
         self.latent_memory = self._memory("latent", latent_dim, latent_mlp_ratio)
@@ -177,10 +184,11 @@ class RIN(ModelMixin, ConfigMixin):
         token_dim = config.cond_dim or config.tape_dim
         time_dim = config.latent_dim if config.time_on_latent else token_dim
         class_dim = config.latent_dim if config.cond_on_latent else token_dim
-        is_class_read = config.class_conditional and not config.cond_on_latent
+        is_class_read = self.is_conditioned and not config.cond_on_latent
+        told = "num_classes" if config.representation_dim is None else "representation_dim"
         is_anything_read = is_class_read or not config.time_on_latent
         has_own_read = config.cond_decoupled_read and not config.cond_tape_writable
-        extra = config.time_on_latent + (config.cond_on_latent and config.class_conditional)
+        extra = config.time_on_latent + (config.cond_on_latent and self.is_conditioned)
         problems = {
             f"patch_size must divide sample_size {config.sample_size}, got {config.patch_size}": (
                 config.sample_size % config.patch_size
@@ -205,8 +213,8 @@ class RIN(ModelMixin, ConfigMixin):
             ),
             f"conv_kernel_size must be 0 or more, got {config.conv_kernel_size}": config.conv_kernel_size < 0,
             f"the width of the time's token must be a multiple of 4 and at least 8, got {time_dim}": time_dim % 4 or time_dim < 8,
-            f"without cond_proj the class's token has num_classes {config.num_classes} values and must have {class_dim}": (
-                config.class_conditional and not config.cond_proj and config.num_classes != class_dim
+            f"without cond_proj the class's token has {told} {config[told]} values and must have {class_dim}": (
+                self.is_conditioned and not config.cond_proj and config[told] != class_dim
             ),
             f"cond_dim {config.cond_dim} other than tape_dim {config.tape_dim} needs cond_decoupled_read (and no "
             "cond_tape_writable): both are read at once": is_anything_read and token_dim != config.tape_dim and not has_own_read,
@@ -257,36 +265,42 @@ class RIN(ModelMixin, ConfigMixin):
                 nn.init.zeros_(module.pointwise.weight)  # officially 1e-5 of Glorot's
 
     @property
-    def null_label(self) -> int | None:
-        """Label of the null condition, or None if the network has none."""
-        return self.config.num_classes if self.config.class_dropout_prob > 0 else None
-
-    @property
     def carries_memory(self) -> bool:
         """See the class."""
         return self.config.self_cond != "none"
 
     def embed_condition(
-        self, timestep: Tensor, class_labels: Tensor | None, batch_size: int
+        self, timestep: Tensor, class_labels: Tensor | None, batch_size: int, vector: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Tokens of time and class, each (B, 1, D): those that are latents, and those that are read."""
-        config = self.config
         latents: list[Tensor] = []
         read: list[Tensor] = []
         time = self.time_embedder(timestep.reshape(-1).expand(batch_size))[:, None]
-        (latents if config.time_on_latent else read).append(time)
-        if config.class_conditional:
-            if class_labels is None:
-                class_labels = torch.full((batch_size,), config.num_classes, device=time.device)
-            one_hot = F.one_hot(class_labels, config.num_classes + 1)[:, :-1].to(time.dtype)  # zero of the null condition
-            (latents if config.cond_on_latent else read).append(self.class_projection(one_hot)[:, None])
+        (latents if self.config.time_on_latent else read).append(time)
+        embedded = self.embed_labels(class_labels, batch_size, vector)
+        if embedded is not None:
+            (latents if self.config.cond_on_latent else read).append(embedded[:, None].to(time.dtype))
         return latents, read
 
+    def embed_classes(self, class_labels: Tensor | None, batch_size: int) -> Tensor:
+        """Projected one-hot vectors, that of the null condition being zeros; see the base class."""
+        num_classes = self.config.num_classes
+        weight = self.stem.weight
+        if class_labels is None:
+            class_labels = torch.full((batch_size,), num_classes, device=weight.device)
+        projected: Tensor = self.class_projection(F.one_hot(class_labels, num_classes + 1)[:, :-1].to(weight.dtype))
+        return projected
+
     def interface(
-        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, memory: Sequence[Tensor] = ()
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        memory: Sequence[Tensor] = (),
+        vector: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Latents (B, S, D) and interface (B, L, D') after the last block; arguments as ``forward``'s."""
-        time_and_class, read = self.embed_condition(timestep, class_labels, len(sample))
+        time_and_class, read = self.embed_condition(timestep, class_labels, len(sample), vector)
         patches = self.stem_norm(self.stem(sample).flatten(2).transpose(1, 2)) + self.tape_positions()
         positions = self.latent_positions()
         latents = torch.cat([positions.to(patches.dtype).expand(len(sample), -1, -1), *time_and_class], dim=1)
@@ -319,7 +333,12 @@ class RIN(ModelMixin, ConfigMixin):
         return values.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.config.in_channels, grid * patch, grid * patch)
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, memory: Sequence[Tensor] = ()
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None = None,
+        memory: Sequence[Tensor] = (),
+        vector: Tensor | None = None,
     ) -> DenoiserOutput:
         """Predict what the formulation of training asks for.
 
@@ -330,11 +349,12 @@ class RIN(ModelMixin, ConfigMixin):
                 is not class-conditional.
             memory: ``DenoiserOutput.memory`` of the step before, as ``self_cond`` says: latents (B, S, D), interface
                 (B, L, D') or both in this order; none, as at the first step, is zeros.
+            vector: (B, D) representations, of a network that has a ``representation_dim``.
 
         Returns:
             Predictions (B, C, H, W), and the memory for the next step.
         """
-        latents, tape = self.interface(sample, timestep, class_labels, memory)
+        latents, tape = self.interface(sample, timestep, class_labels, memory, vector)
         kinds = (("latent", latents), ("tape", tape))
         kept = tuple(values for kind, values in kinds if kind in self.config.self_cond)
         return DenoiserOutput(self.assemble_patches(tape), memory=kept)

@@ -55,6 +55,8 @@ class SongUNet(EDMUNet):
             halved (``skip``).
         decoder_type: Whether the image is made at the highest level (``standard``) or summed up over all (``skip``).
         resample_filter: Filter of halving and doubling along one axis.
+        representation_dim: Numbers D' of representations that take the place of the class (RCG, arXiv 2312.03701); None for
+            classes. Labels then only tell where the null representation, zeros, stands, which is the label ``num_classes``.
 
     Raises:
         UserError: If an option is out of range, or widths do not divide.
@@ -80,6 +82,7 @@ class SongUNet(EDMUNet):
         encoder_type: EncoderType = "standard",
         decoder_type: DecoderType = "standard",
         resample_filter: Sequence[float] = (1.0, 1.0),
+        representation_dim: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -106,8 +109,9 @@ class SongUNet(EDMUNet):
         self.frequencies: Tensor | None
         is_random = embedding_type == "fourier"
         self.register_buffer("frequencies", torch.randn(noise_channels // 2) * FOURIER_STD if is_random else None)
-        self.label_embedding = LabelEmbedding(num_classes, noise_channels) if class_conditional else None
-        self.label_bias = nn.Parameter(torch.zeros(noise_channels)) if class_conditional else None
+        self.label_embedding = LabelEmbedding(num_classes, noise_channels) if self.takes_classes else None
+        self.label_bias = nn.Parameter(torch.zeros(noise_channels)) if self.takes_classes else None
+        self.vector_embedding = self.make_vector_embedding(noise_channels, zero_null=True)
         self.augment_embedding = nn.Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
         self.linear_1 = nn.Linear(noise_channels, embedding_channels)
         self.linear_2 = nn.Linear(embedding_channels, embedding_channels)
@@ -169,16 +173,23 @@ class SongUNet(EDMUNet):
         if self.label_embedding is not None:
             xavier(self.label_embedding.weight)
 
-    def embed(self, timestep: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+    def embed(
+        self, timestep: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, vector: Tensor | None
+    ) -> Tensor:
         """Embed the conditions, see the base class; labels and noise level are summed up before the MLP."""
         dtype = self.linear_1.weight.dtype
         embedding = self.embed_noise(timestep).to(dtype)  # (B, N)
-        if self.label_embedding is not None and self.label_bias is not None:
-            scale = math.sqrt(self.config.num_classes)
-            embedding = embedding + scale * self.label_embedding(class_labels, len(timestep)) + self.label_bias
+        embedded = self.embed_labels(class_labels, len(timestep), vector)
+        if embedded is not None:
+            embedding = embedding + embedded
         if self.augment_embedding is not None and augment_labels is not None:
             embedding = embedding + self.augment_embedding(augment_labels.to(dtype))
         return F.silu(self.linear_2(F.silu(self.linear_1(embedding))))
+
+    def embed_classes(self, class_labels: Tensor | None, batch_size: int) -> Tensor:
+        """A linear map of one-hot vectors of unit magnitude; see the base class."""
+        assert self.label_bias is not None
+        return math.sqrt(self.config.num_classes) * super().embed_classes(class_labels, batch_size) + self.label_bias
 
     def embed_noise(self, timestep: Tensor) -> Tensor:
         """Sines, then cosines, of times (B,), as (B, N) float32."""

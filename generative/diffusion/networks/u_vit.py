@@ -19,6 +19,7 @@ from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.networks.arguments import check_arguments
 from generative.diffusion.networks.checkpointing import run_block
 from generative.layers.attention import MLP, SelfAttention
+from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.embeddings import timestep_embedding
 
 # Constructor arguments of the published sizes (arXiv 2209.12152, table 1, and the official configurations). S is of CIFAR-10
@@ -79,7 +80,7 @@ class UViTBlock(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
 
-class UViT(ModelMixin, ConfigMixin):
+class UViT(ModelMixin, ConfigMixin, ConditionedNetwork):
     """Transformer with long skip connections, on pixels or latents.
 
     The published models are ``UViT(sample_size=32, patch_size=2, in_channels=4, **UVIT_SIZES["L"])`` and so on.
@@ -100,6 +101,8 @@ class UViT(ModelMixin, ConfigMixin):
         time_mlp: Put the sinusoid of the time through an MLP; without, it is the token itself.
         final_conv: End in a 3x3 convolution (appendix A, figure 2 (d)); the published H has none.
         skip_connections: Whether the blocks after the middle read those before.
+        representation_dim: Numbers D' of representations that take the place of the class (RCG, arXiv 2312.03701); None for
+            classes. Labels then only tell where the null representation stands, which is the label ``num_classes``.
 
     Raises:
         UserError: If a size is below 1, sizes do not divide one another, or classes contradict.
@@ -125,6 +128,7 @@ class UViT(ModelMixin, ConfigMixin):
         time_mlp: bool = False,
         final_conv: bool = True,
         skip_connections: bool = True,
+        representation_dim: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -144,7 +148,7 @@ class UViT(ModelMixin, ConfigMixin):
         if not mlp_ratio * hidden_size >= 1:
             raise UserError(f"UViT: mlp_ratio must be positive, got {mlp_ratio}")
         self.gradient_checkpointing = False
-        self.num_extras = 1 + class_conditional  # tokens that are no patches
+        self.num_extras = 1 + self.is_conditioned  # tokens that are no patches
         num_tokens = self.num_extras + (sample_size // patch_size) ** 2
 
         def make_block(joins: bool = False) -> UViTBlock:
@@ -152,8 +156,7 @@ class UViT(ModelMixin, ConfigMixin):
 
         self.patch_embedding = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
         self.time_embedding = TimeMLP(hidden_size) if time_mlp else None
-        num_labels = num_classes + (class_dropout_prob > 0)
-        self.label_embedding = nn.Embedding(num_labels, hidden_size) if class_conditional else None
+        self.label_embedding, self.vector_embedding = self.make_embeddings(hidden_size)
         self.position_embedding = nn.Parameter(torch.empty(1, num_tokens, hidden_size))
         self.in_blocks = nn.ModuleList([make_block() for _ in range(depth // 2)])
         self.mid_block = make_block()
@@ -172,25 +175,17 @@ class UViT(ModelMixin, ConfigMixin):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    @property
-    def null_label(self) -> int | None:
-        """Label of the null condition, or None if the network has none."""
-        return self.config.num_classes if self.config.class_dropout_prob > 0 else None
-
-    def embed(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None) -> Tensor:
-        """Tokens (B, L, D) with their positions: the class if there is one, the time, the patches row by row."""
+    def embed(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None, vector: Tensor | None = None) -> Tensor:
+        """Tokens (B, L, D) with their positions: the class (or representation) if there is one, the time, the patches by row."""
         patches = self.patch_embedding(sample).flatten(2).transpose(1, 2)  # (B, L - 1 or 2, D)
         batch_size, _, dim = patches.shape
         time = timestep_embedding(timestep.reshape(-1).expand(batch_size), dim).to(self.position_embedding.dtype)
         if self.time_embedding is not None:
             time = self.time_embedding(time)
         extras = [time]
-        if self.label_embedding is not None:
-            if class_labels is None:
-                if self.null_label is None:
-                    raise UserError("this UViT has no null condition (class_dropout_prob is 0); give class_labels")
-                class_labels = torch.full((batch_size,), self.null_label, device=sample.device)
-            extras.insert(0, self.label_embedding(class_labels))
+        embedded = self.embed_labels(class_labels, batch_size, vector)
+        if embedded is not None:
+            extras.insert(0, embedded)
         return torch.cat([torch.stack(extras, dim=1).to(patches.dtype), patches], dim=1) + self.position_embedding
 
     def assemble_patches(self, patches: Tensor) -> Tensor:
@@ -200,7 +195,9 @@ class UViT(ModelMixin, ConfigMixin):
         patches = patches.reshape(-1, grid, grid, patch, patch, channels)  # (B, row, column, p, q, C)
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, grid * patch, grid * patch)
 
-    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> DenoiserOutput:
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, vector: Tensor | None = None
+    ) -> DenoiserOutput:
         """Predict what the formulation of training asks for; officially the noise.
 
         Args:
@@ -209,14 +206,15 @@ class UViT(ModelMixin, ConfigMixin):
                 the continuous time t on pixels.
             class_labels: (B,) int64 in [0, num_classes]; ``num_classes`` or None is the null condition. Ignored where the network
                 is not ``class_conditional``.
+            vector: (B, D') representations, of a network that has a ``representation_dim``.
 
         Returns:
             Predictions (B, C, H, W).
 
         Raises:
-            UserError: If the null condition is asked of a network that has none.
+            UserError: If the null condition is asked of a network that has none, or representations do not fit the network.
         """
-        tokens = self.embed(sample, timestep, class_labels)
+        tokens = self.embed(sample, timestep, class_labels, vector)
         skips = []
         for block in self.in_blocks:
             tokens = run_block(self, block, tokens)

@@ -94,3 +94,10 @@ def test_the_published_size_has_about_its_published_number_of_parameters() -> No
 def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_unet(**options)
+
+
+def test_keys_and_values_come_from_the_representation() -> None:
+    model = make_unet(representation_dim=6, num_class_tokens=3)
+    tokens = model.embed_labels(torch.tensor([0, 4]), 2, torch.randn(2, 6))
+    assert tokens.shape == (2, 3, 16) and not torch.allclose(tokens[0], tokens[1])
+    assert not any("class_tokens" in key or "label_embedding" in key for key in model.state_dict())

@@ -88,7 +88,8 @@ def test_gradients_of_a_branch_reach_the_branch_below_unless_kept_from_it(detach
         ({"patch_sizes": (4, 2)}, "must grow by whole factors to 8, got 2, 4"),
         ({"norm": "batch_norm"}, "norm and positions must be one each of td_layer_norm, .* got 'batch_norm'"),
         ({"positions": "axial_rope"}, "axial_rope has no place for a class token"),
-        ({"block_types": ("convnext", "convnext")}, "classes come in as tokens of transformers, and there are none"),
+        ({"block_types": ("convnext", "convnext")}, "come in as tokens of transformers, and there are none"),
+        ({"positions": "axial_rope", "class_conditional": False, "class_dropout_prob": 0.0, "representation_dim": 6}, "no place"),
         ({"class_conditional": False}, "class_dropout_prob 0.1 has no meaning without classes"),
     ],
 )
@@ -103,3 +104,10 @@ def test_published_sizes_have_their_published_numbers_of_parameters(size: str, m
         model = DiMR(**DIMR_SIZES[size])
     # 505 M and 1.06 B in the official README.
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+
+
+def test_every_transformer_has_a_token_of_the_representation() -> None:
+    of_transformers = make_dimr(block_types=("transformer", "transformer"), num_heads=(2, 2), representation_dim=6)
+    embedded = [name for name, _ in of_transformers.named_parameters() if "vector_embedding" in name]
+    assert [name for name in embedded if name.endswith("null")] == [f"stages.{place}.vector_embedding.null" for place in (0, 1)]
+    assert not any("vector_embedding" in name for name, _ in make_dimr(**THREE).named_parameters())

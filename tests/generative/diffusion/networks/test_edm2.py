@@ -107,6 +107,19 @@ def test_weights_of_classes_stand_for_labels() -> None:
     assert torch.equal(model(sample, times, F.one_hot(labels, 5)[:, :4].float()).prediction, expected)
 
 
+def test_representations_count_by_their_direction_and_zeros_are_null() -> None:
+    sample, times, _ = inputs()
+    model = make_unet(representation_dim=6, class_dropout_prob=0.1)
+    vector = torch.randn(3, 6, generator=torch.Generator().manual_seed(2))
+    expected = model(sample, times, vector=vector).prediction
+    torch.testing.assert_close(model(sample, times, vector=5 * vector).prediction, expected, rtol=1e-2, atol=1e-3)
+    null = model(sample, times).prediction
+    assert torch.equal(model(sample, times, vector=torch.zeros(3, 6)).prediction, null) and not torch.allclose(null, expected)
+    wide = make_unet(representation_dim=256, model_channels=64)
+    embedded = wide.vector_embedding(3 * torch.randn(64, 256), None, 64)
+    assert embedded.dtype == torch.float32 and abs(embedded.square().mean().sqrt() - 1) < 0.1
+
+
 def test_training_normalises_the_weights_in_place_and_evaluation_leaves_them() -> None:
     model = make_unet()
     before = copy.deepcopy(model.state_dict())

@@ -103,6 +103,23 @@ def test_the_null_condition_is_a_row_of_zeros(network_class: type[EDMUNet]) -> N
 
 
 @NETWORKS
+def test_the_null_representation_is_zeros_and_a_fresh_one_is_as_large_as_a_class(network_class: type[EDMUNet]) -> None:
+    network = make_unet(network_class, representation_dim=6, class_dropout_prob=0.1)
+    sample, times, labels, _ = make_inputs()
+    absent = network(sample, times).prediction
+    assert torch.equal(network(sample, times, vector=torch.zeros(3, 6)).prediction, absent)
+    assert not any("label_" in name for name in network.state_dict())
+    torch.manual_seed(0)
+    sizes = {"sample_size": 8, "model_channels": 32, "channel_mult": (1,), "num_blocks": 1, "num_classes": 256}
+    of_classes, of_vectors = network_class(**sizes), network_class(**sizes, representation_dim=256)
+    vector = torch.randn(64, 256, generator=torch.Generator().manual_seed(3))
+    sizes_of = [
+        made.embed_labels(torch.arange(64), 64, given).std() for made, given in ((of_classes, None), (of_vectors, vector))
+    ]
+    torch.testing.assert_close(*sizes_of, rtol=0.1, atol=0)
+
+
+@NETWORKS
 def test_a_network_without_classes_ignores_labels(network_class: type[EDMUNet]) -> None:
     network = make_unet(network_class, class_conditional=False)
     sample, times, labels, _ = make_inputs()

@@ -109,6 +109,23 @@ def test_longer_sides_are_scaled_for_and_trained_ones_are_not() -> None:
     assert difference.abs().max() > 1e-3
 
 
+def test_packed_images_have_a_representation_each() -> None:
+    model = make_fit(representation_dim=6)
+    patches, times, labels = batch()  # of which one is null
+    vector = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
+    padded = model(patches, times, labels, sizes=SIZES, vector=vector).prediction
+    packed = model(patches, times, labels, sizes=SIZES, packing=pack_rows(SIZES, LENGTH, LENGTH), vector=vector).prediction
+    torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5)
+    for row, (height, width) in enumerate(SIZES.tolist()):
+        image = to_images(patches[row : row + 1], height, width, 2)
+        alone = model(image, times[row], labels[row : row + 1], vector=vector[row : row + 1]).prediction
+        torch.testing.assert_close(to_patches(alone, 2)[0], packed[row, :, : height * width], rtol=1e-4, atol=1e-5)
+    changed = model(
+        patches, times, labels, sizes=SIZES, packing=pack_rows(SIZES, LENGTH, LENGTH), vector=vector.flip(0)
+    ).prediction
+    assert [torch.allclose(changed[row], packed[row]) for row in range(4)] == [False, False, True, False]
+
+
 def test_fresh_network_predicts_zero() -> None:
     model = FiT(sample_size=8, hidden_size=16, depth=2, num_heads=2, num_classes=4, adaln_type="lora", adaln_lora_dim=4)
     assert not model(torch.randn(1, 4, 8, 8), torch.tensor(0.3), torch.tensor([0])).prediction.any()

@@ -78,6 +78,23 @@ def inputs(count: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(count, 3, 8, 8, generator=generator), torch.rand(count, generator=generator) * 1000, torch.arange(count)
 
 
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "no classes"])
+def test_a_representation_is_a_token_wherever_the_class_is_one(name: str) -> None:
+    dim = 16 if name == "one-hot" else 6  # the vector itself is the token there
+    model = make_rin(**(VARIANTS[name] | {"representation_dim": dim, "num_classes": 1, "class_dropout_prob": 0.1}))
+    sample, told, _ = inputs()
+    vector = torch.randn(3, dim, generator=torch.Generator().manual_seed(2))
+    memory = model(sample, told, vector=vector).memory
+    together = model(sample, told, torch.tensor([0, 1, 0]), memory, vector).prediction
+    dropped = model(sample, told, None, memory, torch.zeros(3, dim)).prediction
+    torch.testing.assert_close(together[1], dropped[1], rtol=1e-4, atol=1e-4)  # zeros are the null representation
+    assert not torch.allclose(together[0], dropped[0])
+    changed = model(sample, told, torch.tensor([0, 1, 0]), memory, torch.stack([vector[0], vector[0], vector[0]])).prediction
+    torch.testing.assert_close(together[:2], changed[:2], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together[2], changed[2])
+    assert not any("class_projection" in key for key in model.state_dict())
+
+
 def test_every_option_makes_images_that_depend_on_their_own_inputs_only(variant: RIN) -> None:
     sample, told, labels = inputs()
     labels = labels.clamp(max=variant.config.num_classes - 1)
@@ -143,6 +160,7 @@ def test_positions_by_hand() -> None:
         ({"self_cond": "x"}, "RIN: self_cond must be one of none, latent, tape"),
         ({"latent_dim": 18}, "RIN: the width of the time's token must be a multiple of 4"),
         ({"cond_proj": False}, "RIN: without cond_proj the class's token has num_classes 4 values and must have 16"),
+        ({"cond_proj": False, "representation_dim": 6}, "the class's token has representation_dim 6 values and must have 16"),
         ({**READ, "cond_dim": 8}, "RIN: cond_dim 8 other than tape_dim 12 needs cond_decoupled_read"),
         ({"cond_decoupled_read": True}, "RIN: cond_decoupled_read needs something to read"),
         ({"tape_pos_encoding": "rotary"}, "RIN: positions must be learned"),

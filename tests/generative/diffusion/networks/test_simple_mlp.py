@@ -13,8 +13,6 @@ from generative.core.sampling import SampleState
 from generative.core.seeding import ImageNoise
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
-from generative.diffusion.networks.adm import ADMUNet
-from generative.diffusion.networks.dit import DiT
 from generative.diffusion.networks.simple_mlp import SimpleMLP
 from generative.diffusion.samplers.ldm_ddim import LDMDDIMSampler, ldm_timesteps
 
@@ -86,34 +84,3 @@ def test_an_exact_denoiser_brings_back_the_data(eta: float) -> None:
     end = sampler.sample(lambda state, time: DenoiserOutput(data), SampleState(noise.randn(6, 1, 1)), 50, noise, formulation)
     deviation = (1 - formulation.process.alphas_cumprod[0]).sqrt().item()  # the noise of step 0 stays
     assert 0 < (end.sample - data).abs().max() < 5 * deviation + 0.01
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        lambda: DiT(4, 2, 3, 16, 1, 2, num_classes=1, representation_dim=6),
-        lambda: ADMUNet(
-            sample_size=4, model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), num_head_channels=32,
-            num_classes=1, class_dropout_prob=0.1, learn_sigma=False, representation_dim=6,
-        ),
-    ],
-)  # fmt: skip
-def test_representations_take_the_place_of_classes(network: Any) -> None:
-    torch.manual_seed(0)
-    denoiser = network().eval()
-    for parameter in denoiser.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    images, times, vector = torch.randn(2, 3, 4, 4), torch.tensor([3, 3]), torch.randn(2, 6)
-    mixed = denoiser(images, times, torch.tensor([0, 1]), vector=vector).prediction
-    torch.testing.assert_close(mixed[:1], denoiser(images[:1], times[:1], vector=vector[:1]).prediction, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(mixed[1:], denoiser(images[1:], times[1:]).prediction, atol=1e-5, rtol=1e-4)
-    assert (
-        denoiser(images, times, vector=vector + 1).prediction - denoiser(images, times, vector=vector).prediction
-    ).abs().max() > 1e-4
-    with pytest.raises(UserError, match=r"takes representations of 6 numbers \(representation_dim\), got \(7,\)"):
-        denoiser(images, times, vector=torch.zeros(2, 7))
-
-
-def test_a_network_of_classes_takes_no_representation() -> None:
-    with pytest.raises(UserError, match="takes no representations"):
-        DiT(4, 2, 3, 16, 1, 2)(torch.zeros(1, 3, 4, 4), torch.zeros(1), torch.tensor([0]), torch.zeros(1, 6))

@@ -86,3 +86,12 @@ def test_published_sizes_have_their_published_numbers_of_parameters(size: str, o
         model = UViT(**UVIT_SIZES[size], **options)
     # arXiv 2209.12152, table 1.
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+
+
+def test_a_representation_is_the_token_of_the_class_even_where_there_are_no_classes() -> None:
+    without = {"class_conditional": False, "class_dropout_prob": 0.0}
+    model, plain = make_u_vit(representation_dim=6, **without), make_u_vit(**without)
+    assert model.position_embedding.shape[1] == plain.position_embedding.shape[1] + 1 == make_u_vit().position_embedding.shape[1]
+    tokens = model.embed(torch.zeros(2, 3, 8, 8), torch.tensor(3), None, torch.eye(2, 6))
+    expected = model.vector_embedding.linear(torch.eye(2, 6)) + model.position_embedding[:, 0]
+    torch.testing.assert_close(tokens[:, 0], expected)
