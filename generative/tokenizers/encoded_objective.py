@@ -51,7 +51,7 @@ class EncodedObjective(Objective, abc.ABC):
         self.frozen = self.encoder.networks
         self.optimizers = {name: optimizer}
         self.ema = average_specs(name, ema)
-        self.num_classes = network.config.num_classes
+        self.num_classes = self.null_label = int(network.config.num_classes)
         self.image_size = self.encoder.image_size(network)
         self.label_dropout = label_dropout
 
@@ -74,7 +74,7 @@ class EncodedObjective(Objective, abc.ABC):
             Ids (B, L), latents (B, C, h, w) or images (B, 3, H, W), and class labels (B,), some of them dropped.
         """
         data = self.encoder.encode(batch, context.generator)
-        return data, drop_labels(batch["class_labels"], self.num_classes, self.label_dropout, context.generator)
+        return data, drop_labels(batch["class_labels"], self.null_label, self.label_dropout, context.generator)
 
     def encoder_fingerprint(self) -> str | None:
         """The encoder's."""

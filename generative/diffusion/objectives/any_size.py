@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,6 +46,19 @@ def masked_losses(
     share = is_valid.float().mean(1)
     parts = formulation.losses(output, x_start, noise, sample, times)
     return {name: value / share for name, value in parts.items()}
+
+
+def by_size(images: Tensor, sizes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Places (b,) and pictures (b, 3, H, W) of the images of each size, since an encoder looks at what is beside an image.
+
+    Args:
+        images: (B, 3, N, q^2) patches of pixels.
+        sizes: (B, 2) in tokens.
+    """
+    side = math.isqrt(images.shape[3])
+    for height, width in sorted(set(map(tuple, sizes.tolist()))):  # asked for on the CPU
+        members = ((sizes[:, 0] == height) & (sizes[:, 1] == width)).nonzero()[:, 0]
+        yield members, to_images(images[members], height, width, side)
 
 
 class AnySizeObjective(DiffusionObjective):
@@ -93,7 +107,7 @@ class AnySizeObjective(DiffusionObjective):
         labels = batch["class_labels"]
         context.cache.update(sizes=batch["sizes"], packing=batch.get("packing"))
         patches = self.encode(images, batch["sizes"], context.generator)
-        return patches, drop_labels(labels, self.num_classes, self.label_dropout, context.generator)
+        return patches, drop_labels(labels, self.null_label, self.label_dropout, context.generator)
 
     @torch.no_grad()
     def encode(self, images: Tensor, sizes: Tensor, generator: torch.Generator) -> Tensor:
@@ -108,14 +122,21 @@ class AnySizeObjective(DiffusionObjective):
         if autoencoder is None:
             return images
         denoiser: Any = self.networks["denoiser"]
-        patch, side = denoiser.size_multiple, math.isqrt(images.shape[3])
+        patch = denoiser.size_multiple
         patches = images.new_zeros(len(images), denoiser.config.in_channels, images.shape[2], patch**2)
-        # Images of one size at a time: an encoder looks at what is beside an image. The sizes are asked for on the CPU.
-        for height, width in sorted(set(map(tuple, sizes.tolist()))):
-            members = ((sizes[:, 0] == height) & (sizes[:, 1] == width)).nonzero()[:, 0]
-            latents = encode_images(autoencoder, to_images(images[members], height, width, side), generator)
-            patches[members, :, : height * width] = to_patches(latents, patch)
+        for members, pictures in by_size(images, sizes):
+            encoded = to_patches(encode_images(autoencoder, pictures, generator), patch)
+            patches[members, :, : encoded.shape[2]] = encoded
         return patches
+
+    def represent(self, batch: Batch) -> Tensor | None:
+        """Representations (B, D) of images of one size at a time, each brought to the encoder's square; see the base class."""
+        if self.condition.encoder is None or "sizes" not in batch or "representations" in batch:
+            return super().represent(batch)
+        vectors = batch["images"].new_empty(len(batch["images"]), self.condition.encoder.dim)
+        for members, pictures in by_size(batch["images"], batch["sizes"]):
+            vectors[members] = self.condition.encoder(pictures)
+        return vectors
 
     def conditions(self, x_start: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Condition]:
         """The patches, and their sizes and packing beside the labels; see the base class."""

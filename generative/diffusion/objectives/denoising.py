@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from diffusers import ModelMixin
@@ -21,19 +22,24 @@ from generative.diffusion.denoiser import Condition, DenoiserOutput
 from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.objectives.edm_augment import AUGMENT_DIM, EDMAugment
+from generative.diffusion.objectives.representation_condition import RepresentationCondition
 from generative.diffusion.objectives.self_conditioning import SelfConditioning, check_self_conditioning
 from generative.diffusion.objectives.timestep_sampling import LossSecondMoment
 from generative.diffusion.options import DiffusionOptions
 from generative.diffusion.samplers.choose import check_sampler, default_sampler
 from generative.tokenizers.encoded_objective import EncodedObjective
 from generative.tokenizers.latents import check_latents
+from generative.tokenizers.representation import RepresentationEncoder
 
 if TYPE_CHECKING:
     from pipelines.diffusion import DiffusionImagePipeline
 
 
 class DiffusionObjective(EncodedObjective):
-    """Denoising under any formulation, on pixels or latents.
+    """Denoising under any formulation, on pixels or latents, of a class or under a representation in its place.
+
+    Attributes:
+        condition: What encodes and what samples representations (RCG, arXiv 2312.03701).
 
     Args:
         denoiser: ``(sample (B, C, H, W), time (B,), class_labels (B,)) -> DenoiserOutput``; its config has ``sample_size``,
@@ -50,6 +56,8 @@ class DiffusionObjective(EncodedObjective):
         timestep_sampling: Draws the steps of a chain by the size of their losses; None draws times as the formulation does.
         augment: Augments the images and tells the denoiser how (EDM); None leaves them as they are.
         self_conditioning: Of a denoiser that reads back what it gave at the step before (RIN).
+        representation_encoder: Encodes the images for a denoiser whose config has a ``representation_dim``; None for others.
+        representation_diffusion: Run or pipeline folder of the representation diffusion that such a one's samples begin with.
 
     Raises:
         UserError: If options contradict one another.
@@ -68,6 +76,8 @@ class DiffusionObjective(EncodedObjective):
         timestep_sampling: LossSecondMoment | None = None,
         augment: EDMAugment | None = None,
         self_conditioning: SelfConditioning | None = None,
+        representation_encoder: RepresentationEncoder | None = None,
+        representation_diffusion: Path | None = None,
     ) -> None:
         null_probability = getattr(denoiser.config, "class_dropout_prob", 0.0)
         if label_dropout is None:
@@ -81,6 +91,13 @@ class DiffusionObjective(EncodedObjective):
         if augment is not None:
             check_augment(denoiser, autoencoder)
         check_self_conditioning(denoiser, self_conditioning)
+        takes = denoiser.config.get("representation_dim")
+        self.condition = RepresentationCondition(representation_encoder, representation_diffusion, takes, type(denoiser).__name__)
+        if takes is not None:
+            self.num_classes = self.condition.num_classes
+            self.uses_labels = self.num_classes > 1
+            self.frozen = self.frozen | self.condition.frozen
+            self.loss_extractors = self.condition.loss_extractors
         self.augment = augment
         self.self_conditioning = self_conditioning
         self.formulation = formulation
@@ -107,7 +124,11 @@ class DiffusionObjective(EncodedObjective):
         Returns:
             ``loss``, and its parts where it has several (``Formulation.losses``).
         """
+        vector = self.represent(batch)
+        if vector is not None:  # labels then only tell which representations are dropped
+            batch = {**batch, "class_labels": torch.zeros_like(batch["class_labels"])}
         x_start, condition = self.conditions(*self.inputs(batch, context), context)  # (B, C, H, W), labels (B,)
+        condition = replace(condition, vector=vector)
         times, weights = self.draw_times(len(x_start), context.generator)
         times = times.to(x_start.device)
         noise, sample = self.formulation.draw_noised(x_start, times, context.generator)
@@ -121,6 +142,10 @@ class DiffusionObjective(EncodedObjective):
             parts = {name: weights.to(value.device) * value for name, value in parts.items()}
         losses = {name: value.mean() for name, value in parts.items()}
         return {"loss": sum(losses.values(), torch.zeros((), device=x_start.device)), **(losses if len(losses) > 1 else {})}
+
+    def represent(self, batch: Batch) -> Tensor | None:
+        """Representations (B, D) of a batch's images, before they are augmented; None for a denoiser of classes."""
+        return None if self.condition.encoder is None else self.condition.encode(batch)
 
     def compare(
         self, output: DenoiserOutput, x_start: Tensor, noise: Tensor, sample: Tensor, times: Tensor, condition: Condition
@@ -148,18 +173,31 @@ class DiffusionObjective(EncodedObjective):
         return x_start, Condition(labels, augment_labels=augment_labels)
 
     def identity(self) -> Mapping[str, Any]:
-        """The formulation; samplers, and how training times are drawn and weighted, may change."""
-        return {"formulation": type(self.formulation).__name__, **self.formulation.identity()}
+        """The formulation, and what encodes representations; samplers, and how training times are drawn, may change."""
+        own = {"formulation": type(self.formulation).__name__, **self.formulation.identity()}
+        return {**own, **self.condition.identity()}
+
+    def representation_fingerprint(self) -> str | None:
+        """The representation encoder's."""
+        return self.condition.fingerprint
 
     def pipeline(self, networks: Networks) -> DiffusionImagePipeline:
-        """Pipeline of a denoiser with the sampler."""
+        """Pipeline of a denoiser with the sampler, and with the representation diffusion where there is one."""
         from pipelines.diffusion import DiffusionImagePipeline
+        from pipelines.rcg import RCGPipeline
 
         # Not from_config: diffusers takes what was given by position for defaults.
         formulation, sampler = copy.deepcopy((self.formulation, self.sampler))
-        return DiffusionImagePipeline(
-            networks["denoiser"], sampler, self.frozen.get("autoencoder"), self.sampling_defaults(), formulation=formulation
-        )
+        denoiser = cast("ModelMixin", networks["denoiser"])
+        parts: dict[str, Any] = {
+            "autoencoder": self.frozen.get("autoencoder"),
+            "sampling_defaults": self.sampling_defaults(),
+            "formulation": formulation,
+        }
+        representation = self.condition.representation(denoiser)
+        if representation is None:
+            return DiffusionImagePipeline(denoiser, sampler, **parts)
+        return RCGPipeline(denoiser, sampler, **parts, representation=representation)
 
 
 def check_augment(denoiser: ModelMixin, autoencoder: ModelMixin | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from generative.diffusion.formulations.base import Formulation
 from generative.diffusion.objectives.denoising import DiffusionObjective
 from generative.diffusion.options import DiffusionOptions
 from generative.layers.time_dependent import TimeDependentParameter
+from generative.tokenizers.representation import RepresentationEncoder
 
 
 def to_resolution(values: Tensor, size: int) -> Tensor:
@@ -51,6 +53,8 @@ class PyramidObjective(DiffusionObjective):
         sampler: See there.
         sampling: See there.
         autoencoder: See there.
+        representation_encoder: See there.
+        representation_diffusion: See there.
 
     Raises:
         UserError: If options contradict one another, or there is not one coefficient for each level.
@@ -67,6 +71,8 @@ class PyramidObjective(DiffusionObjective):
         sampler: SchedulerMixin | None = None,
         sampling: DiffusionOptions = DiffusionOptions(),
         autoencoder: ModelMixin | None = None,
+        representation_encoder: RepresentationEncoder | None = None,
+        representation_diffusion: Path | None = None,
     ) -> None:
         levels = getattr(denoiser, "pyramid_levels", None)
         if not isinstance(levels, int):
@@ -77,7 +83,18 @@ class PyramidObjective(DiffusionObjective):
             coefficients = [0.25**below for below in reversed(range(levels))]
         if len(coefficients) != levels or not all(0 <= weight < math.inf for weight in coefficients):
             raise UserError(f"coefficients must be one number of 0 or more for each of {levels} levels, got {list(coefficients)}")
-        super().__init__(denoiser, formulation, optimizer, ema, label_dropout, sampler, sampling, autoencoder)
+        super().__init__(
+            denoiser,
+            formulation,
+            optimizer,
+            ema,
+            label_dropout,
+            sampler,
+            sampling,
+            autoencoder,
+            representation_encoder=representation_encoder,
+            representation_diffusion=representation_diffusion,
+        )
         self.coefficients = tuple(coefficients)
 
     def compare(

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from generative.core.errors import UserError
 from generative.core.generation import SampleRequest
 from generative.core.images import images_to_float, images_to_uint8
+from generative.core.objective import Phase
 from generative.core.seeding import sample_generators
 from generative.core.types import Networks, StepContext
 from generative.diffusion.denoiser import Condition
@@ -32,6 +33,19 @@ class UpsamplingObjective(DiffusionObjective):
     """
 
     usage = "use it behind a run that makes small images: `generative sample BASE --upsampler {run}`"
+
+    def phases(self) -> list[Phase]:
+        """One phase: the denoiser.
+
+        Raises:
+            UserError: If the denoiser takes representations: its pipeline is handed images, and makes none of them.
+        """
+        if self.condition.encoder is not None:
+            raise UserError(
+                "an upsampler is handed images of lower resolution and makes no representations; set representation_dim of the "
+                "denoiser to null and leave representation_encoder and representation_diffusion out"
+            )
+        return super().phases()
 
     def conditions(self, x_start: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Condition]:
         """Images, and under which labels and averages they are denoised."""
