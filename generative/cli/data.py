@@ -27,7 +27,8 @@ USAGE = """usage: generative data prepare SRC OUT ...    decode, crop and store 
 
 PREPARE_EPILOG = """SRC is what people have; it is recognised by what it holds:
   class folders            numbered by their sorted names; ImageNet's ids (n01440764) get their words, and stay in index.json
-  ImageNet's validation    the flat folder of 50,000 JPEG files, with --devkit ILSVRC2012_devkit_t12 for their classes
+  ILSVRC2012_img_train.tar ImageNet as it is published, a tar of one tar for each class; nothing is unpacked
+  ILSVRC2012_img_val.tar   or its flat folder of 50,000 JPEG files, with --devkit ILSVRC2012_devkit_t12(.tar.gz) for classes
   .zip, .tar               classes by folders, .cls or .json members, dataset.json; or a folder of WebDataset's shards
   parquet                  a file or folder of Hugging Face's layout
   CIFAR-10, CIFAR-100      the python versions (or parquet), of which nothing is executed; --split test for the other half
@@ -35,7 +36,7 @@ PREPARE_EPILOG = """SRC is what people have; it is recognised by what it holds:
   prepared shards          made anew in another way
 
   generative data prepare imagenet/train shards/train-256 --resolution 256 --num-classes 1000
-  generative data prepare imagenet/val shards/val-256 --resolution 256 --devkit ILSVRC2012_devkit_t12
+  generative data prepare ILSVRC2012_img_val.tar shards/val-256 --resolution 256 --devkit ILSVRC2012_devkit_t12.tar.gz
   generative data prepare cifar10/ shards/cifar10-test --resolution 32 --encode raw --split test
   generative data check shards/train-256
   generative train imagenet/dit_256 --data generative.data.prepared.PreparedDataset --data.folder shards/train-256
@@ -77,7 +78,9 @@ def run_prepare(arguments: list[str]) -> int:
     parser.add_argument("--quality", type=int, default=95, help="of JPEG files that are written anew (default 95, colour 4:4:4)")
     parser.add_argument("--seed", type=int, default=0, help="of random crops (default 0)")
     parser.add_argument("--split", choices=("train", "test"), help="of CIFAR and downsampled ImageNet (default train)")
-    parser.add_argument("--devkit", type=Path, metavar="DIR", help="ImageNet's development kit (ILSVRC2012_devkit_t12)")
+    parser.add_argument(
+        "--devkit", type=Path, metavar="PATH", help="ImageNet's development kit (ILSVRC2012_devkit_t12, or its .tar.gz)"
+    )
     parser.add_argument(
         "--class-names",
         metavar="NAMES",
@@ -131,7 +134,7 @@ def prepare(given: argparse.Namespace) -> int:
         )
     own_names = images.class_names
     name_classes(images, given.class_names)
-    class_ids = own_names if own_names != images.class_names else None
+    class_ids = images.class_ids or (own_names if own_names != images.class_names else None)
     folder = ShardFolder(images, settings, given.output, given.overwrite, class_ids)
     if folder.is_complete:
         clean_up(folder.output)

@@ -15,6 +15,7 @@ from generative.data.decode import image_to_tensor, verify_image
 from generative.data.transforms import center_crop
 from metrics.files.images import ImageError
 from metrics.sources.encoded import LoaderSource
+from metrics.sources.listing import is_hidden
 from metrics.sources.open import open_source
 
 GZIP_EXTENSIONS = (".tar.gz", ".tgz")
@@ -55,7 +56,9 @@ class ArchiveDataset(ImageDataset):
                 f"'{self.path}' has {len(names)} classes, and num_classes of the data is {num_classes}; leave num_classes out to "
                 "take as many as there are"
             )
-        files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
+        files = [self.path]
+        if self.path.is_dir():
+            files = sorted(file for file in self.path.rglob("*") if not is_hidden(file.relative_to(self.path).as_posix()))
         super().__init__(
             labels=torch.tensor(labels, dtype=torch.int64),
             num_classes=len(names),
@@ -101,7 +104,7 @@ def open_archive(path: Path) -> LoaderSource:
     Raises:
         UserError: If there is none, it is damaged, or compressed as a whole.
     """
-    names = [file.name for file in path.iterdir()] if path.is_dir() else [path.name]
+    names = [file.name for file in path.iterdir() if not is_hidden(file.name)] if path.is_dir() else [path.name]
     packed = next((name for name in names if name.lower().endswith(GZIP_EXTENSIONS)), None)
     if packed is not None:
         raise UserError(f"'{packed}' of '{path}' is compressed as a whole and can only be read from its start; run gunzip first")

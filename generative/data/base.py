@@ -70,6 +70,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         image_size: Side of the square images in pixels.
         fingerprint: Stable hash of the source, for provenance; equal sources give equal fingerprints on any machine.
         class_names: ``num_classes`` names.
+        class_ids: What the classes are called where they come from, if they were given other names (WordNet ids); None if not.
         left_out: Number of files that are left out, by extension (of image formats that are not read) or reason.
         num_turned: Number of images that EXIF says are not upright, and which are turned; None where that was not checked.
         notices: What the user should know of the data before training, one sentence each.
@@ -104,6 +105,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         self.image_size = image_size
         self.fingerprint = fingerprint
         self.class_names = list(class_names) + [str(label) for label in range(len(class_names), num_classes)]
+        self.class_ids: list[str] | None = None
         self.left_out: dict[str, int] = {}
         self.num_turned: int | None = None
         self.notices: list[str] = []
@@ -130,6 +132,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
             new_labels: The new label of each class that has images.
             class_names: Names in the order of the new labels.
         """
+        if list(new_labels) != list(range(self.num_classes)):
+            self.class_ids = None
         self.labels = torch.tensor(list(new_labels), dtype=torch.int64)[self.labels]
         self.class_names = list(class_names)
         self.num_classes = len(self.class_names)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from generative.core.class_names import list_names
 from generative.core.errors import UserError
 from generative.data.base import ImageDataset, hash_image_files, hash_parts
 from generative.data.decode import image_to_tensor, read_content, verify_image
+from generative.data.packed_strings import PackedStrings
 from generative.data.transforms import center_crop
 from metrics.sources.listing import count_left_out, describe_left_out, is_hidden, is_image_name, list_images
 from metrics.sources.splits import split_of
@@ -69,7 +69,7 @@ class ImageFolderDataset(ImageDataset):
                 paths.append(path)
                 sizes.append(size)
             labels.extend([label] * (len(paths) - len(labels)))
-        self._paths = _PackedStrings(paths)
+        self._paths = PackedStrings(paths)
         listing = [part for path, size in zip(paths, sizes, strict=True) for part in (path, size)]
         contents = hash_image_files([self.root / path for path in paths], sizes)
         super().__init__(
@@ -174,16 +174,3 @@ def _image_files(root: Path, name: str, left_out: Counter[str]) -> Iterator[tupl
         if size == 0:
             raise UserError(f"image '{path}' is empty (0 bytes); remove or replace it")
         yield f"{name}/{file}", size
-
-
-class _PackedStrings:
-    """Many strings in two arrays: loader workers then share them, where reading a list would copy every page it touches."""
-
-    def __init__(self, strings: Sequence[str]) -> None:
-        encoded = [os.fsencode(string) for string in strings]
-        self._ends = np.cumsum([len(string) for string in encoded], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-
-    def __getitem__(self, index: int) -> str:
-        start = int(self._ends[index - 1]) if index else 0
-        return os.fsdecode(self._bytes[start : int(self._ends[index])].tobytes())

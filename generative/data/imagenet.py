@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
+import tarfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -20,7 +24,9 @@ from metrics.sources.listing import list_images
 
 WNID = re.compile(r"n\d{8}")
 META_FILE, TRUTH_FILE = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
-_VALIDATION_NUMBER = re.compile(r"_val_(\d{8})\.")
+MAX_KIT_BYTES = 2**26
+"""No file of the kit that is read is larger."""
+VALIDATION_NUMBER = re.compile(r"_val_(\d{8})\.")
 
 
 def are_wnids(names: Sequence[str]) -> bool:
@@ -106,20 +112,18 @@ def read_devkit(folder: Path) -> Devkit:
     """Read ``meta.mat`` and the validation ground truth of ILSVRC2012's development kit; nothing in them is run.
 
     Args:
-        folder: The kit (``ILSVRC2012_devkit_t12``), or its folder ``data``.
+        folder: The kit (``ILSVRC2012_devkit_t12``), its folder ``data``, or the .tar.gz that it is published as.
 
     Raises:
         UserError: If a file is missing, or not what it should be.
     """
     from scipy.io import loadmat
 
-    place = next((each for each in (folder, folder / "data") if (each / META_FILE).is_file()), None)
-    if place is None or not (place / TRUTH_FILE).is_file():
-        raise UserError(f"'{folder}' is no development kit of ImageNet; expected data/{META_FILE} and data/{TRUTH_FILE} in it")
+    meta, numbers = _kit_files(folder)
     try:
-        synsets = loadmat(place / META_FILE, squeeze_me=True)["synsets"]
+        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
         leaves = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
-        truth = np.array([int(line) for line in (place / TRUTH_FILE).read_text().split()], dtype=np.int64)
+        truth = np.array([int(line) for line in numbers.decode().split()], dtype=np.int64)
         wnids = sorted(leaves.values())
         label_of = np.full(len(leaves) + 1, -1, dtype=np.int64)
         for number, wnid in leaves.items():
@@ -133,12 +137,68 @@ def read_devkit(folder: Path) -> Devkit:
     return Devkit(wnids, label_of, label_of[truth])
 
 
+def _kit_files(kit: Path) -> tuple[bytes, bytes]:
+    """Content of the two files of a development kit, from its folder or archive.
+
+    Raises:
+        UserError: If they are not there, or the archive is damaged.
+    """
+    found: dict[str, bytes] = {}
+    try:
+        if kit.is_file():
+            with tarfile.open(kit) as archive:
+                for info in archive:
+                    name = Path(info.name).name
+                    if name in (META_FILE, TRUTH_FILE) and info.isreg() and info.size <= MAX_KIT_BYTES:
+                        found[name] = cast("IO[bytes]", archive.extractfile(info)).read()
+        else:
+            place = next((each for each in (kit, kit / "data") if (each / META_FILE).is_file()), kit)
+            found = {name: (place / name).read_bytes() for name in (META_FILE, TRUTH_FILE) if (place / name).is_file()}
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise UserError(f"the development kit '{kit}' cannot be read ({' '.join(str(error).split())}); fetch it again") from error
+    if len(found) < 2:  # noqa: PLR2004
+        raise UserError(f"'{kit}' is no development kit of ImageNet; expected data/{META_FILE} and data/{TRUTH_FILE} in it")
+    return found[META_FILE], found[TRUTH_FILE]
+
+
+def order_validation(place: Path, names: Sequence[str], count: int) -> list[str]:
+    """Names of the validation images in the order of their numbers.
+
+    Args:
+        place: The folder or archive that holds them, for messages.
+        names: Of all images there.
+        count: How many the development kit knows.
+
+    Raises:
+        UserError: If images are missing, there twice or called otherwise.
+    """
+    found: dict[int, str] = {}
+    for name in names:
+        match = VALIDATION_NUMBER.search(name)
+        if match is None or not 1 <= int(match[1]) <= count:
+            raise UserError(
+                f"'{place / name}' is no validation image of ImageNet: expected ILSVRC2012_val_00000001.JPEG to "
+                f"ILSVRC2012_val_{count:08d}.JPEG"
+            )
+        number = int(match[1])
+        if number in found:
+            raise UserError(f"'{place}' holds validation image {number} twice, '{found[number]}' and '{name}'; keep one of them")
+        found[number] = name
+    missing = next((number for number in range(1, count + 1) if number not in found), None)
+    if missing is not None:
+        raise UserError(
+            f"'{place}' holds {len(found)} of the {count} validation images; the first that is missing is "
+            f"ILSVRC2012_val_{missing:08d}.JPEG"
+        )
+    return [found[number] for number in sorted(found)]
+
+
 class ImageNetValidationDataset(ImageDataset):
     """ImageNet's validation images as they are published, one flat folder, with the development kit's ground truth.
 
     Args:
         root: The folder of ``ILSVRC2012_val_00000001.JPEG`` and so on, all of them.
-        devkit: Folder of the development kit.
+        devkit: The development kit: its folder, or the .tar.gz that it is published as.
         image_size: Side of the square images in pixels, by ADM's resize and centre crop.
         cache: Decode all images at start and keep them in memory.
         verify: Read every image at start; None means below 20,000 images.
@@ -157,28 +217,8 @@ class ImageNetValidationDataset(ImageDataset):
             listing = list_images(self.root)
         except (FileNotFoundError, ValueError) as error:
             raise UserError(str(error).rstrip(".")) from error
-        found: dict[int, str] = {}
-        for name in listing.names:
-            match = _VALIDATION_NUMBER.search(name)
-            if match is None or not 1 <= int(match[1]) <= len(kit.validation):
-                raise UserError(
-                    f"'{self.root / name}' is no validation image of ImageNet: expected ILSVRC2012_val_00000001.JPEG to "
-                    f"ILSVRC2012_val_{len(kit.validation):08d}.JPEG"
-                )
-            number = int(match[1])
-            if number in found:
-                raise UserError(
-                    f"'{self.root}' holds validation image {number} twice, '{found[number]}' and '{name}'; keep one of them"
-                )
-            found[number] = name
-        missing = next((number for number in range(1, len(kit.validation) + 1) if number not in found), None)
-        if missing is not None:
-            raise UserError(
-                f"'{self.root}' holds {len(found)} of the {len(kit.validation)} validation images; the first that is missing is "
-                f"ILSVRC2012_val_{missing:08d}.JPEG"
-            )
         self.wnids = kit.wnids
-        self._names = [found[number] for number in sorted(found)]
+        self._names = order_validation(self.root, listing.names, len(kit.validation))
         paths = [self.root / name for name in self._names]
         super().__init__(
             labels=torch.from_numpy(kit.validation),

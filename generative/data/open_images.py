@@ -13,6 +13,7 @@ from generative.data.base import ImageDataset
 from generative.data.cifar10 import BATCH_FOLDER, CIFAR10Dataset
 from generative.data.image_folder import ImageFolderDataset
 from generative.data.imagenet import ImageNetValidationDataset
+from generative.data.imagenet_tars import ImageNetTrainTarDataset, ImageNetValidationTarDataset, is_train_tar, is_validation_tar
 from generative.data.parquet import ParquetDataset, find_image_column, find_parquet_files
 from generative.data.pixel_batches import CIFAR100Dataset, DownsampledImageNetDataset, find_cifar100, is_downsampled
 from generative.data.prepared import PreparedDataset
@@ -42,7 +43,7 @@ def open_images(path: Path, split: str | None = None, devkit: Path | None = None
         raise UserError(
             f"source '{path}' is a file of no known kind; give a folder of class folders, or a .parquet, .tar or .zip file"
         )
-    kind = kind or (IMAGENET_VALIDATION if devkit is not None else CLASS_FOLDERS)
+    kind = kind or (IMAGENET_VALIDATION if devkit is not None else CLASS_FOLDERS)  # a flat folder is known by the kit alone
     if split is not None and not kind.has_splits:
         raise UserError(
             f"--split belongs to CIFAR and downsampled ImageNet, and '{path}' is {kind.name}; name the split's own folder"
@@ -100,14 +101,19 @@ def _open_parquet(path: Path, split: Any, devkit: Path | None) -> ImageDataset:
 
 
 def _open_validation(path: Path, split: Any, devkit: Path | None) -> ImageDataset:
-    assert devkit is not None
-    return ImageNetValidationDataset(path, devkit, ANY_SIZE, verify=False)
+    if devkit is None:
+        raise UserError(
+            f"'{path}' holds ImageNet's validation images, whose classes the development kit states; add --devkit "
+            "ILSVRC2012_devkit_t12.tar.gz"
+        )
+    opens = ImageNetValidationTarDataset if path.is_file() else ImageNetValidationDataset
+    return opens(path, devkit, ANY_SIZE, verify=False)
 
 
 CLASS_FOLDERS = Kind(
     "a folder of class folders", Path.is_dir, lambda path, split, devkit: ImageFolderDataset(path, ANY_SIZE, verify=False)
 )
-IMAGENET_VALIDATION = Kind("ImageNet's validation images", Path.is_dir, _open_validation, takes_devkit=True)
+IMAGENET_VALIDATION = Kind("ImageNet's validation images", is_validation_tar, _open_validation, takes_devkit=True)
 KINDS = (
     Kind(
         "a folder of prepared shards",
@@ -134,6 +140,12 @@ KINDS = (
         takes_devkit=True,
     ),
     Kind("parquet", _is_parquet, _open_parquet),
+    Kind(
+        "ImageNet's training archive",
+        is_train_tar,
+        lambda path, split, devkit: ImageNetTrainTarDataset(path, ANY_SIZE, verify=False),
+    ),
+    IMAGENET_VALIDATION,
     Kind("an archive", _is_archive, lambda path, split, devkit: ArchiveDataset(path, ANY_SIZE, verify=False)),
 )
 """The first that recognises a path opens it; else it is a folder of class folders."""

@@ -25,6 +25,9 @@ from metrics.files import safe_pickle
 
 CIFAR100_FOLDER = "cifar-100-python"
 IMAGENET_CLASSES = 1000
+VALIDATION_BATCHES = ("val_data.npz", "val_data")
+ZIP_MAGIC, PICKLE_MAGICS = b"PK", (b"\x80", b"(")
+"""First bytes of npz files; of pickles, those of protocols 2 and later and a dict's in protocol 0."""
 _TRAIN_BATCH = re.compile(r"train_data_batch_(\d+)(\.npz)?")
 Split = Literal["train", "test"]
 
@@ -205,8 +208,20 @@ class DownsampledImageNetDataset(PixelBatchesDataset):
 
 
 def is_downsampled(root: Path) -> bool:
-    """Whether a folder holds batches of downsampled ImageNet."""
-    return root.is_dir() and any(_TRAIN_BATCH.fullmatch(file.name) or file.stem == "val_data" for file in root.iterdir())
+    """Whether a folder holds batches of downsampled ImageNet, by their names and how they begin."""
+    if not root.is_dir():
+        return False
+    files = (file for file in root.iterdir() if _TRAIN_BATCH.fullmatch(file.name) or file.name in VALIDATION_BATCHES)
+    return any(file.is_file() and _begins_as_batch(file) for file in files)
+
+
+def _begins_as_batch(file: Path) -> bool:
+    """Whether a file begins as an npz file or a pickle does; one that cannot be read is taken for a batch, to be named then."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(ZIP_MAGIC)).startswith(ZIP_MAGIC if file.suffix == ".npz" else PICKLE_MAGICS)
+    except OSError:
+        return True
 
 
 def find_downsampled(root: Path, split: str) -> list[Path]:
@@ -218,7 +233,7 @@ def find_downsampled(root: Path, split: str) -> list[Path]:
     if not root.is_dir():
         raise UserError(f"downsampled ImageNet '{root}' is no folder; give that of train_data_batch_1, ... or val_data")
     if split == "test":
-        files = [root / name for name in ("val_data.npz", "val_data") if (root / name).is_file()][:1]
+        files = [root / name for name in VALIDATION_BATCHES if (root / name).is_file()][:1]
     else:
         found = {int(match[1]): file for file in root.iterdir() if (match := _TRAIN_BATCH.fullmatch(file.name))}
         missing = [number for number in range(1, max(found, default=0) + 1) if number not in found]

@@ -64,6 +64,10 @@ class PreparedDataset(ImageDataset):
             fingerprint=hash_parts("prepared", size, self.index.labels.tobytes(), *self.index.class_names, *sums),
             class_names=self.index.class_names,
         )
+        source = self.index.source
+        ids = source.get("class_ids") if isinstance(source, dict) else None
+        if isinstance(ids, list) and len(ids) == classes and all(isinstance(each, str) for each in ids):
+            self.class_ids = ids
         if self.index.left_out:
             self.left_out = {"that could not be read when the shards were made": len(self.index.left_out)}
         self.prepare(cache=cache, verify=bool(verify))

@@ -14,7 +14,7 @@ from generative.core.types import Batch
 from generative.data.base import ImageDataset, hash_parts
 from generative.data.decode import image_to_tensor
 from generative.data.finish import image_batch
-from generative.data.transforms import random_crop
+from generative.data.transforms import random_crop, resize_and_crop, short_side_size
 from generative.data.wrapped import WrappedDataset
 
 FILTERS = {
@@ -91,16 +91,9 @@ class RandomCropDataset(WrappedDataset):
         if self.resize_size is None:
             generator = torch.Generator().manual_seed(word)
             return image_to_tensor(random_crop(picture, self.image_size, generator, *self.crop_fractions))
-        picture = resize_short_side(picture, self.resize_size, FILTERS[self.interpolation])
+        width, height = short_side_size(picture, self.resize_size)
         # The word's upper 31 and lower 32 bits, each scaled to its range by a multiplication: integers, alike everywhere.
-        left = (word >> 32) * (picture.width - self.image_size + 1) >> 31
-        top = (word & 0xFFFFFFFF) * (picture.height - self.image_size + 1) >> 32
-        return image_to_tensor(picture.crop((left, top, left + self.image_size, top + self.image_size)))
-
-
-def resize_short_side(picture: Image.Image, short_side: int, resample: Image.Resampling) -> Image.Image:
-    """Bring the short side to ``short_side`` pixels in one step; the long side is cut to whole pixels, as torchvision does."""
-    if min(picture.size) == short_side:
-        return picture
-    short = min(picture.size)
-    return picture.resize((int(short_side * picture.width / short), int(short_side * picture.height / short)), resample)
+        left = (word >> 32) * (width - self.image_size + 1) >> 31
+        top = (word & 0xFFFFFFFF) * (height - self.image_size + 1) >> 32
+        square = resize_and_crop(picture, (width, height), (left, top), self.image_size, FILTERS[self.interpolation])
+        return image_to_tensor(square)

@@ -22,16 +22,49 @@ def horizontal_flip(images: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
 
 
-def _resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
-    """Bring the short side to ``short_side`` as ADM does: halve with a box filter while at least twice as large, then bicubic.
+MAX_ASPECT = 16
+"""Up to this ratio of the resized image's area to the crop's, images are resized whole and cropped then. Of longer ones only the
+part is resized that the crop shows: whole, a line of 1 x 65,000 pixels would take gigabytes."""
 
-    The aspect ratio is kept up to rounding to whole pixels. The two-stage reduction is part of the protocol behind published
-    ImageNet figures; a one-stage filter gives other pixels.
+
+def _halve(image: Image.Image, short_side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Bring the short side near ``short_side`` as ADM does: halve with a box filter while at least twice as large.
+
+    The two-stage reduction, this one and then a bicubic one, is part of the protocol behind published ImageNet figures; a
+    one-stage filter gives other pixels.
+
+    Returns:
+        The image, and the size that the second stage brings it to: the aspect ratio is kept up to rounding to whole pixels.
     """
     while min(image.size) >= 2 * short_side:
         image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
     scale = short_side / min(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.Resampling.BICUBIC)
+    return image, (round(image.width * scale), round(image.height * scale))
+
+
+def resize_and_crop(
+    image: Image.Image, size: tuple[int, int], place: tuple[int, int], side: int, resample: Image.Resampling
+) -> Image.Image:
+    """A square of an image that is resized.
+
+    Args:
+        image: Any size.
+        size: Width and height that the whole image is resized to.
+        place: Left and top of the square there.
+        side: Of the square in pixels.
+        resample: Filter.
+
+    Returns:
+        The square; of an image longer than ``MAX_ASPECT`` says, with levels that rounding may set off by 1, and more where the
+        filter's overshoot is clipped, which Pillow does between its passes over rows and columns, in the order it chooses.
+    """
+    left, top = place
+    if size == image.size or size[0] * size[1] <= MAX_ASPECT * side**2:
+        resized = image if size == image.size else image.resize(size, resample=resample)
+        return resized.crop((left, top, left + side, top + side))
+    across, down = image.width / size[0], image.height / size[1]
+    # Pillow's filter reads beyond the box as far as it reaches, so that the square has the pixels of the whole image resized.
+    return image.resize((side, side), resample, box=(left * across, top * down, (left + side) * across, (top + side) * down))
 
 
 def center_crop(image: Image.Image, image_size: int) -> Image.Image:
@@ -44,9 +77,9 @@ def center_crop(image: Image.Image, image_size: int) -> Image.Image:
     Returns:
         A square image of ``image_size`` pixels. An odd surplus is cut at the right and the bottom.
     """
-    image = _resize_short_side(image, image_size)
-    left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
-    return image.crop((left, top, left + image_size, top + image_size))
+    image, (width, height) = _halve(image, image_size)
+    place = (width - image_size) // 2, (height - image_size) // 2
+    return resize_and_crop(image, (width, height), place, image_size, Image.Resampling.BICUBIC)
 
 
 def random_crop(
@@ -76,10 +109,10 @@ def random_crop(
             f"crop fractions must satisfy 0 < min <= max <= 1, got min {min_crop_fraction} and max {max_crop_fraction}"
         )
     smallest, largest = math.ceil(image_size / max_crop_fraction), math.ceil(image_size / min_crop_fraction)
-    image = _resize_short_side(image, _random_integer(smallest, largest, generator))
-    top = _random_integer(0, image.height - image_size, generator)
-    left = _random_integer(0, image.width - image_size, generator)
-    return image.crop((left, top, left + image_size, top + image_size))
+    image, (width, height) = _halve(image, _random_integer(smallest, largest, generator))
+    top = _random_integer(0, height - image_size, generator)
+    left = _random_integer(0, width - image_size, generator)
+    return resize_and_crop(image, (width, height), (left, top), image_size, Image.Resampling.BICUBIC)
 
 
 def short_side_crop(image: Image.Image, image_size: int) -> Image.Image:
@@ -89,12 +122,18 @@ def short_side_crop(image: Image.Image, image_size: int) -> Image.Image:
         image: Any size.
         image_size: Side of the result in pixels.
     """
+    width, height = short_side_size(image, image_size)
+    place = round((width - image_size) / 2), round((height - image_size) / 2)
+    return resize_and_crop(image, (width, height), place, image_size, Image.Resampling.BICUBIC)
+
+
+def short_side_size(image: Image.Image, short_side: int) -> tuple[int, int]:
+    """Width and height of an image whose short side is made ``short_side``; the long one is cut to whole pixels, as torchvision
+    does."""
     short = min(image.size)
-    if short != image_size:  # the long side is cut to whole pixels, as torchvision does
-        size = (int(image_size * image.width / short), int(image_size * image.height / short))
-        image = image.resize(size, resample=Image.Resampling.BICUBIC)
-    left, top = round((image.width - image_size) / 2), round((image.height - image_size) / 2)
-    return image.crop((left, top, left + image_size, top + image_size))
+    if short == short_side:
+        return image.size
+    return int(short_side * image.width / short), int(short_side * image.height / short)
 
 
 def random_resized_crop(
@@ -132,7 +171,10 @@ def random_resized_crop(
 
 def limit_short_side(image: Image.Image, short_side: int) -> Image.Image:
     """The whole image, made smaller as ADM does it where its short side is longer than ``short_side`` pixels."""
-    return image if min(image.size) <= short_side else _resize_short_side(image, short_side)
+    if min(image.size) <= short_side:
+        return image
+    image, size = _halve(image, short_side)
+    return image.resize(size, resample=Image.Resampling.BICUBIC)
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:

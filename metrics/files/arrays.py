@@ -36,6 +36,10 @@ READ_ERRORS = (
     zlib.error,
 )
 _MAX_DETAIL = 120  # Characters of a library's own words that a message passes on.
+#: Arrays up to this size are unpacked whatever they were packed to; larger ones from up to this part of it: deflate takes zeros
+#: to a thousandth, photographs hardly to the half.
+_FREE_BYTES = 1 << 30
+_MAX_INFLATION = 100
 #: Booleans, integers, floats and text: what an array may hold. Objects would need pickle.
 _ALLOWED_KINDS = "biufUS"
 
@@ -142,8 +146,19 @@ def read_npz(path: Path, key: str) -> np.ndarray:
     """
     with reading(path), zipfile.ZipFile(path) as archive:
         member = _member(archive, key)
+        _refuse_bomb(member)
         with archive.open(member) as stream:
             return _read_npy(cast(BinaryIO, stream), member.file_size)
+
+
+def _refuse_bomb(member: zipfile.ZipInfo) -> None:
+    """Raise ``RefusedArrayError`` for an array of gigabytes that a small file unpacks to."""
+    size, packed = member.file_size, max(1, member.compress_size)
+    if size > _FREE_BYTES and size > _MAX_INFLATION * packed:
+        raise RefusedArrayError(
+            f"holds an array of {size / 2**30:,.1f} GiB in {packed / 2**20:,.1f} MiB, more than images and features are packed: "
+            "save it uncompressed, by numpy.savez, if it is meant"
+        )
 
 
 def npz_header(path: Path, key: str) -> ArrayHeader:

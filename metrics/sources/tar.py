@@ -24,10 +24,11 @@ _OTHER_COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd"
 _MAGIC_BYTES = 6
 _CHUNK = 1 << 20
 _MAX_LABEL_BYTES = 1 << 20  # A member larger than this is no label.
-_ERRORS = (*READ_ERRORS, tarfile.TarError)
+#: What walking a damaged tar raises.
+TAR_ERRORS = (*READ_ERRORS, tarfile.TarError)
 
 
-class _RefusedError(ValueError):
+class RefusedTarError(ValueError):
     """What is no damage but is not read; the text is a predicate."""
 
 
@@ -76,7 +77,7 @@ class TarSource(LoaderSource):
                 _refuse_compression(head)
                 self._is_compressed = head.startswith(_GZIP_MAGIC)
                 file.seek(0)
-                for info, archive in _walk(file, self._is_compressed):
+                for info, archive in walk_tar(file, self._is_compressed):
                     if is_image_name(info.name):
                         self._members.append(_Member(info.name, info.offset_data, info.size))
                         continue
@@ -85,9 +86,9 @@ class TarSource(LoaderSource):
                         label = _parse_label(info.name, _content(archive, info))
                         if label is not None:
                             labels[info.name] = label
-        except _RefusedError as error:
+        except RefusedTarError as error:
             raise ValueError(f"tar file {path} {error}.") from error
-        except _ERRORS as error:
+        except TAR_ERRORS as error:
             raise ValueError(f"{path} is not a tar file, or is truncated ({brief(error)}): write it again.") from error
         if not self._members:
             raise NoImagesError(no_images_message(f"tar file {path}", left_out))
@@ -130,7 +131,7 @@ class TarSource(LoaderSource):
     def _stream(self, start: int, stop: int) -> Iterator[EncodedImage]:
         index = 0
         try:
-            with self.path.open("rb") as file, closing(_walk(file, True)) as walk:
+            with self.path.open("rb") as file, closing(walk_tar(file, True)) as walk:
                 for info, archive in walk:
                     if index == stop:
                         return
@@ -140,19 +141,33 @@ class TarSource(LoaderSource):
                         data = _content(archive, info)
                         yield EncodedImage(index, info.name, self.full_name(info.name), partial(bytes, data), len(data))
                     index += 1
-        except _ERRORS as error:
+        except TAR_ERRORS as error:
             raise ValueError(f"{self.path} is corrupt ({brief(error)}): write it again.") from error
 
 
 def _refuse_compression(head: bytes) -> None:
     for magic, name in _OTHER_COMPRESSIONS.items():
         if head.startswith(magic):
-            raise _RefusedError(f"is compressed with {name}, which is not read: unpack it, or compress it by gzip")
+            raise RefusedTarError(f"is compressed with {name}, which is not read: unpack it, or compress it by gzip")
 
 
-def _walk(file: IO[bytes], is_compressed: bool) -> Generator[tuple[tarfile.TarInfo, tarfile.TarFile], None, None]:
-    """Yield the regular files of a tar, and refuse one without its end mark, or with more behind it, which tarfile lets pass."""
-    size = None if is_compressed else os.fstat(file.fileno()).st_size
+def walk_tar(
+    file: IO[bytes], is_compressed: bool, num_bytes: int | None = None
+) -> Generator[tuple[tarfile.TarInfo, tarfile.TarFile], None, None]:
+    """Yield the regular files of a tar, and refuse one without its end mark, or with more behind it, which tarfile lets pass.
+
+    Args:
+        file: The archive, at its start.
+        is_compressed: Whether it is gzipped.
+        num_bytes: Its size where it is part of a file; None for that of the whole file.
+
+    Raises:
+        ValueError: If it holds what is not read; the text is a predicate.
+        tarfile.TarError: On damage, or others of ``TAR_ERRORS``.
+    """
+    size = num_bytes
+    if size is None and not is_compressed:
+        size = os.fstat(file.fileno()).st_size
     # TarFile is made by ``open`` only, whose stubs do not know that ``tarinfo`` may be given.
     with tarfile.open(fileobj=file, mode="r:gz" if is_compressed else "r:", tarinfo=_CheckedInfo) as archive:
         position = -1
@@ -164,7 +179,7 @@ def _walk(file: IO[bytes], is_compressed: bool) -> Generator[tuple[tarfile.TarIn
             if info.isreg() and not info.issparse():
                 yield info, archive
             elif not info.isdir() and is_image_name(info.name):
-                raise _RefusedError(
+                raise RefusedTarError(
                     f"holds {printable(info.name)} as a link or sparse file, which is not read: write it again without --sparse, "
                     "with tar --dereference --hard-dereference"
                 )
@@ -173,7 +188,7 @@ def _walk(file: IO[bytes], is_compressed: bool) -> Generator[tuple[tarfile.TarIn
             raise tarfile.ReadError("it has no end mark")
         while chunk := archive.fileobj.read(_CHUNK):  # type: ignore[union-attr]
             if chunk.count(0) != len(chunk):
-                raise _RefusedError(
+                raise RefusedTarError(
                     f"holds more behind its end mark (byte {archive.offset:,}), as archives joined by cat do, which would not be "
                     "read: give the parts as files in one folder, or join them by tar --concatenate"
                 )

@@ -105,6 +105,40 @@ def test_webdataset_shards_and_a_damaged_member(tmp_path: Path) -> None:
     assert len(PreparedDataset(tmp_path / "out")) == 5
 
 
+def test_hidden_archives_are_no_archives(folder: Path, tmp_path: Path) -> None:
+    """What macOS writes beside files is neither read, nor refused for its compression, nor a part of the fingerprint."""
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "photos.tar", "w") as archive:
+        archive.add(folder, "photos")
+    before = open_images(tmp_path / "tars").fingerprint
+    for name in ("._photos.tgz", "._photos.tar", ".DS_Store"):
+        (tmp_path / "tars" / name).write_bytes(b"Mac OS X")
+    images = open_images(tmp_path / "tars")
+    assert len(images) == 6 and images.fingerprint == before
+
+
+def test_folders_with_files_called_as_batches_are_class_folders(folder: Path) -> None:
+    (folder / "val_data.txt").write_text("notes")
+    (folder / "val_data").write_text("a list of files")
+    (folder / "train_data_batch_1").mkdir()
+    (folder / "train_data_batch_1" / "0.png").write_bytes(picture(0))
+    images = open_images(folder)
+    assert type(images) is ImageFolderDataset and images.class_names == ["a", "b", "train_data_batch_1"]
+
+
+def test_small_files_that_unpack_to_gigabytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.ones(4000, int)
+    np.savez_compressed(tmp_path / "val_data", data=np.zeros((4000, 768), np.uint8), labels=labels)
+    assert len(open_images(tmp_path, "test")) == 4000
+    monkeypatch.setattr("metrics.files.arrays._FREE_BYTES", 1 << 20)
+    with pytest.raises(
+        UserError, match=r"val_data.npz holds an array of 0.0 GiB in 0.0 MiB, more than .*by numpy.savez, if it is"
+    ):
+        open_images(tmp_path, "test")
+    np.savez(tmp_path / "val_data", data=np.zeros((4000, 768), np.uint8), labels=labels)
+    assert len(open_images(tmp_path, "test")) == 4000
+
+
 def test_zip_files_are_read_by_several_processes_at_once(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for index in range(150):

@@ -7,11 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from generative.data.transforms import (
-    center_crop,
-    horizontal_flip,
-    random_crop,
-)
+from generative.data import transforms
+from generative.data.transforms import center_crop, horizontal_flip, random_crop, short_side_crop
 
 
 def test_flip_mirrors_the_width_of_masked_images_only() -> None:
@@ -55,3 +52,23 @@ def test_random_crop_is_keyed_by_the_generator_and_varies() -> None:
     assert not all(np.array_equal(first[0], other) for other in first[1:])
     with pytest.raises(ValueError, match="crop fractions"):
         random_crop(image, 16, torch.Generator(), min_crop_fraction=0.9, max_crop_fraction=0.8)
+
+
+@pytest.mark.parametrize("size", [(2, 700), (700, 3), (5, 333), (40, 2500), (1501, 33)])
+def test_long_pictures_are_cropped_as_others_without_being_resized_whole(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(96, 160, (*size, 3), dtype=np.uint8)
+    crops = (center_crop, short_side_crop, lambda image, side: random_crop(image, side, torch.Generator().manual_seed(2)))
+    cropped = [np.asarray(crop(Image.fromarray(pixels), 32)).astype(int) for crop in crops]
+    monkeypatch.setattr(transforms, "MAX_ASPECT", 10**9)
+    for crop, ours in zip(crops, cropped, strict=True):
+        whole = np.asarray(crop(Image.fromarray(pixels), 32)).astype(int)
+        assert ours.shape == (32, 32, 3) and np.abs(ours - whole).max() <= 1
+
+
+def test_a_line_of_pixels_takes_no_memory() -> None:
+    """Resized whole it would be 256 x 16,640,000 pixels, twelve gigabytes."""
+    for image in (Image.new("RGB", (65_000, 1), (1, 2, 3)), Image.new("RGB", (1, 65_000), (1, 2, 3))):
+        for crop in (center_crop, short_side_crop):
+            assert crop(image, 256).getextrema() == ((1, 1), (2, 2), (3, 3))
