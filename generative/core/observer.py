@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +58,7 @@ class RunObserver:
 
     Attributes:
         last_evaluation: Result of the newest evaluation.
+        is_interrupted: Whether an evaluation was stopped, on every process: it is due again when the run goes on.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class RunObserver:
         self.evaluator = evaluator
         self.total_steps = total_steps
         self.last_evaluation: Evaluation | None = None
+        self.is_interrupted = False
         self._real_scores: dict[str, float] | None = None
         self._pending: list[tuple[int, str, Losses]] = []
         self._watch = Watch(objective.warnings)
@@ -233,32 +236,23 @@ class RunObserver:
             return step == 0 or images_seen // images > (images_seen - images_seen // step) // images
         return steps is not None and step % steps == 0
 
-    def is_evaluation_owed(self, step: int) -> bool:
-        """True if a step has no evaluation in the log, and there is something to score with."""
-        return self.evaluator is not None and self.evaluator.skipped is None and step not in self.log_file.evaluated_steps
-
-    def evaluate_if_due(self, step: int, images_seen: int, make_pipeline: Callable[[], ImagePipeline]) -> bool:
+    def evaluate_if_due(self, step: int, images_seen: int, make_pipeline: Callable[[], ImagePipeline]) -> None:
         """Evaluate at every interval, step 0 included, and at the end, once each.
 
         Args:
             step: Steps done.
             images_seen: Training images seen.
             make_pipeline: Builds the pipeline to score.
-
-        Returns:
-            Whether the run may go on: not if a process was asked to stop meanwhile, so that the evaluation is still due.
         """
         is_due = step == self.total_steps or self.is_evaluation_due(step, images_seen)
         if self.evaluator is None or not is_due or step in self.log_file.evaluated_steps:
-            return True
+            return
         if self.evaluator.skipped is None:
             self._evaluate(self.evaluator, step, images_seen, make_pipeline())
-            return step in self.log_file.evaluated_steps
-        if self.accelerator.is_main_process and not self.log_file.evaluated_steps:
+        elif self.accelerator.is_main_process and not self.log_file.evaluated_steps:
             # Whoever looks for scores finds why there are none.
             content = {"step": step, "images_seen": images_seen, "scores": {}, "skipped": self.evaluator.skipped}
             write_json(self.config.output_dir / EVALUATION_FILE, content)
-        return True
 
     def _evaluate(self, evaluator: Evaluator, step: int, images_seen: int, pipeline: ImagePipeline) -> None:
         from generative.core.pipeline_samples import SamplingStopped
@@ -270,8 +264,12 @@ class RunObserver:
             warnings.simplefilter("ignore", SmallSampleWarning)
             try:
                 evaluation = evaluator.evaluate(pipeline, self.accelerator, self.objective.sampling_defaults(), is_shown)
-            except SamplingStopped:  # The run ends; when it goes on, this step's evaluation is due again.
+            except SamplingStopped:
+                self.is_interrupted = True
                 return
+            if self.accelerator.num_processes > 1:
+                # To the last digit, as processes decide by them what to do next.
+                evaluation = replace(evaluation, scores=gather_local(evaluation.scores)[0])
             if self._real_scores is None:
                 self._real_scores = self._score_real(evaluator, evaluation.protocol)
         self.last_evaluation = evaluation

@@ -72,16 +72,17 @@ def check_sampling(objective: Objective, evaluator: Evaluator | None = None) -> 
     if evaluator is not None:
         evaluator.check_pipeline(pipeline)
         try:
-            pipeline.check_options(**{**options, **evaluator.sampling})
+            if evaluator.sampling:
+                pipeline.check_options(**{**options, **evaluator.sampling})
         except UserError as error:
             raise UserError(f"evaluation.sampling: {error}") from error
-        options |= {name: value for name, value in evaluator.sampling.items() if name == "guidance_scale"}
-    scale = options.get("guidance_scale", 1)
-    if objective.label_dropout == 0 and any(each != 1 for each in (scale if isinstance(scale, Sequence) else [scale])):
-        raise UserError(
-            f"guidance_scale {scale} guides from the null condition, which label_dropout 0 never trains; set guidance_scale to "
-            "1, or label_dropout above 0 (0.1 is usual)"
-        )
+    for chosen in (options, {} if evaluator is None else evaluator.sampling):
+        scale = chosen.get("guidance_scale", 1)
+        if objective.label_dropout == 0 and any(each != 1 for each in (scale if isinstance(scale, Sequence) else [scale])):
+            raise UserError(
+                f"guidance_scale {scale} guides from the null condition, which label_dropout 0 never trains; set guidance_scale "
+                "to 1, or label_dropout above 0 (0.1 is usual)"
+            )
 
 
 def check_scoring_network(objective: Objective, evaluator: Evaluator | None) -> None:

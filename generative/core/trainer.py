@@ -380,7 +380,8 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         before = self.observer.last_evaluation
-        if not self.observer.evaluate_if_due(self.step, self.images_seen, self.sampling_pipeline):
+        self.observer.evaluate_if_due(self.step, self.images_seen, self.sampling_pipeline)
+        if self.observer.is_interrupted:
             # No further step: when the run goes on, it begins with this evaluation.
             self._leaves = True
             self._stop_signal = max(signal or 0 for signal in gather_object([self._stop_signal])) or None
@@ -451,7 +452,7 @@ class Trainer:
     @property
     def is_done(self) -> bool:
         """Whether all steps are done, and the evaluation at the end, if there is one, was not stopped."""
-        return self.step >= self.total_steps and not self.observer.is_evaluation_owed(self.step)
+        return self.step >= self.total_steps and not self.observer.is_interrupted
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -19,6 +19,7 @@ from generative.core.logging import DATA_FILE, EVALUATION_FILE, METRICS_FILE, re
 from generative.core.safe_yaml import load_yaml
 
 CONFIG_FILE = "config.yaml"
+HISTORY_FILE = "history.jsonl"
 SAMPLES_FOLDER = "samples"
 REAL_GRID = "real.png"
 GRID_NAME = re.compile(r"step-(\d+)\.png")
@@ -46,6 +47,7 @@ class Run:
         real_grid: Grid of real images, or None.
         class_names: Names of the classes in the order of their labels; None if the run has not written them.
         missing: What is not there yet or cannot be read, in words.
+        early_stop: Step at which the run has ended for want of improvement; None if it has not, or has gone on since.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Run:
     real_grid: Path | None = None
     class_names: list[str] | None = None
     missing: list[str] = field(default_factory=list)
+    early_stop: int | None = None
 
     @cached_property
     def images_seen(self) -> int | None:
@@ -223,6 +226,7 @@ def read_run(path: Path, name: str) -> Run:
     run.entries = read_entries(path, run.missing)
     run.evaluation = read_evaluation(path / EVALUATION_FILE, run.missing)
     run.class_names = read_class_names(path / DATA_FILE)
+    run.early_stop = read_early_stop(path / HISTORY_FILE, run.entries)
     samples = path / SAMPLES_FOLDER
     if samples.is_dir():
         matches = [(match, file) for file in samples.iterdir() if (match := GRID_NAME.fullmatch(file.name))]
@@ -233,6 +237,16 @@ def read_run(path: Path, name: str) -> Run:
     if run.real_grid is None:
         run.missing.append(f"no grid of real images ({SAMPLES_FOLDER}/{REAL_GRID})")
     return run
+
+
+def read_early_stop(path: Path, entries: Sequence[dict[str, Any]]) -> int | None:
+    """Step at which a run has ended before its last one; None if it has not, or its log says that it went on."""
+    try:
+        steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        (step,) = {entry["step"] for entry in steps[-1:] if "stopped_early" in entry}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) and all(entry["step"] <= step for entry in entries) else None
 
 
 def read_class_names(path: Path) -> list[str] | None:

@@ -126,7 +126,11 @@ def summary(runs: Sequence[Run]) -> str:
     if seen:
         low, high = format_count(min(seen)), format_count(max(seen))
         sentences.append(f"Training images seen: {low}." if low == high else f"Training images seen: {low} to {high}.")
-    running = [f"{run.name} ({100 * run.progress:.0f} %)" for run in runs if run.progress is not None and run.progress < 1]
+    partial = [run for run in runs if run.progress is not None and run.progress < 1]
+    early = [f"{run.name} (step {run.early_stop:,})" for run in partial if run.early_stop is not None]
+    if early:
+        sentences.append(f"Ended early, for want of improvement: {', '.join(early)}.")
+    running = [f"{run.name} ({100 * (run.progress or 0):.0f} %)" for run in partial if run.early_stop is None]
     if running:
         sentences.append(f"Not finished: {', '.join(running)}.")
     distances = [(v, run) for run in runs if (v := FRECHET.of(run.scores)) is not None and math.isfinite(v)]

@@ -246,6 +246,15 @@ def test_features_of_other_samples_are_not_taken(
         assert len(list(root.iterdir())) == 1, "those of before are deleted"
 
 
+def test_an_evaluation_without_a_score_ends_no_run(
+    toy: ModuleType, tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scorer = evaluator(toy, tiny, metrics="class-fid", num_samples=4)
+    trainer = toy.build_trainer(toy.denoiser(), tmp_path, evaluator=scorer, evaluate_interval_steps=2)
+    trainer.fit()
+    assert trainer.is_done and "the other scores are computed" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ intervals
 
 

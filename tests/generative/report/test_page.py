@@ -185,6 +185,36 @@ def test_a_run_in_progress(make_run: WriteRun, tmp_path: Path) -> None:
     assert "the image file cannot be read" in page.text
 
 
+def test_a_run_that_ended_for_want_of_improvement(make_run: WriteRun, tmp_path: Path) -> None:
+    path = make_run("dit", total_images=51200)
+    step = max(json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines())
+
+    def text_of(*history: dict[str, object]) -> str:
+        (path / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+        return read(write_report([path], tmp_path / "report.html", "t")).text
+
+    ended = {"step": step, "stopped_early": {"score": "fid"}}
+    text = text_of({"step": 1, "changed": {}}, ended)
+    assert f"Ended early, for want of improvement: dit (step {step:,})." in text and "Not finished" not in text
+    for history in ([{**ended, "step": step - 1}], [ended, {"step": step, "changed": {}}], [{"stopped_early": {}}]):
+        assert "Not finished: dit (50 %)" in text_of(*history)
+
+
+def test_scores_of_several_networks(make_run: WriteRun, tmp_path: Path) -> None:
+    path = make_run("dit")
+    stored = json.loads((path / "evaluation.json").read_text())
+    stored["scores"] |= {"sfid": 21.5, "fd_dinov2": 310.0, "frechet_distance_vgg16": 7.0}
+    stored["protocol"]["other_networks"] = [
+        {"extractor": "dinov2-vit-l-14", "weights_sha256": "ab" * 32, "metrics": {"frechet": {}}}
+    ]
+    stored["protocol"]["sample_precision"] = "bfloat16"
+    (path / "evaluation.json").write_text(json.dumps(stored))
+    page = read(write_report([path], tmp_path / "report.html", "t"))
+    assert page.rows["dit"]["sfid"] == 21.5 and page.rows["dit"]["fd_dinov2"] == 310.0
+    for words in ("sFID", "FD-DINOv2", "dinov2-vit-l-14 (weights sha256 abababababab)", "bfloat16", "frechet distance vgg16"):
+        assert words in page.text
+
+
 def test_a_run_with_a_configuration_only(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.yaml").write_text("seed: 0\n")
