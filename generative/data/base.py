@@ -234,7 +234,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         index = torch.as_tensor(indices, dtype=torch.int64)
         if self._cached is not None:
             return self._cached[index]  # (B, 3, H, W)
-        return torch.stack([self.image(i) for i in index.tolist()])  # (B, 3, H, W)
+        images = torch.empty(len(index), 3, self.image_size, self.image_size, dtype=torch.uint8)  # (B, 3, H, W)
+        for row, place in enumerate(index.tolist()):
+            images[row] = self.image(place)  # one at a time, while it lies in the processor's cache
+        return images
 
     def examples(self, indices: Tensor, draws: np.ndarray, flip: bool) -> Batch:
         """Training examples: by default images, to be mirrored where asked.

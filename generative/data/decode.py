@@ -128,4 +128,8 @@ def verify_image(source: str | bytes, name: str) -> bool:
 
 def image_to_tensor(image: Image.Image) -> Tensor:
     """Copy an RGB image to a tensor, (3, H, W) uint8."""
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()  # (3, H, W)
+    planes = np.empty((3, image.height, image.width), dtype=np.uint8)
+    # Pillow takes the pixels apart in a third of the time that transposing them takes.
+    for plane, band in zip(planes, image.split(), strict=True):
+        plane[:] = np.asarray(band)
+    return torch.from_numpy(planes)
