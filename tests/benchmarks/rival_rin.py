@@ -1,6 +1,6 @@
 """google-research/pix2seq's RIN as its training and sampling loops run it, from a checkout, in TensorFlow.
 
-It needs ``tensorflow-cpu``, ``tf_keras``, ``einops``, ``ml_collections`` and ``matplotlib`` beside torch. Both sides step by Adam:
+It needs ``tensorflow-cpu``, ``tf_keras``, ``einops``, ``ml_collections`` and ``matplotlib`` beside torch. Both step by Adam:
 its LAMB is tensorflow_addons', which ended with TensorFlow 2.15. Operations of TensorFlow are not counted.
 """
 
