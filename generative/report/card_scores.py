@@ -81,7 +81,7 @@ def run_scores(run: Run, step: int | None) -> ScoreSet | None:
         [(name, without_places(text.partition("; the row of")[0])) for name, text in protocol_facts([run])],
         notes,
         whole(run.protocol.get("num_fake")),
-        str(run.protocol["extractor"]) if run.protocol.get("extractor") else None,
+        str(run.protocol["extractor"]) if run.protocol.get("extractor") and not run.protocol.get("other_networks") else None,
         whole(run.protocol.get("seed")),
         run.real_scores,
     )

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from generative.core.errors import UserError
@@ -135,16 +136,28 @@ class Run:
     @cached_property
     def training_seconds(self) -> float | None:
         """Time spent training, from the logged images per second (sampling, scoring and saving do not count), or None."""
-        images, rates = self.curve("images_per_second")
-        pairs = [(x, rate) for x, rate in zip(images, rates, strict=True) if rate > 0]
+        seconds = self.seconds_at([self.images_seen or 0])
+        return None if seconds is None else seconds[0]
+
+    def seconds_at(self, images: Sequence[float]) -> list[float] | None:
+        """Time spent training until so many images were seen, see ``training_seconds``; None if no rate was logged.
+
+        Args:
+            images: In any order; between two entries time passes evenly.
+        """
+        ends, rates = self.curve("images_per_second")
+        pairs = [(end, rate) for end, rate in zip(ends, rates, strict=True) if rate > 0]
         if not pairs:
             return None
-        seconds, previous = 0.0, 0.0
-        for x, rate in pairs:
-            seconds += (x - previous) / rate
-            previous = x
+        knots, times = [0.0], [0.0]
+        for end, rate in pairs:
+            times.append(times[-1] + (end - knots[-1]) / rate)
+            knots.append(end)
         # The last few steps may fall between two entries.
-        return seconds + max(0.0, (self.images_seen or 0) - previous) / pairs[-1][1]
+        return [
+            times[-1] + (place - knots[-1]) / pairs[-1][1] if place > knots[-1] else float(np.interp(place, knots, times))
+            for place in images
+        ]
 
     @cached_property
     def num_weights(self) -> int | None:

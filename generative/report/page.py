@@ -14,17 +14,19 @@ from pathlib import Path
 
 from generative.core.errors import UserError
 from generative.report.collect import Run, collect_runs
+from generative.report.curves import IMAGES, Axis, line_style, loss_figure, loss_names, score_figure, time_axis
+from generative.report.differences import differences_section
 from generative.report.dpt import dpt_section
 from generative.report.figures import (
     LINE_STYLES,
+    MAX_THUMBNAILS,
     REAL_COLOR,
     Grid,
     grid_element,
-    loss_figure,
     read_grid,
     run_colors,
-    score_figure,
     strip_element,
+    thumbnails_element,
 )
 from generative.report.scores import (
     ACCURACY,
@@ -41,6 +43,7 @@ from generative.report.scores import (
     score_table,
 )
 from generative.report.style import STYLE
+from generative.report.throughput import throughput_table
 
 PACKAGES = ("triptych", "torch", "diffusers", "accelerate", "torchvision", "numpy")
 # Scores with a plot of their own: logarithmic or not, limits of the axis.
@@ -52,6 +55,8 @@ SCORE_PLOTS = (
     (PRECISION, False, (-0.02, 1.02)),
     (RECALL, False, (-0.02, 1.02)),
 )
+# Small grids are never larger than if there were so many of them in a row.
+MIN_COLUMNS = 5
 # Matplotlib's line styles as CSS borders, for legends.
 BORDERS = dict(zip(LINE_STYLES, ("solid", "dashed", "dotted", "dashed"), strict=True))
 
@@ -102,6 +107,9 @@ def build_page(runs: Sequence[Run], title: str, intro: str, caption: str | None,
         "scores": ("Scores", score_table(runs, colors, REAL_COLOR) + protocol_section(runs) + dpt_section(runs) + notes(runs)),
         "samples": ("Real and generated images", grids_section(runs, colors, caption, class_names)),
         "curves": ("Curves", curves_section(runs, colors)),
+        "time": ("Over training", thumbnails_section(runs, colors)),
+        "throughput": ("Throughput", throughput_table(runs, colors)),
+        "differences": ("Configurations", differences_section(runs)),
         "reproduce": ("How to reproduce", reproduce_section(runs)),
     }
     links = "".join(f'<a href="#{key}">{name}</a>' for key, (name, _) in sections.items())
@@ -216,30 +224,44 @@ def heading(name: str, color: str) -> str:
     return f'<h3><span class="swatch" style="background:{color}"></span>{escape(name)}</h3>'
 
 
+def thumbnails_section(runs: Sequence[Run], colors: dict[str, str]) -> str:
+    """The small grids of every run, one run under the other."""
+    columns = min(MAX_THUMBNAILS, max(MIN_COLUMNS, *(len(run.grids) for run in runs)))
+    rows = [(run, thumbnails_element(run, columns)) for run in runs]
+    shown = "".join(f"{heading(run.name, colors[run.name])}{element}" for run, element in rows if element)
+    if not shown:
+        return '<div class="empty">no two sample grids of a run yet</div>'
+    return f'<p class="note">Sample grids at saved steps, by training images seen.</p>{shown}'
+
+
 def curves_section(runs: Sequence[Run], colors: dict[str, str]) -> str:
-    """Scores of all runs together, then the losses of each run."""
-    scores = []
-    for score, is_log, limits in SCORE_PLOTS:
-        svg = score_figure(runs, score, colors, is_log, limits)
-        if svg:
-            scores.append(f"<figure><h3>{score.heading}</h3>{svg}</figure>")
-    entries = [legend_item(colors[run.name], BORDERS["-"], run.name) for run in runs]
+    """Scores and losses, all runs in one plot of each, over training images seen and over time."""
+    entries = [legend_item(colors[run.name], BORDERS[line_style(number)], run.name) for number, run in enumerate(runs)]
     entries.append(legend_item(REAL_COLOR, BORDERS["--"], "as many real images"))
-    if scores:
-        scored = f'<ul class="legend">{"".join(entries)}</ul><div class="plots">{"".join(scores)}</div>'
-    else:
-        scored = '<div class="empty">no evaluation logged yet</div><p></p>'
-    losses = []
-    for run in runs:
-        svg, curves = loss_figure(run, colors[run.name])
-        if not svg:
-            losses.append(empty_figure(run.name, colors[run.name], "no loss logged yet"))
-            continue
-        legend = "".join(legend_item(shade, BORDERS[style], name) for shade, style, name in curves)
-        title = heading(run.name, colors[run.name])
-        losses.append(f'<figure>{title}{svg}<figcaption><ul class="legend">{legend}</ul></figcaption></figure>')
-    note = '<p class="note">Training losses: pale as logged, strong smoothed. Losses of different families do not compare.</p>'
-    return f'{scored}{note}<div class="plots">{"".join(losses)}</div>'
+    axes = [IMAGES, axis] if (axis := time_axis(runs)) is not None else [IMAGES]
+    note = '<p class="note">Losses: pale as logged, strong smoothed. Those of different methods do not compare.</p>'
+    parts = [f'<ul class="legend">{"".join(entries)}</ul>{note}']
+    for position, over in enumerate(axes):
+        plots = "".join(plots_over(runs, colors, over))
+        if plots:
+            parts.append(f'<h3>By {escape(over.label)}</h3><div class="plots">{plots}</div>')
+        elif not position:
+            parts.append('<div class="empty">nothing logged yet</div><p></p>')
+    return "".join(parts) + absent_curves(runs)
+
+
+def plots_over(runs: Sequence[Run], colors: dict[str, str], axis: Axis) -> list[str]:
+    """Figures of every score that has a plot, and of every loss."""
+    scores = {score.heading: score_figure(runs, score, colors, is_log, limits, axis) for score, is_log, limits in SCORE_PLOTS}
+    losses = {escape(name): loss_figure(runs, name, colors, axis) for name in loss_names(runs)}
+    return [f"<figure><h3>{title}</h3>{svg}</figure>" for title, svg in (scores | losses).items() if svg]
+
+
+def absent_curves(runs: Sequence[Run]) -> str:
+    """Which runs are not in the plots, in words."""
+    facts = [f"{run.name}: no loss logged yet" for run in runs if not run.loss_names]
+    facts += [f"{run.name}: no evaluation logged yet" for run in runs if not run.evaluations]
+    return f'<p class="note">{escape("; ".join(facts))}</p>' if facts else ""
 
 
 def legend_item(color: str, border: str, name: str) -> str:

@@ -25,6 +25,8 @@ METRIC_TITLES = {
 }
 # Published FIDs are computed on this many samples (Heusel et al., arXiv:1706.08500, and practice since).
 PUBLISHED_FID_SAMPLES = 50_000
+# Columns of numbers that a table has room for on a page of 1280 px.
+MAX_COLUMNS = 12
 
 
 def format_number(value: float | None) -> str:
@@ -167,26 +169,45 @@ def protocol_groups(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def score_table(runs: Sequence[Run], colors: dict[str, str], real_color: str) -> str:
-    """The table: one row per run, and one for real images under each protocol."""
-    scores, groups = present_scores(runs), protocol_groups(runs)
-    has_weights = any(run.num_weights for run in runs)
+    """The tables: one row per run, and one for real images under each protocol; as many tables as it takes to fit a page."""
+    groups = protocol_groups(runs)
     now = "end" if all(run.progress == 1 for run in runs) else "now"
-    body = []
-    for number, group in enumerate(groups, 1):
-        if len(groups) > 1:
-            body.append(f'<tr class="group"><th colspan="99">{protocol_name(group, number)}</th></tr>')
-        best = {score: best_value(score, group) for score in scores}
-        body += [run_row(run, scores, best, colors[run.name], has_weights) for run in group]
-        real = next((run for run in group if run.real_scores), None)
-        if real is not None:
-            body.append(real_row(real, scores, real_color, has_weights))
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Scores"><table class="scores">'
-        f"{table_head(scores, now, has_weights)}<tbody>{''.join(body)}</tbody></table></div>"
-    )
+    tables = []
+    for scores in side_by_side(present_scores(runs)):
+        body = []
+        for number, group in enumerate(groups, 1):
+            if len(groups) > 1:
+                # Exactly so many: columns beyond the others would take room from them.
+                width = 1 + sum(map(num_columns, scores))
+                body.append(f'<tr class="group"><th colspan="{width}">{protocol_name(group, number)}</th></tr>')
+            best = {score: best_value(score, group) for score in scores}
+            body += [run_row(run, scores, best, colors[run.name]) for run in group]
+            real = next((run for run in group if run.real_scores), None)
+            if real is not None:
+                body.append(real_row(real, scores, real_color))
+        tables.append(
+            '<div class="scroll" tabindex="0" role="region" aria-label="Scores"><table class="scores">'
+            f"{table_head(scores, now)}<tbody>{''.join(body)}</tbody></table></div>"
+        )
+    return "".join(tables)
 
 
-def table_head(scores: Sequence[Score], now: str, has_weights: bool) -> str:
+def num_columns(score: Score) -> int:
+    """Columns of a score: the Frechet distance has three."""
+    return 3 if score is FRECHET else 1
+
+
+def side_by_side(scores: Sequence[Score]) -> list[list[Score]]:
+    """Scores in groups whose columns have room beside one another; one empty group where there are none."""
+    groups: list[list[Score]] = [[]]
+    for score in scores:
+        if sum(map(num_columns, groups[-1])) + num_columns(score) > MAX_COLUMNS:
+            groups.append([])
+        groups[-1].append(score)
+    return groups
+
+
+def table_head(scores: Sequence[Score], now: str) -> str:
     """Two rows of headings: the Frechet distance has three columns of its own."""
     cells, below = ['<th rowspan="2" scope="col">Run</th>'], ""
     for score in scores:
@@ -195,11 +216,6 @@ def table_head(scores: Sequence[Score], now: str, has_weights: bool) -> str:
             below = "".join(f'<th scope="col">{text}</th>' for text in ("step 0", now, "lower by"))
         else:
             cells.append(f'<th rowspan="2" scope="col">{score.heading}</th>')
-    cells += [
-        '<th rowspan="2" scope="col" title="training images seen">Images seen</th>',
-        '<th rowspan="2" scope="col">Training time</th>',
-    ]
-    cells += ['<th rowspan="2" scope="col">Weights</th>'] if has_weights else []
     return f"<thead><tr>{''.join(cells)}</tr><tr>{below}</tr></thead>"
 
 
@@ -237,17 +253,9 @@ def best_value(score: Score, runs: Sequence[Run]) -> float | None:
     return min(values) if score.better == "lower" else max(values)
 
 
-def run_row(run: Run, scores: Sequence[Score], best: dict[Score, float | None], color: str, has_weights: bool) -> str:
+def run_row(run: Run, scores: Sequence[Score], best: dict[Score, float | None], color: str) -> str:
     """The row of a run."""
-    seen = format_count(run.images_seen)
-    if run.progress is not None and run.progress < 1:
-        seen += f" ({100 * run.progress:.0f} %)"
-    cells = [
-        *(score_cells(score, run.scores, run.first_scores, best[score]) for score in scores),
-        cell("images_seen", run.images_seen, seen),
-        cell("training_seconds", run.training_seconds, format_seconds(run.training_seconds)),
-        cell("num_weights", run.num_weights, format_weights(run.num_weights)) if has_weights else "",
-    ]
+    cells = [score_cells(score, run.scores, run.first_scores, best[score]) for score in scores]
     method = str(run.setting("objective", "class_path") or "").rpartition(".")[2].removesuffix("Objective")
     detail = f"<small>{escape(method)}</small>" if method else ""
     return (
@@ -256,15 +264,14 @@ def run_row(run: Run, scores: Sequence[Score], best: dict[Score, float | None], 
     )
 
 
-def real_row(run: Run, scores: Sequence[Score], color: str, has_weights: bool) -> str:
+def real_row(run: Run, scores: Sequence[Score], color: str) -> str:
     """The row of as many real images."""
-    blank = f"<td>{NONE}</td>" * (2 + has_weights)
     count = run.protocol.get("num_fake")
     detail = f"as many training images ({format_count(count)})" if isinstance(count, int) else "as many training images"
     return (
         f'<tr class="real"><th scope="row"><span class="swatch" style="background:{color}"></span>real images'
         f"<small>{escape(detail)}</small></th>"
-        f"{''.join(score_cells(score, run.real_scores, {}, None) for score in scores)}{blank}</tr>"
+        f"{''.join(score_cells(score, run.real_scores, {}, None) for score in scores)}</tr>"
     )
 
 

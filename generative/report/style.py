@@ -36,6 +36,13 @@ thead th.span { text-align: center; }
 thead tr + tr th { padding-top: 0; white-space: nowrap; }
 tr > th:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 thead tr + tr th:first-child { position: static; text-align: right; }
+table.scores { table-layout: fixed; min-width: 720px; }
+table.scores th:first-child { width: 15em; }
+table.scores thead tr + tr th:first-child { width: auto; }
+table.scores thead th { overflow-wrap: break-word; hyphens: auto; }
+table.texts { min-width: 600px; table-layout: fixed; }
+table.texts th, table.texts td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
+table.texts th:first-child { width: 24em; max-width: none; }
 tbody th { font-weight: 600; white-space: normal; overflow-wrap: break-word; min-width: 140px; max-width: 220px; }
 tbody th small { margin-left: 19px; }
 td.best { font-weight: 700; }
@@ -69,6 +76,10 @@ figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "He
   font-size: 0.74rem; color: var(--soft); font-variant-numeric: tabular-nums; }
 .strip .rows span { text-align: right; }
 .strip img { width: 100%; height: auto; display: block; }
+.thumbnails { display: grid; gap: 10px; grid-template-columns: repeat(var(--columns), minmax(0, 220px));
+  margin: 0 0 18px; }
+.thumbnails img { width: 100%; height: auto; display: block; }
+.thumbnails figcaption { margin-top: 3px; font-size: 0.76rem; }
 .empty { border: 1px dashed var(--line); border-radius: 8px; padding: 28px 16px; text-align: center; color: var(--soft);
   font-size: 0.9rem; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; list-style: none; padding: 0; margin: 0 0 12px; font-size: 0.88rem; }
@@ -76,6 +87,7 @@ figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "He
 footer { margin-top: 44px; font-size: 0.84rem; color: var(--soft); }
 @media (max-width: 600px) { main { padding: 24px 16px 48px; } h1 { font-size: 1.6rem; } h2 { margin-top: 38px; }
   dl.protocol { grid-template-columns: 1fr; gap: 0; } dl.protocol dd { margin-bottom: 8px; }
+  .thumbnails { grid-template-columns: repeat(4, minmax(0, 1fr)); }
   th, td { padding: 8px 9px; } tbody th { max-width: 150px; } }
 @media print { main { max-width: none; padding: 0; } nav { display: none; } figure { break-inside: avoid; } }
 """

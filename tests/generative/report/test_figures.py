@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from generative.core.logging import save_grid
-from generative.report.figures import evenly, figure_svg, image_element, read_grid, shaded, short_count, smooth
+from generative.report.curves import figure_svg, smooth
+from generative.report.figures import evenly, image_element, read_grid, short_count
 
 
 def test_smoothing_keeps_constants_and_does_not_lag() -> None:
@@ -84,4 +85,3 @@ def test_small_helpers() -> None:
     assert evenly(list(range(100)), 3) == [0, 50, 99] or evenly(list(range(100)), 3) == [0, 49, 99]
     assert evenly([1, 2], 8) == [1, 2]
     assert [short_count(x) for x in (0, 950, 6400, 1_250_000)] == ["0", "950", "6.4k", "1.25M"]
-    assert shaded("#0072b2", 0) == "#0072b2" and shaded("#ffffff", 1) == "#8c8c8c"

@@ -88,9 +88,9 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(three_families: Path) 
         assert "url(" not in attributes.get("style", "")
     text = output.read_text(encoding="utf-8")
     assert "://" not in text and "@import" not in text and "@font-face" not in text
-    # Four grids, three strips of three steps; four plots of scores, three of losses.
-    assert page.count("img") == 4 + 3 * 3
-    assert page.count("svg") == 4 + 3
+    # Four grids, three strips of three steps, three small grids of three runs; four plots of scores, four of losses, two axes.
+    assert page.count("img") == 4 + 3 * 3 + 3 * 3
+    assert page.count("svg") == 2 * (4 + 4)
     assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
     for words in (
         "Three families",
