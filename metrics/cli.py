@@ -23,11 +23,12 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it.
 _DESCRIPTION = """\
 Score generated images B against reference images A, and print the number with its protocol.
 
-A and B are image folders (searched recursively, mixed sizes), .zip, .tar (WebDataset), .parquet, shards of `generative
-data prepare`, .npz (arr_0, uint8 (N, H, W, 3)) or .npy files of images, saved pipelines (B is sampled while it is
-scored), or statistics: .npz of ours, pytorch-fid, clean-fid, EDM or ADM, .pkl of EDM2, .npy embeddings. More paths are
-more sample sets: they share the reference, and make one table. A distance is symmetric; precision, recall and the
-Inception Score are not: A is the reference, B the samples."""
+A and B are image folders (searched recursively, mixed sizes), .zip, .tar (WebDataset), .parquet, shards of
+`generative data prepare`, .npz (arr_0, uint8 (N, H, W, 3)) or .npy files of images, saved pipelines or their names on
+the Hugging Face hub, user/repo (B is sampled while it is scored), or statistics: .npz of ours, pytorch-fid,
+clean-fid, EDM or ADM, .pkl of EDM2, .npy embeddings. More paths are more sample sets: they share the reference, and
+make one table. A distance is symmetric; precision, recall and the Inception Score are not: A is the reference, B the
+samples."""
 
 _EXAMPLES = """\
 examples:

@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
         "folder",
         metavar="RUN_OR_PIPELINE_DIR",
         type=Path,
-        help="runs/NAME, runs/NAME/checkpoint-STEP, or a folder written by save_pretrained",
+        help="runs/NAME, runs/NAME/checkpoint-STEP, a folder written by save_pretrained, or user/repo of the Hugging Face hub",
     )
     parser.add_argument(
         "--average", metavar="NAME", help="of a run that keeps several averages: another than the first, such as denoiser-std-0.1"

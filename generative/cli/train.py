@@ -86,7 +86,8 @@ def run(arguments: list[str]) -> int:
         "--init-from",
         type=Path,
         metavar="RUN_OR_PIPELINE",
-        help="start from the weights and averages of another run, checkpoint or pipeline; the number of classes may differ",
+        help="start from the weights and averages of another run, checkpoint or pipeline (user/repo of the hub, too); the number "
+        "of classes may differ",
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that already holds a run, deleting it")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
