@@ -8,7 +8,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from generative.core.errors import UserError
+from generative.core.errors import RunError, UserError
 from generative.core.images import IMAGE_RANGE_KEY
+from generative.core.sharding import network_class
+from generative.core.tensor_parts import fill_network, is_like, part_like
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -27,6 +30,7 @@ NAME = re.compile(r"checkpoint-(\d{8,})")
 PIPELINE = "pipeline"
 """Folder of the pipeline: of the newest averages in a run, of a step's in its checkpoint."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS_METADATA = {"format": "pt"}
 BUFFERS = "buffers.safetensors"
 
 # Keys of config.json that describe the software and not the network.
@@ -110,28 +114,61 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         UserError: If the disk is full or the place cannot be written to.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    partial = partial_path(target)
+    with removed_on_failure(target, partial):
+        start_folder(partial)
         fill(partial)
-        for path in [*write_manifest(partial), partial / MANIFEST, *(p for p in partial.rglob("*") if p.is_dir()), partial]:
-            flush_to_disk(path)
-        if target.exists():
-            previous = target.with_name(f".{target.name}.previous.partial")
-            shutil.rmtree(previous, ignore_errors=True)
-            target.rename(previous)
-            try:
-                partial.rename(target)
-            except OSError:
-                previous.rename(target)
-                raise
-            shutil.rmtree(previous)
-        else:
+        finish_folder(target, partial)
+
+
+def partial_path(target: Path) -> Path:
+    """Where a folder is written before it is renamed."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def start_folder(partial: Path) -> None:
+    """Make an empty folder to write into."""
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def finish_folder(target: Path, partial: Path) -> None:
+    """Give a folder that is written its manifest and its name; a previous one of that name is replaced."""
+    for path in [*write_manifest(partial), partial / MANIFEST, *(p for p in partial.rglob("*") if p.is_dir()), partial]:
+        flush_to_disk(path)
+    if target.exists():
+        previous = target.with_name(f".{target.name}.previous.partial")
+        shutil.rmtree(previous, ignore_errors=True)
+        target.rename(previous)
+        try:
             partial.rename(target)
-        flush_to_disk(target.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        except OSError:
+            previous.rename(target)
+            raise
+        shutil.rmtree(previous)
+    else:
+        partial.rename(target)
+    flush_to_disk(target.parent)
+
+
+@contextmanager
+def removed_on_failure(target: Path, partial: Path | None) -> Iterator[None]:
+    """Inside, a folder is written; what stands in the way is told in a sentence, and what was written is deleted.
+
+    Args:
+        target: The folder, for messages.
+        partial: What to delete; None to leave that to another process.
+
+    Raises:
+        UserError: If the disk is full or the place cannot be written to.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RunError) as error:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, RunError):  # of another process, which told it in a sentence
+            raise
         # safetensors reports a full disk as a message of its own, without an errno.
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise UserError(
@@ -211,26 +248,31 @@ def prune_checkpoints(run: Path, keep_last: int) -> None:
         shutil.rmtree(doomed)
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str], path: Path) -> dict[str, Any]:
-    """Write an optimizer's tensors to a safetensors file, keyed ``parameter name/state name``.
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """States of an optimizer: tensors, keyed ``parameter name/state name``, and what is not a tensor, by parameter name.
 
     Args:
         optimizer: The optimizer.
         names: Parameter name by ``id(parameter)``.
-        path: The file.
-
-    Returns:
-        What is not a tensor (for JSON): scalar states by parameter name.
     """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"{names[id(parameter)]}/{key}"] = value.detach().cpu().contiguous()
-            else:
-                scalars.setdefault(names[id(parameter)], {})[key] = value
-    save_file(tensors, path)
+    for group in optimizer.param_groups:  # in the same order on every process, as states themselves need not be
+        for parameter in group["params"]:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{names[id(parameter)]}/{key}"] = value
+                else:
+                    scalars.setdefault(names[id(parameter)], {})[key] = value
+    return tensors, scalars
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[int, str], path: Path) -> dict[str, Any]:
+    """Write an optimizer's tensors to a safetensors file; returns its scalars, see ``optimizer_tensors``."""
+    tensors, scalars = optimizer_tensors(optimizer, names)
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
     return scalars
 
 
@@ -243,22 +285,53 @@ def load_optimizer(
         name, _, field = key.rpartition("/")
         states.setdefault(name, {})[field] = value
     content = optimizer.state_dict()
-    ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    parameters = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+    ordered = list(parameters)
     unknown = set(states) - set(ordered)
     if unknown:
         raise UserError(f"'{path}' holds the state of '{min(unknown)}', which this configuration does not train")
-    content["state"] = {index: states[name] for index, name in enumerate(ordered) if name in states}
+    content["state"] = {
+        index: {
+            field: part_like(value, parameters[name]) if is_like(value, parameters[name]) else value
+            for field, value in states[name].items()
+        }
+        for index, name in enumerate(ordered)
+        if name in states
+    }
     optimizer.load_state_dict(content)
 
 
+def index_path(path: Path) -> Path:
+    """Where it is told which pieces a safetensors file was written in."""
+    return path.with_name(f"{path.name}.index.json")
+
+
+def piece_paths(path: Path) -> list[Path]:
+    """The file itself, or the pieces of it that several processes wrote.
+
+    Raises:
+        UserError: If the index is damaged.
+    """
+    index = index_path(path)
+    if path.is_file() or not index.is_file():
+        return [path]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"'{index}' is damaged; it must say which file holds which tensor") from error
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise UserError(f"'{index}' is damaged; it must name files beside it")
+    return [path.with_name(name) for name in names]
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+    """Read a safetensors file, or the pieces it was written in.
 
     Raises:
         UserError: If it is missing or damaged.
     """
     try:
-        return load_file(path)
+        return {key: value for piece in piece_paths(path) for key, value in load_file(piece).items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"'{path}' is missing or damaged: {error}") from error
 
@@ -287,7 +360,7 @@ def save_network(network: ConfigMixin, folder: Path) -> None:
     folder.mkdir(parents=True)
     network.save_config(folder)
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS, metadata=WEIGHTS_METADATA)
 
 
 def load_network(network: ConfigMixin, folder: Path) -> None:
@@ -302,8 +375,9 @@ def load_network(network: ConfigMixin, folder: Path) -> None:
         raise UserError(f"'{folder}' holds no readable config.json") from error
     if not isinstance(saved, dict) or "_class_name" not in saved:
         raise UserError(f"'{folder / 'config.json'}' is damaged; resume from another checkpoint")
-    if saved["_class_name"] != type(network).__name__:
-        raise UserError(f"'{folder}' holds a {saved['_class_name']}, the configuration asks for a {type(network).__name__}")
+    kind = network_class(network).__name__
+    if saved["_class_name"] != kind:
+        raise UserError(f"'{folder}' holds a {saved['_class_name']}, the configuration asks for a {kind}")
     # Through JSON, as tuples become lists there.
     config = json.loads(network.to_json_string())
     for key in sorted(set(saved) | set(config)):
@@ -317,7 +391,7 @@ def load_network(network: ConfigMixin, folder: Path) -> None:
     wrong = sorted(set(tensors) ^ set(expected)) or [k for k in tensors if tensors[k].shape != expected[k].shape]
     if wrong:
         raise UserError(f"'{folder}' does not fit the network: '{wrong[0]}' is missing, unknown or of another shape")
-    network.load_state_dict(tensors)
+    fill_network(network, tensors)
 
 
 def save_buffers(buffers: Mapping[str, Tensor], folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from generative.core.errors import UserError
+from generative.core.tensor_parts import local_part
 
 DEFAULT_EXPONENT = 6.94
 MAX_STD = math.sqrt(1 / 12)
@@ -209,7 +210,7 @@ def start_average(network: nn.Module) -> nn.Module:
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, beta: float, buffers: Literal["copy", "average"]) -> None:
     """Move an average towards its network: ``average = beta * average + (1 - beta) * network``."""
-    ours, theirs = [p.data for p in average.parameters()], [p.data for p in network.parameters()]
+    ours, theirs = ([local_part(p.data) for p in each.parameters()] for each in (average, network))
     for mine, current in zip(average.buffers(), network.buffers(), strict=True):
         if buffers == "average" and mine.is_floating_point():
             ours.append(mine)

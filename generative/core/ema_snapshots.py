@@ -141,6 +141,8 @@ class EMASnapshotWriter:
         weights = {name for name, _ in average.named_parameters()}
         found = {}
         for name, value in average.state_dict().items():
+            if device == "meta":  # where the network may be cut over processes, and nothing but sizes is asked for
+                value = torch.empty(value.shape, dtype=value.dtype, device=device)
             kept = value.detach().to(device).contiguous()
             halved = kept.to(self.dtype) if name in weights else kept
             found[name] = halved if device == "meta" or bool(halved.isfinite().all()) else kept

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from generative.core import checkpoint as ckpt
 from generative.core.errors import UserError
+from generative.core.sharding import network_class
+from generative.core.tensor_parts import fill_network
 from generative.core.weights import StoredNetwork, find_source, stored_networks
 
 CLASSES = "num_classes"
@@ -45,7 +47,7 @@ def start_from(
     trained = {name: network for name, network in networks.items() if any(True for _ in network.parameters())}
     found = {name: pick(stored, name, network) for name, network in trained.items()}
     if not any(found.values()):
-        wanted = ", ".join(f"{name} ({type(network).__name__})" for name, network in trained.items())
+        wanted = ", ".join(f"{name} ({network_class(network).__name__})" for name, network in trained.items())
         there = ", ".join(f"{name} ({network.kind})" for name, network in stored.items()) or "nothing"
         raise UserError(f"'{folder}' holds none of this configuration's networks: wanted {wanted}, found {there}")
     for name, network in trained.items():
@@ -67,7 +69,7 @@ def start_from(
 
 def pick(stored: Mapping[str, StoredNetwork], name: str, network: nn.Module) -> StoredNetwork | None:
     """The stored network of a name, or the only one of its class."""
-    kind = type(network).__name__
+    kind = network_class(network).__name__
     alike = [candidate for candidate in stored.values() if candidate.kind == kind]
     if name in stored:
         return stored[name]
@@ -83,10 +85,9 @@ def load_weights(name: str, network: nn.Module, stored: StoredNetwork) -> list[s
     Raises:
         UserError: If kinds, names of tensors or shapes differ.
     """
-    if stored.kind != type(network).__name__:
+    if stored.kind != (kind := network_class(network).__name__):
         raise UserError(
-            f"'{stored.folder}' holds a {stored.kind}, network '{name}' is a {type(network).__name__}: "
-            "start from weights of the same kind"
+            f"'{stored.folder}' holds a {stored.kind}, network '{name}' is a {kind}: start from weights of the same kind"
         )
     ours: dict[str, Any] = json.loads(network.to_json_string())  # type: ignore[operator]
     there, here = stored.config.get(CLASSES), ours.get(CLASSES)
@@ -104,7 +105,7 @@ def load_weights(name: str, network: nn.Module, stored: StoredNetwork) -> list[s
                 f"{tuple(expected[key].shape)} here; start from weights of the same sizes"
             )
         afresh.append(key)
-    network.load_state_dict({key: expected[key] if key in afresh else tensors[key] for key in expected})
+    fill_network(network, {key: expected[key] if key in afresh else tensors[key] for key in expected})
     notes = []
     if afresh:
         notes.append(f"network '{name}' has {here} classes, {there} there: {', '.join(afresh)} start afresh")

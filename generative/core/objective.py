@@ -97,6 +97,8 @@ class Objective(abc.ABC):
         sampling: Options of samples drawn during training, and those that its pipeline starts from ever after.
         loss_extractors: Feature extractors (names of ``metrics.registry.EXTRACTORS``) whose networks a loss or a discriminator
             looks through; the trainer refuses to score with them.
+        shard_obstacle: Why the networks cannot be cut over processes (``trainer.shard``), in a clause; None where they can: where
+            losses use a network by calling it, and in no other way if there is but one phase.
     """
 
     usage: str = "sample with `generative sample {run} --class-labels 0`"
@@ -104,6 +106,7 @@ class Objective(abc.ABC):
     sampling_networks: tuple[str, ...] | None = None
     loss_extractors: frozenset[str] = frozenset()
     uses_labels: bool = True
+    shard_obstacle: str | None = None
     sampling: SamplingOptions = SamplingOptions()
     networks: dict[str, nn.Module]
     frozen: dict[str, nn.Module]

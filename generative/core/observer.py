@@ -24,6 +24,8 @@ from generative.core.lock import check_folder
 from generative.core.logging import EVALUATION_FILE, RunLog, log_image, read_real_scores, save_grid, write_json
 from generative.core.objective import Objective
 from generative.core.scoring_passes import gather_local
+from generative.core.shared_copy import share_weights
+from generative.core.tensor_parts import is_sharded, local_part
 from generative.core.trainer_config import TrainerConfig
 from generative.core.types import Batch, Losses, Networks
 from generative.core.watch import Watch
@@ -151,7 +153,7 @@ class RunObserver:
                     message = f"{phase}/{name} became {float(value)} at step {at_step}"
         for name, network in (networks or {}).items():
             for kind, tensors in (("weights", network.parameters()), ("buffers", saved_buffers(network))):
-                if not message and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+                if not message and not all(bool(torch.isfinite(local_part(tensor)).all()) for tensor in tensors):
                     message = f"{kind} of network '{name}' became NaN or infinite by step {step}"
         for name, buffer in (buffers or {}).items():
             if not message and not bool(torch.isfinite(buffer).all()):
@@ -209,7 +211,11 @@ class RunObserver:
     def _diagnose(self) -> dict[str, float]:
         """The objective's own measurements, on the main process; nothing they do reaches the training."""
         networks = self.objective.networks
-        if not self.accelerator.is_main_process or type(self.objective).diagnose is Objective.diagnose:
+        if type(self.objective).diagnose is Objective.diagnose:
+            return {}
+        if any(is_sharded(network) for network in networks.values()):
+            networks = {name: share_weights(network) for name, network in networks.items()}  # of which every process has a part
+        if not self.accelerator.is_main_process:
             return {}
         if self._diagnosis_batch is None:
             self._diagnosis_batch = self._draw_diagnosis_batch()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from generative.core.errors import UserError
+from generative.core.tensor_parts import local_part, whole_norms
 
 
 class LAMB(torch.optim.Optimizer):
@@ -67,8 +68,9 @@ class LAMB(torch.optim.Optimizer):
     def _move(self, parameters: list[Tensor], group: dict[str, Any], step: int, is_layer: bool) -> None:
         """One step of parameters that have made as many; matrices are scaled and decayed, vectors are not."""
         beta1, beta2 = group["betas"]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        means, squares = ([self.state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq"))
+        gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
+        means, squares = ([local_part(self.state[p][name]) for p in parameters] for name in ("exp_avg", "exp_avg_sq"))
+        weights = [local_part(p) for p in parameters]
         torch._foreach_lerp_(means, gradients, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
@@ -79,8 +81,8 @@ class LAMB(torch.optim.Optimizer):
         torch._foreach_div_(updates, 1 - beta1**step)
         if is_layer:
             if group["weight_decay"]:
-                torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
-            weight_norms, update_norms = (torch.stack(torch._foreach_norm(each)) for each in (parameters, updates))
+                torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+            weight_norms, update_norms = (whole_norms(each, parameters) for each in (weights, updates))
             ratios = torch.where((weight_norms > 0) & (update_norms > 0), weight_norms / update_norms, 1.0)
             torch._foreach_mul_(updates, list(ratios.unbind()))
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+        torch._foreach_add_(weights, updates, alpha=-group["lr"])

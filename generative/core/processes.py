@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import time
@@ -51,6 +52,27 @@ def announce_failure(message: str) -> None:
         _store().set(KEY.format(what="failure", rank=torch.distributed.get_rank()), message)
     except RuntimeError:
         pass  # the store is gone with its host: nobody is left to read it
+
+
+def tell(what: str, value: str) -> None:
+    """Leave a word of this process for the others, in the store: no collective, so that a thread may."""
+    _store().set(KEY.format(what=what, rank=torch.distributed.get_rank()), value)
+
+
+def hear(what: str, rank: int) -> str:
+    """What another process told, once it has.
+
+    Raises:
+        RunError: If the process is gone.
+    """
+    key, place = (KEY.format(what=each, rank=rank) for each in (what, "place"))
+    for attempt in itertools.count():
+        if _store().check([key]):
+            return str(_store().get(key).decode(errors="replace"))
+        if attempt % 25 == 24 and _store().check([place]) and not _is_running(_store().get(place).decode()):
+            raise RunError(f"process {rank} of the job died without a word: it was killed, or memory ran out; this one stops too")
+        time.sleep(0.02)
+    raise AssertionError
 
 
 def explain_lost_process(error: BaseException) -> RunError | None:

@@ -10,11 +10,14 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from generative.core.errors import UserError
 from generative.core.gradient_buckets import GradientBuckets
 from generative.core.objective import Objective, Phase
 from generative.core.seeding import derive_seed, keyed_generator
+from generative.core.sharding import Sharding
+from generative.core.tensor_parts import local_part, total_norm
 from generative.core.types import Batch, Losses, StepContext
 
 
@@ -31,6 +34,7 @@ class PhaseRunner:
         seed: Seed of the run.
         micro_batches: Micro-batches per process and step.
         max_grad_norm: Clip the gradient of a phase to this L2 norm; None only measures it.
+        sharding: How the networks are cut over processes; None where they are whole.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class PhaseRunner:
         seed: int,
         micro_batches: int,
         max_grad_norm: float | None,
+        sharding: Sharding | None = None,
     ) -> None:
         self.objective = objective
         self.optimizers = optimizers
@@ -48,6 +53,7 @@ class PhaseRunner:
         self.seed = seed
         self.num_slots = micro_batches * accelerator.num_processes
         self.max_grad_norm = max_grad_norm
+        self.sharding = sharding or Sharding(None)
         # What the objective left trainable when it was built; anything it froze stays frozen in every phase.
         self.trainable = {name: [p for p in net.parameters() if p.requires_grad] for name, net in objective.networks.items()}
         self.group = torch.distributed.new_group() if accelerator.num_processes > 1 else None
@@ -79,27 +85,29 @@ class PhaseRunner:
         parameters = self._select(phase)
         optimizer = self.optimizers[phase.optimizer]
         optimizer.zero_grad(set_to_none=True)
+        self.sharding.begin_phase({name: networks[name] for name in phase.networks})
         records: list[Losses] = []
         for micro_batch, (batch, cache) in enumerate(zip(batches, caches, strict=True)):
             slot = micro_batch * self.accelerator.num_processes + self.accelerator.process_index
             key = (self.seed, step, phase.name, repeat, slot)
             torch.manual_seed(derive_seed(*key, "dropout"))
             context = StepContext(step, images_seen, keyed_generator(*key, device=self.accelerator.device), cache)
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), self.sharding.explained(phase.name):
                 losses = phase.loss_fn(networks, batch, context)
             is_last = micro_batch == len(batches) - 1
             with self._buckets_of(phase).reduced() if is_last and self.group is not None else nullcontext():
                 self.accelerator.backward(losses["loss"])
             records.append({name: value.detach().float() for name, value in losses.items()})
+        self.sharding.end_phase(networks)
         values, divisor = self._average(records)
         divide_gradients(parameters, divisor)
         self.accelerator.unscale_gradients(optimizer)
         if phase.before_step:
             phase.before_step(networks, step)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        values["grad_norm"] = torch.nn.utils.get_total_norm(gradients).float()
+        values["grad_norm"] = total_norm(gradients).float()
         if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, values["grad_norm"])
+            clip_gradients(gradients, self.max_grad_norm, values["grad_norm"])
         optimizer.step()
         if phase.after_step:
             with torch.no_grad():
@@ -127,16 +135,22 @@ class PhaseRunner:
         """Buckets of the networks that a phase trains, made once."""
         if phase.networks not in self._buckets:
             self._buckets[phase.networks] = GradientBuckets(
-                [p for name in phase.networks for p in self.trainable[name]], self.group
+                [p for name in phase.networks for p in self.trainable[name] if not isinstance(p, DTensor)], self.group
             )
         return self._buckets[phase.networks]
 
 
 def divide_gradients(parameters: Sequence[nn.Parameter], divisor: Tensor | float) -> None:
     """Divide the gradients of those parameters that have one."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
     if gradients and not (isinstance(divisor, float) and divisor == 1.0):
         torch._foreach_div_(gradients, divisor)
+
+
+def clip_gradients(gradients: Sequence[Tensor], limit: float, norm: Tensor) -> None:
+    """Scale gradients whose norm is above a limit down to it, in place (as ``torch.nn.utils.clip_grads_with_norm_``)."""
+    if gradients:
+        torch._foreach_mul_([local_part(gradient) for gradient in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def or_one(denominator: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from torch import nn
 from generative.core import checkpoint as ckpt
 from generative.core.errors import UserError
 from generative.core.objective import Objective
+from generative.core.sharding import undressed
+from generative.core.tensor_files import TensorFile
 
 
 class TrainedState:
@@ -34,28 +36,42 @@ class TrainedState:
             id(p): f"{name}.{key}" for name, network in objective.networks.items() for key, p in network.named_parameters()
         }
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write everything into a checkpoint's folder.
+    def files(self) -> list[TensorFile]:
+        """All of its tensors, as they are now, by the file of a checkpoint that they go into."""
+        files = [
+            TensorFile(Path(kind) / name / ckpt.WEIGHTS, network.state_dict(), ckpt.WEIGHTS_METADATA)
+            for kind, networks in self._networks().items()
+            for name, network in networks.items()
+        ]
+        if self.objective.buffers:
+            files.append(TensorFile(Path(ckpt.BUFFERS), self.objective.buffers))
+        for name, optimizer in self.optimizers.items():
+            tensors, _ = ckpt.optimizer_tensors(optimizer.optimizer, self.parameter_names)
+            files.append(TensorFile(Path("optimizers") / f"{name}.safetensors", tensors))
+        return files
 
-        Returns:
-            What is not a tensor, for its state.json.
-        """
-        for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
-            for name, network in networks.items():
-                ckpt.save_network(network, folder / kind / name)
-        ckpt.save_buffers(self.objective.buffers, folder)
-        (folder / "optimizers").mkdir()
+    def entries(self) -> dict[str, Any]:
+        """What is not a tensor, for a checkpoint's state.json."""
         entries: dict[str, Any] = {
             "optimizer_scalars": {
-                name: ckpt.save_optimizer(
-                    optimizer.optimizer, self.parameter_names, folder / "optimizers" / f"{name}.safetensors"
-                )
+                name: ckpt.optimizer_tensors(optimizer.optimizer, self.parameter_names)[1]
                 for name, optimizer in self.optimizers.items()
             }
         }
         if self.scaler is not None:
             entries["grad_scaler"] = self.scaler.state_dict()
         return entries
+
+    def save_configs(self, folder: Path) -> None:
+        """Write the configuration of every network beside where its weights go."""
+        for kind, networks in self._networks().items():
+            for name, network in networks.items():
+                with undressed(network):
+                    network.save_config(folder / kind / name)  # type: ignore[operator]
+
+    def _networks(self) -> dict[str, Mapping[str, nn.Module]]:
+        """Networks by name, by the folder of a checkpoint that they go into."""
+        return {"networks": self.objective.networks, "ema": self.averages}
 
     def load(self, folder: Path, saved: Mapping[str, Any]) -> None:
         """Take everything from a checkpoint's folder, in place.
@@ -74,7 +90,7 @@ class TrainedState:
                     f"checkpoint '{folder}' holds no average '{name}' (it has {there}): a run keeps the averages it began "
                     "with; give its own `ema`, or start a new run with --init-from"
                 )
-        for kind, networks in (("networks", self.objective.networks), ("ema", self.averages)):
+        for kind, networks in self._networks().items():
             for name, network in networks.items():
                 ckpt.load_network(network, folder / kind / name)
         ckpt.load_buffers(self.objective.buffers, folder)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,13 @@ from tqdm.auto import tqdm
 
 from generative.core import checkpoint as ckpt
 from generative.core.best import BestCheckpoint
+from generative.core.checkpoint_saver import CheckpointSaver
 from generative.core.early_stop import EarlyStop
 from generative.core.ema import start_average, update_average
 from generative.core.ema_snapshots import EMASnapshotWriter
 from generative.core.errors import RunError, UserError
 from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.initial_weights import start_from
-from generative.core.links import link_duplicates, link_folder
 from generative.core.lock import check_folder, hold_folder, release_folder
 from generative.core.logging import FEATURES_FOLDER, progress_interval
 from generative.core.objective import Objective
@@ -32,7 +31,8 @@ from generative.core.observer import RunObserver
 from generative.core.resuming import check_state
 from generative.core.schedules import Constant
 from generative.core.seeding import keyed_generator
-from generative.core.shared_copy import contiguous, share_weights
+from generative.core.sharding import Sharding, check_networks, check_optimizers, find_blocks, separate_groups, shard_mesh
+from generative.core.shared_copy import share_weights
 from generative.core.signals import WorkerWatch, catch_signals, loader_workers, survive_first_signal
 from generative.core.start_checks import check_fit, check_sampling, check_scoring_network
 from generative.core.step import PhaseRunner, average_buffers, checkpoint_activations
@@ -106,6 +106,8 @@ class Trainer:
         self._saved_step: int | None = None
         self._draw_error: UserError | RunError | None = None
         self._pipeline: ImagePipeline | None = None
+        mesh = shard_mesh(config.shard, config.shard_group_size, accelerator.num_processes, accelerator.device)
+        self.sharding = Sharding(mesh, len(self.phases))
         self._place_networks()
         self._build_optimizers()
         if evaluator is not None:
@@ -119,7 +121,13 @@ class Trainer:
         if self.best is not None and config.patience is not None:
             self.early_stop = EarlyStop(self.best.score, self.best.sign, config.patience)
         self.runner = PhaseRunner(
-            objective, self.optimizers, accelerator, seed, config.gradient_accumulation_steps, config.max_grad_norm
+            objective,
+            self.optimizers,
+            accelerator,
+            seed,
+            config.gradient_accumulation_steps,
+            config.max_grad_norm,
+            self.sharding,
         )
 
     # ------------------------------------------------------------------ set-up
@@ -138,26 +146,37 @@ class Trainer:
             trained = [tensor for network in networks for tensor in [*network.parameters(), *network.buffers()]]
             for tensor in [*trained, *self.objective.buffers.values()]:
                 tensor.data.copy_(broadcast(tensor.data))
-        self.averages: dict[str, nn.Module] = {
-            name: start_average(self.objective.networks[spec.network]) for name, spec in self.objective.ema.items()
-        }
+        followed = {name: self.objective.networks[spec.network] for name, spec in self.objective.ema.items()}
+        start = share_weights if self.sharding.is_active else start_average
+        self.averages: dict[str, nn.Module] = {name: start(network) for name, network in followed.items()}
         if self.config.gradient_checkpointing:
             checkpoint_activations(self.objective.networks)
         if self.config.compile:
             for network in self.objective.networks.values():
-                network.compile()
+                # FSDP acts between blocks, which a graph of all of them would leave it no room for.
+                for part in find_blocks(network) if self.sharding.is_active else [network]:
+                    part.compile()
+        if self.sharding.is_active:
+            check_networks(self.objective.networks, self.objective.shard_obstacle, self.config)
+            for network in self.objective.networks.values():
+                self.sharding.shard(network)
+            for name, network in followed.items():
+                self.sharding.shard_average(self.averages[name], network)
 
     def _build_optimizers(self) -> None:
         self.optimizers: dict[str, Any] = {}
         for name, factory in self.objective.optimizers.items():
             try:
-                optimizer = factory(self.objective.parameter_groups(name))
+                optimizer = factory(separate_groups(self.objective.parameter_groups(name)))
             except (TypeError, ValueError) as error:
                 raise UserError(f"optimizer '{name}' cannot be built: {error}") from error
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
             self.optimizers[name] = self.accelerator.prepare_optimizer(optimizer)
+        if self.sharding.is_active:
+            check_optimizers({name: optimizer.optimizer for name, optimizer in self.optimizers.items()}, self.config)
         self._trained = TrainedState(self.objective, self.averages, self.optimizers, self.accelerator.scaler)
+        self.saver = CheckpointSaver(self._trained, self.config, self.accelerator, is_sharded=self.sharding.is_active)
 
     def _snapshot_writer(self) -> EMASnapshotWriter | None:
         interval, dtype = self.config.ema_snapshot_interval_images, self.config.ema_snapshot_dtype
@@ -221,6 +240,7 @@ class Trainer:
             check_folder(config.output_dir)  # says so where a file could not be written because the run's folder is gone
             raise
         finally:
+            self.saver.join()
             release_folder(config.output_dir)
 
     def _fit(self, resume_from: Path | None) -> None:
@@ -280,6 +300,7 @@ class Trainer:
             # Still with signals caught: one that comes now must not cut the last checkpoint short.
             self._check_weights()
             self.save_checkpoint()
+            self.saver.wait()
             self._raise_draw_error()
             if self.step >= self.total_steps:
                 self.observer.sample_grid(self.step, self.sampling_pipeline)
@@ -295,7 +316,7 @@ class Trainer:
 
         def draw() -> list[list[Batch]]:
             batches_of_step = self._draw(batches, watch)
-            vote.post(self._stop_signal, self._draw_error is not None)
+            vote.post(self._stop_signal, self._draw_error is not None or self.saver.has_failed)
             return batches_of_step
 
         drawn = draw() if self.step < self.total_steps else []
@@ -369,9 +390,10 @@ class Trainer:
         """Keep the power-function averages as they are, for averages of other lengths after training."""
         if self.snapshots is not None and self.snapshots.is_due(self.images_seen):
             self._check_weights()
+            averages = {name: share_weights(self.averages[name]) for name in self.snapshots.specs}  # of which all have parts
             if self.accelerator.is_main_process:
                 check_folder(self.config.output_dir)
-                self.snapshots.write(self.averages, self.images_seen, self.step)
+                self.snapshots.write(averages, self.images_seen, self.step)
 
     def _check_weights(self) -> None:
         """Stop if anything that a checkpoint would hold is NaN or infinite, so that none ever is."""
@@ -402,6 +424,7 @@ class Trainer:
         elif self.step > 0 and best.improves(evaluation.scores[best.score]):
             if self._saved_step != self.step:
                 self.save_checkpoint()
+            self.saver.wait()
             best.value = evaluation.scores[best.score]
             if self.accelerator.is_main_process:
                 best.keep(self.step)
@@ -485,39 +508,15 @@ class Trainer:
         return {name: optimizer.param_groups[0]["initial_lr"] * factor for name, optimizer in self.optimizers.items()}
 
     def save_checkpoint(self) -> None:
-        """Write the checkpoint of this step with the pipeline of its averages, and the latter as the run's; keep the last few."""
+        """Write the checkpoint of this step with the pipeline of its averages, and the latter as the run's; keep the last few.
+
+        With ``async_checkpoint`` it is there once the next one is begun, or ``fit`` ends.
+        """
         pending = self.observer.pending_state()
-        self.sampling_pipeline()  # on every process: standing statistics of cross-replica batch norm take all of them
         if self.accelerator.is_main_process:
             check_folder(self.config.output_dir)
-            path, newest = ckpt.checkpoint_path(self.config.output_dir, self.step), self.config.output_dir / ckpt.PIPELINE
-            if not path.exists():
-                ckpt.write_folder(path, partial(self._fill_checkpoint, pending))
-            if (path / ckpt.PIPELINE).is_dir():
-                ckpt.write_folder(newest, partial(link_folder, path / ckpt.PIPELINE, leave_out=(ckpt.MANIFEST,)))
-            else:  # a checkpoint of an older version, which has none
-                ckpt.write_folder(newest, self._save_pipeline)
-            if self.config.keep_last_checkpoints:
-                ckpt.prune_checkpoints(self.config.output_dir, self.config.keep_last_checkpoints)
+        self.saver.save(self.step, {**self.state(), "pending_log": pending}, self.sampling_pipeline())
         self._saved_step = self.step
-        self.accelerator.wait_for_everyone()
-
-    def _save_pipeline(self, folder: Path) -> None:
-        pipeline = self.sampling_pipeline()
-        with contiguous(part for part in pipeline.components.values() if isinstance(part, nn.Module)):
-            pipeline.save_pretrained(folder)
-
-    def _fill_checkpoint(self, pending: list[list[Any]], folder: Path) -> None:
-        state = self.state()
-        state["pending_log"] = pending
-        state |= self._trained.save(folder)
-        self._save_pipeline(folder / ckpt.PIPELINE)
-        # Most of it is here already: averages as they are, and frozen parts in the pipeline before.
-        weights = sorted((folder / ckpt.PIPELINE).rglob("*.safetensors"))
-        before = [self.config.output_dir / ckpt.PIPELINE / path.relative_to(folder / ckpt.PIPELINE) for path in weights]
-        link_duplicates(weights, [*sorted(folder.glob("ema/*/*")), *sorted(folder.glob("networks/*/*")), *before])
-        ckpt.write_manifest(folder / ckpt.PIPELINE)
-        (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n")
 
     def start_from(self, source: Path) -> list[str]:
         """Take networks and averages from another run, checkpoint or pipeline; steps, optimizers and data start anew.

@@ -10,6 +10,7 @@ from generative.core.ema_snapshots import SnapshotType
 from generative.core.errors import UserError
 from generative.core.runtime import Precision
 from generative.core.schedules import LRSchedule
+from generative.core.sharding import ShardMode
 
 MAX_GRID_COLUMNS = 1000
 
@@ -35,12 +36,16 @@ class TrainerConfig:
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them, in every trained network
             that can: less memory for about a third more time, and the same gradients.
         channels_last: Keep 4-D weights in channels-last memory (faster convolutions in bf16).
+        shard: ``full`` cuts networks, gradients, optimizer states and averages over all processes (FSDP2): memory falls with
+            their number. ``hybrid`` cuts them over groups of processes, each of which holds everything. ``none`` cuts nothing.
+        shard_group_size: Processes of a group of ``hybrid``; null for those of one machine.
         log_interval_steps: Steps between entries of metrics.jsonl and TensorBoard.
         sample_interval_steps: Steps between sample grids; null for the end only.
         evaluate_interval_steps: Steps between evaluations (step 0 included); null for the end only.
         evaluate_interval_images: Training images between evaluations, in the place of steps: at the first step that passes a
             multiple of it.
         checkpoint_interval_steps: Steps between checkpoints; null for the end only.
+        async_checkpoint: Write checkpoints in the background, from a copy in the host's memory, while training goes on.
         keep_last_checkpoints: Older checkpoints are deleted; null keeps all.
         keep_best: Name of a score, such as ``frechet_distance``: the checkpoint of its best evaluation is kept as
             ``checkpoint-best``, however old it becomes. Null for none.
@@ -68,11 +73,14 @@ class TrainerConfig:
     compile: bool = False
     gradient_checkpointing: bool = False
     channels_last: bool = False
+    shard: ShardMode = "none"
+    shard_group_size: int | None = None
     log_interval_steps: int = 50
     sample_interval_steps: int | None = None
     evaluate_interval_steps: int | None = None
     evaluate_interval_images: int | None = None
     checkpoint_interval_steps: int | None = 1000
+    async_checkpoint: bool = False
     keep_last_checkpoints: int | None = 2
     keep_best: str | None = None
     patience: int | None = None
@@ -98,6 +106,7 @@ class TrainerConfig:
             "ema_snapshot_interval_images",
             "grid_images_per_class",
             "num_threads",
+            "shard_group_size",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from generative.core.tensor_parts import local_part, part_like, whole
+
 
 @torch.no_grad()
 def orthogonal_gradient(weight: Tensor) -> Tensor:
@@ -39,4 +41,5 @@ def add_orthogonal_gradient(parameters: Iterable[nn.Parameter], strength: float)
     """
     for parameter in parameters:
         if parameter.ndim >= 2 and parameter.grad is not None:
-            parameter.grad.add_(orthogonal_gradient(parameter), alpha=strength)
+            gradient = part_like(orthogonal_gradient(whole(parameter)), parameter)  # of all rows, whoever holds them
+            local_part(parameter.grad).add_(local_part(gradient), alpha=strength)

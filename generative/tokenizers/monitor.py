@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from generative.core.processes import total
 from generative.core.seeding import keyed_generator
+from generative.core.tensor_parts import overwrite, whole
 from generative.tokenizers.base import CodeUse
 
 PICKS_PER_MICRO_BATCH = 256
@@ -139,7 +140,9 @@ class CodebookMonitor(nn.Module):
         generator = keyed_generator("revival", name, step)
         rows = dead[torch.randperm(len(dead), generator=generator)[:count].to(dead.device)]
         sources = torch.randperm(filled, generator=generator)[:count].to(dead.device)
-        codebook.data[rows] = self.reservoir[sources].to(codebook.dtype)
+        codes = whole(codebook.data).clone()
+        codes[rows] = self.reservoir[sources].to(codebook.dtype)
+        overwrite(codebook.data, codes)
         self.revived_step[rows] = step
         self.revived.add_(count)
 

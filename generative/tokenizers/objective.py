@@ -13,6 +13,7 @@ from generative.core.ema import EMAProfiles, average_specs
 from generative.core.errors import UserError
 from generative.core.generation import SampleRequest
 from generative.core.objective import Objective, OptimizerFactory, Phase
+from generative.core.tensor_parts import local_part
 from generative.core.types import Batch, Losses, Networks, StepContext
 from generative.tokenizers.base import TrainableTokenizer
 from generative.tokenizers.diagnosis import find_warnings
@@ -212,7 +213,7 @@ class TokenizerObjective(Objective):
         discriminator = networks["discriminator"]
         if context.step < self.adversarial_start_steps:
             # Gradients of exactly 0, as the official codes have before the start, without running the network.
-            return {"loss": 0.0 * torch.stack([parameter.sum() for parameter in discriminator.parameters()]).sum()}
+            return {"loss": 0.0 * torch.stack([local_part(parameter).sum() for parameter in discriminator.parameters()]).sum()}
         # In two forwards, so that batch norm takes its statistics of each alone.
         real_logits = discriminator(batch["images"]).float()
         fake_logits = discriminator(context.cache["reconstruction"]).float()

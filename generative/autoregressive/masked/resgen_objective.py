@@ -73,6 +73,7 @@ class ResGenObjective(MaskedTokenObjective):
         )
         self.masking = masking or CosineMasking()
         self.posterior_std = posterior_std
+        self.shard_obstacle = "ResGen's loss reads a weight of the network beside calling it"
 
     def loss(self, networks: Networks, batch: Batch, context: StepContext) -> Losses:
         """Negative log-likelihood of the masked sums, in nats per value.

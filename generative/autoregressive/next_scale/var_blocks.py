@@ -114,6 +114,9 @@ class VARBlock(nn.Module):
         drop_path: Share of images that skip a layer in training (arXiv 1603.09382).
     """
 
+    forward_methods = ("modulate",)
+    """What else computes with its weights: FSDP gathers them there too (``generative.core.sharding``)."""
+
     def __init__(
         self,
         hidden_size: int,

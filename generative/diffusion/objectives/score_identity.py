@@ -108,6 +108,8 @@ class SiDObjective(Objective):
         self.generator_loss_scale, self.fake_loss_scale = generator_loss_scale, fake_loss_scale
         self.augment, self.adversary, self.sampling = augment, adversary, sampling
         self._generator_waits = False
+        if adversary is not None:
+            self.shard_obstacle = "SiD's adversary calls a network's encoder alone"
 
     def phases(self) -> list[Phase]:
         """The fake score network, then the generator; each drops hidden values in its own phase only."""
