@@ -51,6 +51,9 @@ Several CONFIGs are laid over one another and later ones win, so that a publishe
 merged by key, lists and plain values replaced, and another class_path drops the arguments of the one before:
   generative train imagenet/mar_256 imagenet/sizes/mar_l_256 --print_config
 
+What it would take, on which machines, before anything is there (--device-name here measures this one):
+  generative train imagenet/dit_256 --dry-run --device-name h100 --num-processes 8
+
 Two processes (a machine without CUDA needs --multi_gpu all the same):
   accelerate launch --multi_gpu --num_processes 2 -m generative.cli.main train digits/dit
 
@@ -92,9 +95,29 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that already holds a run, deleting it")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--trust-code", action="store_true", help="allow the configuration to name classes of any module")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print parameters, FLOPs, memory by part, images/s and days, without data or weights, and stop; nothing is written",
+    )
+    parser.add_argument("--device-name", metavar="NAME", help="of --dry-run: h100 (default), a100, ..., or here for this machine")
+    parser.add_argument("--num-processes", type=int, metavar="N", help="of --dry-run: devices, one process each (default 8)")
+    parser.add_argument(
+        "--mfu", type=float, metavar="SHARE", help="of --dry-run: share of the device's peak reached (default 0.4)"
+    )
     own, overrides = split_overrides(arguments, SECTIONS)
     known, unknown = parser.parse_known_args(own)
     names = [*known.config, *known.further]
+    plan = {"device": known.device_name, "num_processes": known.num_processes, "mfu": known.mfu}
+    given = {name: value for name, value in plan.items() if value is not None}
+    if known.dry_run:
+        from generative.cli import dry_run
+
+        paths = [find_config(name) for name in names]
+        parsed = parse_train_config(paths, [*place_of_run(names), *overrides, *unknown], known.trust_code)
+        return dry_run.run(*parsed, dry_run.Plan(**given))
+    if given:
+        raise UserError(f"--{next(iter(given)).replace('_', '-').replace('device', 'device-name')} is of --dry-run; give both")
     return train(
         [find_config(name) for name in names],
         [*place_of_run(names), *overrides, *unknown],

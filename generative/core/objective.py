@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -167,6 +167,34 @@ class Objective(abc.ABC):
         The trainer refuses cached tokens or latents of another.
         """
         return None
+
+    def encodings(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """What caches of the frozen encoders would bring of a batch's images: ``tokens``, ``latents``, ``representations``.
+
+        Args:
+            batch: Brings ``images``.
+            generator: Source of latents' randomness.
+
+        Returns:
+            Those that the objective trains on; by default none, for one without an encoder.
+        """
+        return {}
+
+    def as_cached(self, batch: Batch, brings: Collection[str], generator: torch.Generator) -> Batch:
+        """A batch of images as caches would bring it.
+
+        Args:
+            batch: Brings ``images``.
+            brings: What the caches hold, by its names in ``Batch``; none leaves the batch as it is. Tokens and latents take the
+                images' place unless these are named too.
+            generator: Source of latents' randomness.
+        """
+        if not brings:
+            return batch
+        found = {name: value for name, value in self.encodings(batch, generator).items() if name in brings}
+        is_replaced = "images" not in brings and bool(found.keys() & {"tokens", "latents"})
+        kept = {name: value for name, value in batch.items() if not (is_replaced and name == "images")}
+        return cast(Batch, {**kept, **found})
 
     def representation_fingerprint(self) -> str | None:
         """Fingerprint of the frozen encoder of the representations that networks are conditioned on; None without one.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -114,6 +114,18 @@ class AspectDataset(WrappedDataset):
         if self.packed and len(places := pack_rows(sizes, self.max_tokens, self.max_tokens)) <= MOST_ROWS * len(sizes):
             batch["packing"] = places
         return batch
+
+    @classmethod
+    def blank_batch(cls, size: int, image_size: int, arguments: Mapping[str, Any]) -> Batch:
+        """Sequences of zeros, each as long as images are at most, near to square; see ``ImageDataset.blank_batch``."""
+        token_size, tokens = int(arguments["token_size"]), int(arguments["max_tokens"])
+        columns, rows = fit_size(token_size * tokens, token_size * tokens, token_size, tokens)
+        labels = torch.zeros(size, dtype=torch.int64)
+        return {
+            "images": torch.zeros(size, 3, tokens, token_size**2),
+            "sizes": torch.tensor([[rows, columns]] * size),
+            "class_labels": labels,
+        }
 
     def picture(self, index: int, word: int) -> Tensor:
         """One image at the size it is trained at.

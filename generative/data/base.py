@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,6 +78,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         image_path: The file or folder that ``fid-score`` reads the same images from; None where there is none.
         encoder_fingerprint: Of the tokenizer or autoencoder whose ids or latents ``examples`` gives; None for images.
         representation_fingerprint: Of the encoder whose representations ``examples`` gives beside them; None without.
+        usual_classes: Classes of all data of this kind, known before any is read; None where only the data tell.
+        brings: What encoders made of the images that ``examples`` gives, by its names in ``Batch``.
 
     Raises:
         UserError: If there are no images, a number is not positive, or a label is out of range (named).
@@ -85,6 +88,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
     encoder_fingerprint: str | None = None
     representation_fingerprint: str | None = None
     image_path: Path | None = None
+    usual_classes: int | None = None
+    brings: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -254,6 +259,20 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
             (B,) int64.
         """
         return image_batch(self.images(indices), self.labels[indices], draws, flip)
+
+    @classmethod
+    def blank_batch(cls, size: int, image_size: int, arguments: Mapping[str, Any]) -> Batch:
+        """A batch without content, shaped as ``examples`` gives them, for whoever asks what training costs.
+
+        Args:
+            size: Number of examples B.
+            image_size: Height and width in pixels.
+            arguments: The data set's constructor arguments.
+
+        Returns:
+            ``images`` (B, 3, H, W) of zeros, and ``class_labels`` (B,) of zeros.
+        """
+        return {"images": torch.zeros(size, 3, image_size, image_size), "class_labels": torch.zeros(size, dtype=torch.int64)}
 
     def indices_with_images(self) -> Tensor:
         """(M,) int64, ascending: the examples whose images ``images`` can give; all, unless a cache keeps only some."""

@@ -60,6 +60,8 @@ class CIFAR10Dataset(ImageDataset):
         UserError: If no layout is found or a file is damaged, refused or mislabelled.
     """
 
+    usual_classes = 10
+
     def __init__(
         self,
         root: str | Path,

@@ -41,6 +41,8 @@ class DigitsDataset(ImageDataset):
         UserError: If scikit-learn is not installed or an argument is out of range.
     """
 
+    usual_classes = 10
+
     def __init__(
         self,
         split: Literal["train", "test"] = "train",

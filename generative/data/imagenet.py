@@ -208,6 +208,8 @@ class ImageNetValidationDataset(ImageDataset):
             corrupt.
     """
 
+    usual_classes = 1000
+
     def __init__(
         self, root: str | Path, devkit: str | Path, image_size: int, cache: bool = False, verify: bool | None = None
     ) -> None:

@@ -114,6 +114,8 @@ class CIFAR100Dataset(PixelBatchesDataset):
         UserError: If a file is missing, damaged or refused.
     """
 
+    usual_classes = 100
+
     def __init__(self, root: str | Path, split: Split = "train", image_size: int | None = None, cache: bool = False) -> None:
         if split not in ("train", "test"):
             raise UserError(f"split must be 'train' or 'test', got {split!r}")
@@ -173,6 +175,8 @@ class DownsampledImageNetDataset(PixelBatchesDataset):
     Raises:
         UserError: If a file is missing, damaged or refused, or a label is not the kit's.
     """
+
+    usual_classes = 1000
 
     def __init__(
         self,

@@ -45,6 +45,8 @@ class RepresentationDataset(WrappedDataset):
         UserError: If the data set draws crops, gives no images, or the file is another's or damaged.
     """
 
+    brings: tuple[str, ...] = ("representations",)
+
     def __init__(
         self,
         images: ImageDataset,

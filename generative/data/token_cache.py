@@ -50,6 +50,8 @@ class TokenCacheDataset(ImageDataset):
             those that were encoded.
     """
 
+    brings: tuple[str, ...] = ("tokens", "latents")
+
     def __init__(
         self,
         folder: str | Path,
@@ -92,6 +94,7 @@ class TokenCacheDataset(ImageDataset):
                 f"it was made from ({self.spec.data_class} {self.spec.data_fingerprint[:12]}); give the same, or leave images out"
             )
         self._view_sources = self._find_view_sources(crop_images) if with_images else None
+        self.brings = (*self.brings, "images") if with_images else self.brings
 
     def _check_files(self, verify: bool | None) -> None:
         """Every file must be whole; of a cache that is not too large, what was written, and ids in range."""

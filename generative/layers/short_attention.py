@@ -30,7 +30,8 @@ def attend(
     Returns:
         (B, heads, S, d).
     """
-    is_plain = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16) and key.shape[2] <= LONGEST
+    is_short = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16) and key.shape[2] <= LONGEST
+    is_plain = is_short and type(query) is Tensor  # a hollow tensor of a dry run stands for an accelerator's
     if not is_plain and not is_forward_differentiated():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
     scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.transpose(-1, -2)  # (B, heads, S, L)

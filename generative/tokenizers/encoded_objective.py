@@ -76,6 +76,13 @@ class EncodedObjective(Objective, abc.ABC):
         data = self.encoder.encode(batch, context.generator)
         return data, drop_labels(batch["class_labels"], self.null_label, self.label_dropout, context.generator)
 
+    def encodings(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """``tokens`` or ``latents`` of a batch's images; see the base class."""
+        if self.encoder.network is None:
+            return {}
+        encoded = self.encoder.encode(batch, generator)
+        return {"tokens": encoded} if isinstance(self.encoder.network, ImageTokenizer) else {"latents": encoded}
+
     def encoder_fingerprint(self) -> str | None:
         """The encoder's."""
         return self.encoder.fingerprint

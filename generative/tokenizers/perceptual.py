@@ -50,6 +50,9 @@ class LPIPSLoss(PerceptualLoss):
 
     def __init__(self, vgg_weights: str, linear_weights: str) -> None:
         super().__init__()
+        if torch.get_default_device().type == "meta":  # on the meta device it is built empty
+            self.network = LPIPS()
+            return
         try:
             self.network = LPIPS.from_files(Path(vgg_weights), Path(linear_weights))
         except (FileNotFoundError, ValueError) as error:
@@ -88,7 +91,8 @@ class Lite0FeatureLoss(PerceptualLoss):
             raise UserError(f"num_maps must be 1 to {len(TAPPED_STAGES)}, got {num_maps}")
         self.input_size = input_size
         self.network = EfficientNetLite0Pyramid()
-        read_backbone(self.network, backbone_weights)
+        if torch.get_default_device().type != "meta":  # on the meta device it is built empty
+            read_backbone(self.network, backbone_weights)
         # What follows the last map compared would be run for nothing.
         self.network.stages = self.network.stages[: TAPPED_STAGES[num_maps - 1] + 1]
 

@@ -149,6 +149,12 @@ class MAGEObjective(MaskedTokenObjective):
         """What encodes the representations."""
         return {**super().identity(), **self.condition.identity()}
 
+    def encodings(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """``representations`` of a batch's images too; see the base class."""
+        found = super().encodings(batch, generator)
+        vectors = self.condition.encode(batch)
+        return found if vectors is None else {**found, "representations": vectors}
+
     def representation_fingerprint(self) -> str | None:
         """The representation encoder's."""
         return self.condition.fingerprint

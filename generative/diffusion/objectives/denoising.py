@@ -177,6 +177,12 @@ class DiffusionObjective(EncodedObjective):
         own = {"formulation": type(self.formulation).__name__, **self.formulation.identity()}
         return {**own, **self.condition.identity()}
 
+    def encodings(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """``representations`` of a batch's images too; see the base class."""
+        found = super().encodings(batch, generator)
+        vectors = self.condition.encode(batch)
+        return found if vectors is None else {**found, "representations": vectors}
+
     def representation_fingerprint(self) -> str | None:
         """The representation encoder's."""
         return self.condition.fingerprint

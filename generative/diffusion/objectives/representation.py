@@ -83,6 +83,10 @@ class RepresentationObjective(DiffusionObjective):
         """The formulation, and what encodes the representations."""
         return {**super().identity(), "representation_encoder": dict(self.representation_encoder.config)}
 
+    def encodings(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """``representations`` of a batch's images; see the base class."""
+        return {"representations": encode_batch(self.representation_encoder, batch)}
+
     def representation_fingerprint(self) -> str | None:
         """The encoder's."""
         return self.representation_encoder.fingerprint

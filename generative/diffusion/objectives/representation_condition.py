@@ -20,7 +20,8 @@ class RepresentationCondition:
 
     Args:
         encoder: Encodes the images of a batch that brings no ``representations``; None for a generator that takes none.
-        diffusion: Run or pipeline folder of the representation diffusion, see ``pipelines.representation.load_representation``.
+        diffusion: Run or pipeline folder of the representation diffusion, see ``pipelines.representation.load_representation``;
+            or its pipeline.
         takes: Numbers of a representation that the generator takes; None if it takes none.
         network: The generator's class, for messages.
 
@@ -31,7 +32,13 @@ class RepresentationCondition:
         UserError: If one is missing, they are of other widths, or the diffusion learnt representations of another encoder.
     """
 
-    def __init__(self, encoder: RepresentationEncoder | None, diffusion: Path | None, takes: int | None, network: str) -> None:
+    def __init__(
+        self,
+        encoder: RepresentationEncoder | None,
+        diffusion: Path | RepresentationPipeline | None,
+        takes: int | None,
+        network: str,
+    ) -> None:
         self.encoder = None if encoder is None else encoder.requires_grad_(False).eval()
         self._pipeline: RepresentationPipeline | None = None
         self.num_classes = 1
@@ -50,7 +57,7 @@ class RepresentationCondition:
             )
         from pipelines.representation import check_representation, load_representation
 
-        self._pipeline = load_representation(diffusion)
+        self._pipeline = load_representation(diffusion) if isinstance(diffusion, Path | str) else diffusion
         check_representation(self._pipeline, takes, network)
         learnt = self._pipeline.config.representation_encoder
         if learnt is not None and dict(learnt) != encoder.config:
