@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from generative.core import checkpoint as ckpt
 from generative.core.evaluation import Evaluation, Evaluator
+from generative.core.gauges import build_gauges
 from generative.core.generation import SampleRequest
 from generative.core.images import images_to_float
 from generative.core.lock import check_folder
@@ -61,6 +62,7 @@ class RunObserver:
     Attributes:
         last_evaluation: Result of the newest evaluation.
         is_interrupted: Whether an evaluation was stopped, on every process: it is due again when the run goes on.
+        gauges: Measure how well the run uses its machine.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class RunObserver:
         self._pending: list[tuple[int, str, Losses]] = []
         self._watch = Watch(objective.warnings)
         self._diagnosis_batch: Batch | None = None
+        self.gauges = build_gauges(objective, dataset, accelerator, config.mixed_precision)
 
     def start(self, step: int, images_seen: int) -> None:
         """Open the log for a run that goes on from ``step``, and write the grid of real images."""
@@ -192,6 +195,7 @@ class RunObserver:
         now = time.perf_counter()
         entry = dict(zip(names, means.tolist(), strict=True))
         entry["images_per_second"] = (images_seen - self._clock_images) / (now - self._clock)
+        entry.update(self.gauges.read(entry["images_per_second"], now - self._clock))
         entry.update({f"lr/{name}": rate for name, rate in learning_rates.items()})
         entry.update({f"diagnosis/{name}": value for name, value in self._diagnose().items()})
         self._write(step, images_seen, entry)

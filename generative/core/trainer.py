@@ -337,7 +337,7 @@ class Trainer:
     def _draw(self, batches: Iterator[Batch], watch: WorkerWatch) -> list[list[Batch]]:
         """This process's micro-batches of a step, for each repeat; if they cannot be had, ``_draw_error`` says why."""
         try:
-            with watch.waiting():
+            with self.observer.gauges.waiting(), watch.waiting():
                 return [
                     [self._to_device(next(batches)) for _ in range(self.config.gradient_accumulation_steps)]
                     for _ in range(self.repeats)

@@ -60,7 +60,7 @@ def test_two_processes_equal_one_that_accumulates(toy: ModuleType, two: Path, tm
     assert_close(load_file(two / f"{case}-0.safetensors"), toy.snapshot(trainer))
     if case != "masked":
         for ours, theirs in zip(read_metrics(tmp_path), read_metrics(two / case), strict=True):
-            names = [name for name in ours if name != "images_per_second"]
+            names = [name for name in ours if name != "images_per_second" and not name.startswith("system/")]
             # Samples may differ by a level here and there, which scores show more than losses.
             tolerance = 1e-2 if "evaluation/frechet_distance" in ours else 1e-4
             assert [theirs[name] for name in names] == pytest.approx(

@@ -33,7 +33,10 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 def losses(run: Path) -> list[dict[str, Any]]:
     """The log without what depends on the clock."""
-    return [{k: v for k, v in entry.items() if k != "images_per_second"} for entry in read_metrics(run)]
+    return [
+        {k: v for k, v in entry.items() if k != "images_per_second" and not k.startswith("system/")}
+        for entry in read_metrics(run)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +255,11 @@ def test_loader_workers_outlive_the_first_signal(toy: ModuleType, tmp_path: Path
 
 def files(run: Path) -> dict[str, Any]:
     """What a run leaves, but for times: entries, grids, evaluations and checkpoints."""
-    found: dict[str, Any] = {"entries": [{k: v for k, v in e.items() if k != "images_per_second"} for e in read_metrics(run)]}
+    found: dict[str, Any] = {
+        "entries": [
+            {k: v for k, v in e.items() if k != "images_per_second" and not k.startswith("system/")} for e in read_metrics(run)
+        ]
+    }
     paths = [p for p in run.rglob("*") if p.is_file() and p.name != "metrics.jsonl"]
     return {**found, **{p.relative_to(run).as_posix(): p.read_bytes() for p in paths}}
 
