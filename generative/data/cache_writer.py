@@ -18,7 +18,7 @@ from torch import Tensor
 from generative.core.checkpoint import flush_to_disk
 from generative.core.errors import UserError
 from generative.core.images import images_to_float
-from generative.core.lock import hold_folder
+from generative.core.lock import hold_folder, release_folder
 from generative.core.logging import whole_file, write_json
 from generative.data.base import ImageDataset
 from generative.data.cache_check import sum_files
@@ -267,6 +267,7 @@ def finish_cache(output: Path, spec: CacheSpec, images: ImageDataset) -> dict[st
         shutil.rmtree(_previous_folder(output), ignore_errors=True)
         output.rename(_previous_folder(output))
     folder.rename(output)
+    release_folder(folder)
     clean_up(output)
     return statistics
 
