@@ -161,7 +161,7 @@ def stand_in_autoencoder(arguments: Node, network: Node, image_size: int) -> Fou
     levels = 1 + round(math.log2(image_size / size)) if isinstance(size, int) and size else len(STABLE_DIFFUSION_WIDTHS)
     widths = [*STABLE_DIFFUSION_WIDTHS, *[STABLE_DIFFUSION_WIDTHS[-1]] * levels][:levels]
     node = {
-        "class_path": "diffusers.AutoencoderKL",
+        "class_path": "generative.tokenizers.kl.KLAutoencoder",  # diffusers' own has types of one level
         "init_args": {
             "down_block_types": ["DownEncoderBlock2D"] * levels,
             "up_block_types": ["UpDecoderBlock2D"] * levels,
