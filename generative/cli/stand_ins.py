@@ -131,7 +131,7 @@ def stand_in_tokenizer(arguments: Node, network: Node, image_size: int) -> Found
     exact = shipped_objective(folder)
     if exact is not None and "tokenizer" in exact["init_args"]:
         return exact["init_args"]["tokenizer"], f"tokenizer '{folder}' is not there: taken from the configuration that trains it"
-    best: tuple[tuple[int, float], Node, str] | None = None
+    best: tuple[tuple[int, bool, float], Node, str] | None = None
     for name, path in list_configs().items():
         content = merge_layers(read_layers([path]))
         node = (content["objective"].get("init_args") or {}).get("tokenizer")
@@ -139,7 +139,9 @@ def stand_in_tokenizer(arguments: Node, network: Node, image_size: int) -> Found
             continue
         options = node.get("init_args") or {}
         shared = [key for key in SHARED_KEYS if key in options and key in network]
-        score = (len(shared), SequenceMatcher(None, folder, str((content.get("trainer") or {}).get("output_dir"))).ratio())
+        own_size = options.get("image_size") == image_size  # one of other images has another stride
+        likeness = SequenceMatcher(None, folder, str((content.get("trainer") or {}).get("output_dir"))).ratio()
+        score = (len(shared), own_size, likeness)
         if best is None or score > best[0]:
             changed = {key: network[key] for key in shared} | ({"image_size": image_size} if "image_size" in options else {})
             best = score, {**node, "init_args": {**options, **changed}}, name

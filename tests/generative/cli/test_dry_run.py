@@ -6,17 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from generative.cli.config import parse_train_config
 from generative.cli.data_shape import DataShape
 from generative.cli.dry_run import Plan, micro_batch_size
 from generative.cli.dry_run import run as dry_run
 from generative.cli.main import main
-from generative.cli.stand_ins import shipped_runs
+from generative.cli.stand_ins import shipped_runs, stand_in_autoencoder, stand_in_tokenizer
 from generative.core import devices
 from generative.core.devices import DEVICES, measured_device, named_device
 from generative.core.errors import UserError
 from generative.core.trainer_config import TrainerConfig
+from generative.tokenizers.kl import KLAutoencoder
 
 QUICK = (
     "runs/digits-dit",
@@ -141,3 +143,18 @@ def test_a_micro_batch_is_what_one_process_sees_at_once() -> None:
     assert micro_batch_size(config, 4) == 8
     with pytest.raises(UserError, match="choose a multiple of 15"):
         micro_batch_size(config, 5)
+
+
+def test_the_tokenizer_that_stands_in_is_one_of_images_as_large() -> None:
+    network = {"patch_nums": [1, 2, 3, 4, 5, 6, 8, 10, 13, 16], "num_codes": 4096}
+    found = stand_in_tokenizer({"folder": "nowhere/var-vq"}, network, 256)
+    assert found is not None
+    assert found[0]["init_args"]["image_size"] == 256 and "imagenet/multi_scale_vq_256" in found[1]
+
+
+def test_the_autoencoder_that_stands_in_has_the_levels_of_the_latents() -> None:
+    found = stand_in_autoencoder({"folder": "nowhere/sd-vae"}, {"sample_size": 32, "in_channels": 4}, 256)
+    assert found is not None
+    assert found[0]["class_path"] == f"{KLAutoencoder.__module__}.{KLAutoencoder.__qualname__}"
+    with torch.device("meta"):
+        assert len(KLAutoencoder(**found[0]["init_args"]).config.block_out_channels) == 4
