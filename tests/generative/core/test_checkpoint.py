@@ -318,7 +318,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if not mounted:
         pytest.skip("needs the right to mount a file system")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    # Lazily: the log of the trainer that failed stays open until its traceback is collected.
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_disk_that_is_really_full(toy: ModuleType, small_disk: Path) -> None:
