@@ -296,5 +296,5 @@ def test_two_processes_go_on_where_a_killed_one_stopped(small_shards: None) -> N
         [*launcher, *arguments, "killed"], env=environment, capture_output=True, text=True, timeout=500, check=False
     )
     assert result.returncode == 0, result.stderr[-4000:]
-    assert result.stdout.count("500 images") == 1  # the main process speaks
+    assert result.stdout.count("data: 500 images") == 1  # the main process speaks
     assert tree(Path("killed")) == tree(Path("whole"))
