@@ -72,11 +72,15 @@ class CheckpointSaver(CheckpointWriter):
             return share.write
         if self.in_background:
             pipeline = host_pipeline(pipeline, self.trained.objective.frozen.values())
-        return partial(self._fill, share, {**state, **self.trained.entries()}, pipeline)
+        return partial(self._fill, share, self.trained.configs(), {**state, **self.trained.entries()}, pipeline)
 
-    def _fill(self, share: Share, state: Mapping[str, Any], pipeline: ImagePipeline, folder: Path) -> None:
+    def _fill(
+        self, share: Share, configs: Mapping[str, str], state: Mapping[str, Any], pipeline: ImagePipeline, folder: Path
+    ) -> None:
         """The main process's part."""
-        self.trained.save_configs(folder)
+        for name, text in configs.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
         share.write(folder)
         save_pipeline(pipeline, folder / ckpt.PIPELINE)
         # Most of it is here already: averages as they are, and frozen parts in the pipeline before.

@@ -62,12 +62,14 @@ class TrainedState:
             entries["grad_scaler"] = self.scaler.state_dict()
         return entries
 
-    def save_configs(self, folder: Path) -> None:
-        """Write the configuration of every network beside where its weights go."""
+    def configs(self) -> dict[str, str]:
+        """Configuration of every network, as JSON, by its file in a checkpoint; to be taken while nothing trains."""
+        texts: dict[str, str] = {}
         for kind, networks in self._networks().items():
             for name, network in networks.items():
                 with undressed(network):
-                    network.save_config(folder / kind / name)  # type: ignore[operator]
+                    texts[f"{kind}/{name}/config.json"] = network.to_json_string()  # type: ignore[operator]
+        return texts
 
     def _networks(self) -> dict[str, Mapping[str, nn.Module]]:
         """Networks by name, by the folder of a checkpoint that they go into."""

@@ -157,6 +157,7 @@ def fail(folder: Path, rank: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     ckpt.save_file = slow
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, which may come before the sentence below is written
     trainer = build(dit(), folder / "killed", shard="full", async_checkpoint=True, total_images=12000)
     began = time.monotonic()
     try:
