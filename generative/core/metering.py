@@ -16,6 +16,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from generative.core.errors import UserError
 from generative.core.runtime import Precision
 
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
@@ -86,6 +87,8 @@ class HollowTensor(Tensor):
         except NotImplementedError:  # no rule for its shapes: those of its parts
             from torch._decomp import decomposition_table
 
+            if func not in decomposition_table:
+                raise UserError(f"the costs of {func} cannot be told without running it; leave --dry-run out") from None
             result = decomposition_table[func](*args, **kwargs)
         if Meter.current is not None:
             Meter.current.count(func, args, kwargs, result)
