@@ -106,6 +106,7 @@ def overlay(plan: Plan) -> list[str]:
     }
     if plan.learning_rate is not None:
         changes["objective.init_args.optimizer.init_args.lr"] = str(plan.learning_rate)
+        changes |= {"trainer.scale_lr": "none", "trainer.base_batch_size": "null"}  # it is the rate itself
     return [part for name, value in changes.items() for part in (f"--{name}", value)]
 
 

@@ -28,6 +28,7 @@ from generative.core.lock import check_folder, hold_folder, release_folder
 from generative.core.logging import FEATURES_FOLDER, progress_interval
 from generative.core.objective import Objective
 from generative.core.observer import RunObserver
+from generative.core.rate_scaling import describe_scaling, rate_factor
 from generative.core.resuming import check_state
 from generative.core.schedules import Constant
 from generative.core.seeding import keyed_generator
@@ -60,7 +61,7 @@ class Trainer:
         evaluator: Scores the averaged pipeline during training and at the end.
 
     Attributes:
-        notices: What to know of the data before training, one sentence each.
+        notices: What to know before training, of the data and of scaled learning rates, one sentence each.
 
     Raises:
         UserError: If data and objective do not fit, or the batch does not divide over micro-batches and processes.
@@ -165,16 +166,22 @@ class Trainer:
 
     def _build_optimizers(self) -> None:
         self.optimizers: dict[str, Any] = {}
+        config, given = self.config, {}
+        scale = rate_factor(config.scale_lr, config.batch_size, config.base_batch_size)
         for name, factory in self.objective.optimizers.items():
             try:
                 optimizer = factory(separate_groups(self.objective.parameter_groups(name)))
             except (TypeError, ValueError) as error:
                 raise UserError(f"optimizer '{name}' cannot be built: {error}") from error
+            given[name] = optimizer.param_groups[0]["lr"]
             for group in optimizer.param_groups:
-                group["initial_lr"] = group["lr"]
+                group["initial_lr"] = group["lr"] = scale * group["lr"]
             self.optimizers[name] = self.accelerator.prepare_optimizer(optimizer)
         if self.sharding.is_active:
             check_optimizers({name: optimizer.optimizer for name, optimizer in self.optimizers.items()}, self.config)
+        if config.scale_lr != "none":
+            rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+            self.notices.append(describe_scaling(config.scale_lr, config.batch_size, config.base_batch_size, given, rates))
         self._trained = TrainedState(self.objective, self.averages, self.optimizers, self.accelerator.scaler)
         self.saver = CheckpointSaver(self._trained, self.config, self.accelerator, is_sharded=self.sharding.is_active)
 

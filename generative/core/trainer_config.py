@@ -8,6 +8,7 @@ from pathlib import Path
 
 from generative.core.ema_snapshots import SnapshotType
 from generative.core.errors import UserError
+from generative.core.rate_scaling import RateScaling
 from generative.core.runtime import Precision
 from generative.core.schedules import LRSchedule
 from generative.core.sharding import ShardMode
@@ -28,6 +29,9 @@ class TrainerConfig:
         mixed_precision: ``no`` float32, ``bf16``, or ``fp16`` (CUDA only).
         max_grad_norm: Clip each phase's gradient to this L2 norm; null for no clipping.
         lr_schedule: Factor on the learning rates; null for constant.
+        scale_lr: Let the learning rates follow the batch size: ``linear`` multiplies those given by batch_size over
+            base_batch_size, ``sqrt`` by the square root of that, ``none`` takes them as they are.
+        base_batch_size: Batch size that the rates given are for; null for 256.
         horizontal_flip: Flip images at random.
         num_workers: Processes that load data.
         num_threads: Threads that torch computes with on a CPU; null for torch's default, one for each core. Beside other busy
@@ -67,6 +71,8 @@ class TrainerConfig:
     mixed_precision: Precision = "no"
     max_grad_norm: float | None = None
     lr_schedule: LRSchedule | None = None
+    scale_lr: RateScaling = "none"
+    base_batch_size: int | None = None
     horizontal_flip: bool = False
     num_workers: int = 0
     num_threads: int | None = None
@@ -95,6 +101,7 @@ class TrainerConfig:
         for name in (
             "total_images",
             "batch_size",
+            "base_batch_size",
             "gradient_accumulation_steps",
             "log_interval_steps",
             "sample_interval_steps",
@@ -111,6 +118,11 @@ class TrainerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"trainer.{name} must be at least 1, got {value}")
+        if self.base_batch_size is not None and self.scale_lr == "none":
+            raise UserError(
+                f"trainer.base_batch_size is {self.base_batch_size} but learning rates are not scaled; set trainer.scale_lr to "
+                "linear or sqrt, or leave it out"
+            )
         if self.evaluate_interval_steps and self.evaluate_interval_images:
             raise UserError(
                 f"trainer.evaluate_interval_steps is {self.evaluate_interval_steps} and trainer.evaluate_interval_images "
