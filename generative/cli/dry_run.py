@@ -16,11 +16,14 @@ from generative.core.errors import UserError
 
 if TYPE_CHECKING:
     from generative.core.footprint import Activations, Footprint
+    from generative.core.objective import Objective
     from generative.core.trainer_config import TrainerConfig
 
 ASSUMED_MFU = 0.4
 RESERVED = 1.5e9
 """Bytes that CUDA, its libraries and fragments of memory take beside what is counted."""
+PROCESSES_A_MACHINE = 8
+"""Which hybrid sharding takes for a group, where the launcher is not there to say."""
 SECONDS_A_DAY = 86_400
 
 
@@ -64,10 +67,11 @@ def run(parser: OneSentenceParser, config: Namespace, plan: Plan) -> int:
     built, notes = build_empty(parser, config, data)
     trainer: TrainerConfig = built.trainer
     micro_batch = micro_batch_size(trainer, plan.num_processes)
+    shards = count_shards(built.objective, trainer, plan.num_processes)
     footprint = measure_footprint(built.objective, lambda size: data.batch(size, built.objective), trainer.mixed_precision)
     lines = [
         *describe_network(footprint),
-        *describe_memory(footprint, trainer, plan.num_processes, micro_batch, device.memory),
+        *describe_memory(footprint, trainer, plan.num_processes, shards, micro_batch, device.memory),
     ]
     peak = device.peak(trainer.mixed_precision)
     rate = plan.mfu * peak * plan.num_processes / footprint.step_flops
@@ -162,6 +166,28 @@ def micro_batch_size(trainer: TrainerConfig, num_processes: int) -> int:
     return trainer.batch_size // slots
 
 
+def count_shards(objective: Objective, trainer: TrainerConfig, num_processes: int) -> int:
+    """Over how many processes the networks are cut.
+
+    Raises:
+        UserError: If they cannot be, as the training itself would say.
+    """
+    import torch
+
+    from generative.core.sharding import check_networks, check_optimizers, shard_count
+
+    shards = shard_count(trainer.shard, trainer.shard_group_size, num_processes, min(num_processes, PROCESSES_A_MACHINE))
+    if shards > 1:
+        check_networks(objective.networks, objective.shard_obstacle, trainer)
+        small = [torch.nn.Parameter(torch.zeros(1, 1))]
+        optimizers = {
+            name: factory([{**group, "params": small} for group in objective.parameter_groups(name)[:1]])
+            for name, factory in objective.optimizers.items()
+        }
+        check_optimizers(optimizers, trainer)
+    return shards
+
+
 # ---------------------------------------------------------------------- what is told
 
 
@@ -177,10 +203,9 @@ def describe_network(footprint: Footprint) -> list[str]:
 
 
 def describe_memory(
-    footprint: Footprint, trainer: TrainerConfig, num_processes: int, micro_batch: int, available: float
+    footprint: Footprint, trainer: TrainerConfig, num_processes: int, shards: int, micro_batch: int, available: float
 ) -> list[str]:
     """Memory of a process by part, whether it fits, and what would make it fit."""
-    shards = shard_count(trainer, num_processes)
     used = footprint.activations
     other: Activations | None = footprint.checkpointed
     if trainer.gradient_checkpointing and footprint.checkpointed is not None:
@@ -211,15 +236,20 @@ def describe_memory(
     lines.append(f"  {'total':<24}{total / 1e9:9.2f} GB of {available / 1e9:.0f}: {verdict}")
     if not fits:
         room = available - RESERVED - total + parts["activations"]
-        lines.append(f"  to make it fit: {advise(room, used, other, trainer, num_processes)}")
+        cut = sum(parts[name] for name in parts if name in ("weights", "gradients", "optimizer") or name.startswith("average"))
+        freed = cut * (1 - 1 / num_processes) if shards == 1 else 0.0
+        lines.append(f"  to make it fit: {advise(room, freed, used, other, trainer, num_processes)}")
     return lines
 
 
-def advise(room: float, used: Activations, other: Activations | None, trainer: TrainerConfig, num_processes: int) -> str:
+def advise(
+    room: float, freed: float, used: Activations, other: Activations | None, trainer: TrainerConfig, num_processes: int
+) -> str:
     """What would make a training fit, the cheapest first.
 
     Args:
         room: Bytes that there are for activations.
+        freed: Bytes more if the networks were cut over the processes; 0 where they are.
         used: Those of the training as it is.
         other: Those with gradient checkpointing switched over; None where there is none.
         trainer: Settings.
@@ -231,17 +261,12 @@ def advise(room: float, used: Activations, other: Activations | None, trainer: T
             return f"--trainer.gradient_accumulation_steps {count} (micro-batches of {images // count})"
     if not trainer.gradient_checkpointing and other is not None and other.of(1) <= room:
         return "--trainer.gradient_checkpointing true, and smaller micro-batches if that is not enough"
+    if freed and used.of(images // trainer.gradient_accumulation_steps) <= room + freed:
+        return "--trainer.shard full"
+    least = used if other is None or trainer.gradient_checkpointing else other
+    if freed and least.of(1) <= room + freed:
+        return "--trainer.shard full, with smaller micro-batches or --trainer.gradient_checkpointing true"
     return "a device with more memory, or fewer parameters: there is no room for the activations of one image"
-
-
-def shard_count(trainer: TrainerConfig, num_processes: int) -> int:
-    """Over how many processes weights, gradients, optimizer states and averages are cut."""
-    mode = getattr(trainer, "shard", "none")
-    if mode == "full":
-        return num_processes
-    if mode == "hybrid":
-        return min(num_processes, getattr(trainer, "shard_group_size", None) or 8)
-    return 1
 
 
 def in_millions(number: int) -> str:

@@ -46,19 +46,39 @@ def shard_mesh(mode: ShardMode, group_size: int | None, num_processes: int, devi
     Raises:
         UserError: If groups of that size do not add up to the processes.
     """
-    if group_size is not None and mode != "hybrid":
-        raise UserError(f"trainer.shard_group_size goes with trainer.shard hybrid, which is {mode}; leave it out, or set hybrid")
-    if mode == "none" or num_processes == 1:
+    size = shard_count(mode, group_size, num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", num_processes)))
+    if size == 1:
         return None
     if mode == "full":
         return init_device_mesh(device.type, (num_processes,), mesh_dim_names=("shard",))
-    size = group_size or int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
+    return init_device_mesh(device.type, (num_processes // size, size), mesh_dim_names=("replicate", "shard"))
+
+
+def shard_count(mode: ShardMode, group_size: int | None, num_processes: int, per_machine: int) -> int:
+    """Over how many processes weights, gradients, optimizer states and averages are cut; 1 where they are whole.
+
+    Args:
+        mode: As ``shard_mesh``.
+        group_size: As ``shard_mesh``.
+        num_processes: As ``shard_mesh``.
+        per_machine: Processes of one machine, a group's size where none is given.
+
+    Raises:
+        UserError: If groups of that size do not add up to the processes.
+    """
+    if group_size is not None and mode != "hybrid":
+        raise UserError(f"trainer.shard_group_size goes with trainer.shard hybrid, which is {mode}; leave it out, or set hybrid")
+    if mode == "none" or num_processes == 1:
+        return 1
+    if mode == "full":
+        return num_processes
+    size = group_size or per_machine
     if size < 2 or num_processes % size:
         raise UserError(
             f"trainer.shard_group_size {size} does not divide {num_processes} processes into groups of 2 or more; "
             "give the processes of one machine, or set trainer.shard to full or none"
         )
-    return init_device_mesh(device.type, (num_processes // size, size), mesh_dim_names=("replicate", "shard"))
+    return size
 
 
 def check_networks(networks: Mapping[str, nn.Module], obstacle: str | None, settings: TrainerConfig) -> None:

@@ -10,13 +10,14 @@ import torch
 
 from generative.cli.config import parse_train_config
 from generative.cli.data_shape import DataShape
-from generative.cli.dry_run import Plan, micro_batch_size
+from generative.cli.dry_run import Plan, advise, micro_batch_size
 from generative.cli.dry_run import run as dry_run
 from generative.cli.main import main
 from generative.cli.stand_ins import shipped_runs, stand_in_autoencoder, stand_in_tokenizer
 from generative.core import devices
 from generative.core.devices import DEVICES, measured_device, named_device
 from generative.core.errors import UserError
+from generative.core.footprint import Activations
 from generative.core.trainer_config import TrainerConfig
 from generative.tokenizers.kl import KLAutoencoder
 
@@ -70,6 +71,15 @@ def test_what_does_not_fit_is_told_with_what_would(capsys: pytest.CaptureFixture
     assert "it fits" in text
 
 
+def test_cutting_networks_is_advised_where_smaller_batches_do_not_help() -> None:
+    trainer = TrainerConfig(output_dir=Path("run"), total_images=1, batch_size=32)
+    activations = Activations(per_image=1e9, fixed=0)
+    assert advise(2.5e9, 6e9, activations, None, trainer, 8).startswith("--trainer.gradient_accumulation_steps 2 ")
+    assert advise(-1e9, 6e9, activations, None, trainer, 8) == "--trainer.shard full"
+    assert advise(-1e9, 3e9, activations, None, trainer, 8).startswith("--trainer.shard full, with smaller micro-batches")
+    assert advise(-1e9, 0, activations, None, trainer, 8).startswith("a device with more memory")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -80,6 +90,9 @@ def test_what_does_not_fit_is_told_with_what_would(capsys: pytest.CaptureFixture
         (["--device-name", "h100"], "--device-name is of --dry-run; give both"),
         (["--num-processes", "2"], "--num-processes is of --dry-run; give both"),
         (["--dry-run", "--objective.init_args.denoiser.init_args.num_heads", "7"], "num_heads"),
+        (["--dry-run", "--trainer.shard", "full", "--trainer.mixed_precision", "fp16"], "trainer.shard full works with"),
+        (["--dry-run", "--trainer.shard", "hybrid", "--trainer.shard_group_size", "3"], "3 does not divide 8 processes"),
+        (["--dry-run", "--trainer.shard", "full", "--objective.optimizer", "Rprop"], "Rprop, may look at whole ones"),
     ],
 )
 def test_mistakes_are_one_sentence(
