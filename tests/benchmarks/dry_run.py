@@ -3,8 +3,8 @@
     python tests/benchmarks/dry_run.py --steps 20
 
 The time that a run should take at the machine's measured peak over the time that it takes is its MFU. Memory told is the sum of
-the parts; it is compared with the most bytes that torch's allocator held at once, which is what an accelerator's allocator counts,
-and with the growth of the process's peak, to which the C library adds what it keeps of freed blocks.
+the parts; it is compared with the most bytes that torch's allocator held at once, which is what an accelerator counts, and with
+the growth of the process's peak, to which the C library adds what it keeps of freed blocks.
 """
 
 from __future__ import annotations
