@@ -10,6 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generative.layers.checkpointing import is_repeated, once
+
 NormKind = Literal["batch", "instance", "none"]
 Condition = Tensor
 """Class labels (B,) int64 for embedding tables, or vectors (B, D) for linear layers."""
@@ -69,6 +71,7 @@ class BatchNorm2d(nn.Module):
         cross_replica: Normalise over the batches of all processes together.
     """
 
+    moves_in_training = True
     running_mean: Tensor
     running_var: Tensor
 
@@ -93,14 +96,22 @@ class BatchNorm2d(nn.Module):
         if not self.training:
             return F.batch_norm(sample, self.running_mean, self.running_var, eps=self.eps)
         if not self.cross_replica and self.moving_variance == "unbiased":  # torch's fused kernel does exactly this
-            return F.batch_norm(sample, self.running_mean, self.running_var, training=True, momentum=self.momentum, eps=self.eps)
+            return F.batch_norm(sample, *self.moving_averages(), training=True, momentum=self.momentum, eps=self.eps)
         mean, variance, count = batch_statistics(sample, self.cross_replica)
-        with torch.no_grad():
-            factor = count / (count - 1).clamp(min=1) if self.moving_variance == "unbiased" else torch.ones_like(count)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((variance * factor).to(self.running_var.dtype), self.momentum)
+        once(lambda: self._move(mean, variance, count))
         scale = torch.rsqrt(variance + self.eps)
         return ((sample - mean[:, None, None]) * scale[:, None, None]).to(sample.dtype)
+
+    def moving_averages(self) -> tuple[Tensor, Tensor]:
+        """Moving mean and variance for a function that moves them: copies, where they have been moved in a first computation."""
+        averages = self.running_mean, self.running_var
+        return (averages[0].clone(), averages[1].clone()) if is_repeated() else averages
+
+    @torch.no_grad()
+    def _move(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        factor = count / (count - 1).clamp(min=1) if self.moving_variance == "unbiased" else torch.ones_like(count)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_((variance * factor).to(self.running_var.dtype), self.momentum)
 
     def fold_statistics(self, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Gain and bias that do eval mode's normalisation too: x * new gain + new bias = normalised * gain + bias.
@@ -137,8 +148,7 @@ class InstanceNorm2d(BatchNorm2d):
         """Normalise (B, C, H, W)."""
         return F.instance_norm(
             sample,
-            self.running_mean,
-            self.running_var,
+            *self.moving_averages(),
             use_input_stats=self.training,
             momentum=self.momentum,
             eps=self.eps,
@@ -213,9 +223,8 @@ class AffineBatchNorm2d(BatchNorm2d):
     def forward(self, sample: Tensor) -> Tensor:
         """Normalise and modulate (B, C, H, W)."""
         if not self.training or self.moving_variance == "unbiased" and not self.cross_replica:
-            return F.batch_norm(
-                sample, self.running_mean, self.running_var, self.gain, self.bias, self.training, self.momentum, self.eps
-            )
+            averages = self.moving_averages()
+            return F.batch_norm(sample, *averages, self.gain, self.bias, self.training, self.momentum, self.eps)
         return modulate(super().forward(sample), self.gain, self.bias)
 
 

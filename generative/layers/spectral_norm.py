@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generative.layers.checkpointing import once
+
 ALIGNMENT = 64  # bytes, of torch's own CPU allocations
 
 
@@ -112,6 +114,7 @@ class SpectralNorm(nn.Module):
         num_inputs: Product of the weight's other dimensions: keep the right vectors too, and iterate in train mode only.
     """
 
+    moves_in_training = True
     u: Tensor
     v: Tensor | None
     singular_values: Tensor
@@ -153,7 +156,7 @@ class SpectralNorm(nn.Module):
                 # Weights read from a file may lie at odd addresses, where matrix-vector products round otherwise: a copy lies as
                 # any other tensor does, so that a saved and loaded network is bit-equal.
                 matrix = matrix.clone() if matrix.data_ptr() % ALIGNMENT else matrix
-                u, v, values = self._estimate(matrix.detach(), full)
+                u, v, values = once(lambda: self._estimate(matrix.detach(), full))
                 normalised = cast(Tensor, DivideBySingularValue.apply(matrix, u[0], v[0], values[0]))
             return from_matrix(normalised, full).to(weight.dtype)
 

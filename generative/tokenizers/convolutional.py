@@ -28,6 +28,7 @@ class ConvolutionalTokenizer(TrainableTokenizer):
         decoder: Latents (B, D, h, w) to images (B, 3, H, W); its last layer is ``conv_out``.
     """
 
+    _supports_gradient_checkpointing = True
     encoder: nn.Module
     quantizer: nn.Module
     decoder: nn.Module

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from generative.layers.checkpointing import run_block
 from generative.tokenizers.vqgan_network import NORM_EPS, activate, check_widths, group_norm
 
 UPSAMPLE = 2
@@ -57,11 +58,12 @@ class DownLevel(nn.Module):
         super().__init__()
         self.blocks = residual_blocks(in_channels, out_channels, num_res_blocks, norm_groups)
         self.downsample = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1) if downsample else nn.Identity()
+        self.gradient_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> (B, out_channels, h / 2, w / 2), or (h, w) without downsampling."""
         for block in self.blocks:
-            x = block(x)
+            x = run_block(self, block, x)
         return self.downsample(x)
 
 
@@ -100,12 +102,15 @@ class Encoder(nn.Module):
         self.middle = residual_blocks(widths[-1], widths[-1], num_res_blocks, norm_groups)
         self.norm_out = group_norm(widths[-1], norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 1)
+        self.gradient_checkpointing = False
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [-1, 1] -> (B, z_channels, H / stride, W / stride), stride 2^(levels - 1)."""
         x = self.conv_in(images)  # (B, ch, H, W)
-        for layer in (*self.levels, *self.middle):
-            x = layer(x)
+        for level in self.levels:
+            x = level(x)
+        for block in self.middle:
+            x = run_block(self, block, x)
         return self.conv_out(activate(self.norm_out(x)))
 
 
@@ -164,12 +169,13 @@ class UpLevel(nn.Module):
         self.blocks = residual_blocks(in_channels, out_channels, num_res_blocks, norm_groups)
         self.adaptive_norm = AdaptiveGroupNorm(in_channels, z_channels, norm_groups)
         self.upsample = nn.Conv2d(out_channels, UPSAMPLE**2 * out_channels, 3, padding=1) if upsample else None
+        self.gradient_checkpointing = False
 
     def forward(self, x: Tensor, spread: Tensor, mean: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> (B, out_channels, 2 h, 2 w), or (h, w) without upsampling."""
-        x = self.adaptive_norm(x, spread, mean)
+        x = run_block(self, self.adaptive_norm, x, spread, mean)
         for block in self.blocks:
-            x = block(x)
+            x = run_block(self, block, x)
         return x if self.upsample is None else depth_to_space(self.upsample(x))
 
 
@@ -209,6 +215,11 @@ class Decoder(nn.Module):
         )
         self.norm_out = group_norm(widths[0], norm_groups)
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+        self.gradient_checkpointing = False
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Norm and SiLU of (B, C, H, W), before the last convolution: losses read its weight, so that it is never run twice."""
+        return activate(self.norm_out(x))
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, z_channels, h, w), at least two vectors, -> (B, out_channels, h * stride, w * stride), not clamped."""
@@ -216,7 +227,7 @@ class Decoder(nn.Module):
         spread, mean = (flat.var(dim=2) + NORM_EPS).sqrt(), flat.mean(dim=2)  # (B, z_channels); the variance is the unbiased one
         x = self.conv_in(latents)  # (B, C, h, w)
         for block in self.middle:
-            x = block(x)
+            x = run_block(self, block, x)
         for level in reversed(self.levels):
             x = level(x, spread, mean)
-        return self.conv_out(activate(self.norm_out(x)))
+        return self.conv_out(run_block(self, self.finish, x))

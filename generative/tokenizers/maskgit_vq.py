@@ -9,6 +9,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from generative.layers.checkpointing import BlockSequence, run_block
 from generative.tokenizers.convolutional import ConvolutionalTokenizer
 from generative.tokenizers.vector_quantizer import VectorQuantizer
 from generative.tokenizers.vqgan_network import Upsample, activate, check_widths, group_norm, latent_stride
@@ -39,10 +40,10 @@ class Block(nn.Module):
         return hidden + (sample if self.shortcut is None else self.shortcut(hidden))
 
 
-def blocks(in_channels: int, out_channels: int, count: int, norm_groups: int) -> nn.Sequential:
+def blocks(in_channels: int, out_channels: int, count: int, norm_groups: int) -> BlockSequence:
     """Some blocks, the first of which changes the width."""
     widths = [in_channels] + [out_channels] * count
-    return nn.Sequential(*(Block(before, after, norm_groups) for before, after in zip(widths[:-1], widths[1:], strict=True)))
+    return BlockSequence(*(Block(before, after, norm_groups) for before, after in zip(widths[:-1], widths[1:], strict=True)))
 
 
 class MaskGITEncoder(nn.Module):
@@ -92,6 +93,11 @@ class MaskGITDecoder(nn.Module):
         self.upsamples = nn.ModuleList(Upsample(width) for width in widths[:-1])
         self.norm_out = group_norm(widths[-1], norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.gradient_checkpointing = False
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Norm and SiLU of (B, C, H, W), before the last convolution: losses read its weight, so that it is never run twice."""
+        return activate(self.norm_out(hidden))
 
     def forward(self, latents: Tensor) -> Tensor:
         """Map latents (B, z_channels, h, w) to images (B, 3, H, W)."""
@@ -99,8 +105,8 @@ class MaskGITDecoder(nn.Module):
         for index, level in enumerate(self.levels):
             hidden = level(hidden)
             if index < len(self.upsamples):
-                hidden = self.upsamples[index](hidden)
-        return self.conv_out(activate(self.norm_out(hidden)))
+                hidden = run_block(self, self.upsamples[index], hidden)
+        return self.conv_out(run_block(self, self.finish, hidden))
 
 
 # ModelMixin is named again because diffusers looks for it in the module of a component, not among the bases, when it loads one.

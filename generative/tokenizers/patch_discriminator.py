@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
+from generative.layers.checkpointing import is_repeated, run_block
 from generative.layers.spectral_norm import SpectralNorm
 
 KERNEL_SIZE, PADDING = 4, 1
@@ -30,6 +32,19 @@ class SpectralNormPatchConv2d(nn.Conv2d):
         return F.conv2d(input, self.spectral_norm(self.weight), self.bias, self.stride, self.padding)
 
 
+class PatchBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose moving averages move once where a block is computed twice (``generative.layers.checkpointing``)."""
+
+    moves_in_training = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, H, W)."""
+        if not is_repeated() or self.running_mean is None or self.running_var is None:
+            return super().forward(input)
+        averages = self.running_mean.clone(), self.running_var.clone()
+        return F.batch_norm(input, *averages, self.weight, self.bias, self.training, eps=self.eps)
+
+
 class PatchDiscriminator(ModelMixin, ConfigMixin):
     """A convolution of stride 2 for each layer, one of stride 1, and one that gives the logits.
 
@@ -44,6 +59,8 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
     Raises:
         UserError: If an argument is out of range.
     """
+
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(self, channels: int = 64, num_layers: int = 3, normalisation: Literal["batch", "spectral"] = "batch") -> None:
@@ -65,10 +82,12 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
             widened = channels * min(2**index, MAX_WIDENING)
             # Batch norm subtracts what a bias would add.
             layers.append(conv(width, widened, 2 if index < num_layers else 1, bias=not is_batch))
-            layers += [nn.BatchNorm2d(widened)] if is_batch else []
+            layers += [PatchBatchNorm2d(widened)] if is_batch else []
             layers.append(nn.LeakyReLU(LEAK))
             width = widened
         self.layers = nn.Sequential(*layers, conv(width, 1, 1))
+        self.starts = [index for index, layer in enumerate(self.layers) if isinstance(layer, nn.Conv2d)]
+        self.gradient_checkpointing = False
         self.apply(init_weights)
 
     def grid_size(self, image_size: int) -> int:
@@ -96,7 +115,10 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
         Returns:
             (B, 1, h, w) logits, h and w as ``grid_size`` says.
         """
-        return self.layers(images)
+        hidden = images
+        for start, end in pairwise(self.starts):
+            hidden = run_block(self, self.layers[start:end], hidden)  # (B, C, h, w)
+        return self.layers[-1](hidden)
 
 
 def init_weights(module: nn.Module) -> None:

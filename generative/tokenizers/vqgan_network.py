@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
+from generative.layers.checkpointing import BlockSequence, run_block
 from generative.layers.group_norm import GroupNorm
 from generative.layers.resample_conv import upsample_conv
 
@@ -108,11 +109,14 @@ class Level(nn.Module):
         self.attentions = nn.ModuleList(
             AttentionBlock(out_channels, norm_groups) if attention else nn.Identity() for _ in self.blocks
         )
+        self.gradient_checkpointing = False
 
     def forward(self, sample: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H, W)."""
         for block, attention in zip(self.blocks, self.attentions, strict=True):
-            sample = attention(block(sample))
+            sample = run_block(self, block, sample)
+            if isinstance(attention, AttentionBlock):
+                sample = run_block(self, attention, sample)
         return sample
 
 
@@ -140,9 +144,9 @@ class Upsample(nn.Module):
         return upsample_conv(sample, self.conv)
 
 
-def middle(num_channels: int, norm_groups: int, dropout: float, attention: bool) -> nn.Sequential:
+def middle(num_channels: int, norm_groups: int, dropout: float, attention: bool) -> BlockSequence:
     """Block, attention, block at the lowest resolution."""
-    return nn.Sequential(
+    return BlockSequence(
         ResnetBlock(num_channels, num_channels, norm_groups, dropout),
         AttentionBlock(num_channels, norm_groups) if attention else nn.Identity(),
         ResnetBlock(num_channels, num_channels, norm_groups, dropout),
@@ -271,6 +275,11 @@ class Decoder(nn.Module):
         self.upsamples = nn.ModuleList(Upsample(width) for width in widths[:-1])
         self.norm_out = group_norm(widths[-1], norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+        self.gradient_checkpointing = False
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Norm and SiLU of (B, C, H, W), before the last convolution: losses read its weight, so that it is never run twice."""
+        return activate(self.norm_out(hidden))
 
     def forward(self, latents: Tensor) -> Tensor:
         """Map latents (B, z_channels, h, w) to images (B, out_channels, H, W), about in [-1, 1]."""
@@ -278,5 +287,5 @@ class Decoder(nn.Module):
         for index, level in enumerate(self.levels):
             hidden = level(hidden)
             if index < len(self.upsamples):
-                hidden = self.upsamples[index](hidden)  # twice as high and wide
-        return self.conv_out(activate(self.norm_out(hidden)))  # (B, out_channels, H, W)
+                hidden = run_block(self, self.upsamples[index], hidden)  # twice as high and wide
+        return self.conv_out(run_block(self, self.finish, hidden))  # (B, out_channels, H, W)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.diffusion.networks.arguments import check_arguments
-from generative.diffusion.networks.checkpointing import run_block
+from generative.layers.checkpointing import run_block
 from generative.layers.embeddings import TimestepEmbedder
 from generative.layers.group_norm import NORM_EPS, NORM_GROUPS, group_norm
 from generative.layers.unet_blocks import AttentionPool, activate, zero_initialized

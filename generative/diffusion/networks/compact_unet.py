@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.networks.arguments import check_arguments
-from generative.diffusion.networks.checkpointing import run_block
 from generative.diffusion.networks.compact_blocks import (
     CompactStage,
     CompactTransformer,
@@ -30,6 +29,7 @@ from generative.diffusion.networks.compact_blocks import (
     SeparableResidualBlock,
 )
 from generative.diffusion.networks.skips import SkipNetwork
+from generative.layers.checkpointing import run_block
 from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.embeddings import TimestepEmbedder
 from generative.layers.group_norm import group_norm

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.diffusion.networks.arguments import check_arguments
-from generative.diffusion.networks.checkpointing import run_block
 from generative.diffusion.networks.dimr_blocks import ConvNeXtBlock, PositionType, TransformerBlock
 from generative.layers.axial_rope import axial_positions
+from generative.layers.checkpointing import run_block
 from generative.layers.time_dependent import NormType, TimeDependentLayerNorm
 from generative.layers.vector_embedding import VectorEmbedding
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.networks.arguments import check_arguments
-from generative.diffusion.networks.checkpointing import run_block
 from generative.layers.attention import MLP, SelfAttention
+from generative.layers.checkpointing import run_block
 from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.embeddings import TimestepEmbedder, sincos_positions_2d
 

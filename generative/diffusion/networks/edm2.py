@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.networks.arguments import check_arguments
-from generative.diffusion.networks.checkpointing import run_block
 from generative.diffusion.networks.edm2_blocks import EDM2Block, MPVectorLinear, decoder_places, encoder_places
 from generative.diffusion.networks.skips import SkipNetwork
+from generative.layers.checkpointing import run_block
 from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.magnitude_preserving import (
     MPConv2d,

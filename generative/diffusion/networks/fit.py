@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.networks.arguments import check_arguments
-from generative.diffusion.networks.checkpointing import run_block
 from generative.diffusion.networks.fit_blocks import (
     FiTAttention,
     FiTBlock,
@@ -27,6 +26,7 @@ from generative.diffusion.networks.fit_blocks import (
     NormKind,
 )
 from generative.layers.attention import MLP
+from generative.layers.checkpointing import run_block
 from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.embeddings import TimestepEmbedder
 from generative.layers.packing import pack, to_images, to_patches, unpack, valid_tokens

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.networks.arguments import check_arguments
-from generative.diffusion.networks.checkpointing import run_block
 from generative.diffusion.networks.rin_blocks import (
     DepthwiseBlock,
     Exchange,
@@ -30,6 +29,7 @@ from generative.diffusion.networks.rin_blocks import (
     glorot_by_heads,
     layer_norm,
 )
+from generative.layers.checkpointing import run_block
 from generative.layers.conditioned_network import ConditionedNetwork
 from generative.layers.cross_attention import CrossAttention
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from generative.core.errors import UserError
 from generative.diffusion.denoiser import DenoiserOutput
 from generative.diffusion.networks.arguments import check_arguments
-from generative.diffusion.networks.checkpointing import run_block
+from generative.layers.checkpointing import run_block
 from generative.layers.embeddings import timestep_embedding
 
 BLOCK_NORM_EPS, OUTPUT_NORM_EPS = 1e-5, 1e-6  # the official implementation's

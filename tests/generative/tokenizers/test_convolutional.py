@@ -1,4 +1,4 @@
-"""LFQ, RVQ and FSQ tokenizers: round trips, training outputs, saving, precision and wrong input."""
+"""LFQ, RVQ and FSQ tokenizers: round trips, training outputs, saving, precision and wrong input; checkpointing of all."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpointed import after_backward, assert_equal
 from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.tokenizers.convolutional import ConvolutionalTokenizer
 from generative.tokenizers.fsq import FSQTokenizer
 from generative.tokenizers.lfq import LFQTokenizer
+from generative.tokenizers.maskgit_vq import MaskGITVQTokenizer
+from generative.tokenizers.multi_scale_vq import MultiScaleVQTokenizer
 from generative.tokenizers.rvq import RVQTokenizer
+from generative.tokenizers.vq import VQTokenizer
 
 NETWORK = {"image_size": 16, "ch": 8, "ch_mult": (1, 2, 2), "num_res_blocks": 1, "norm_groups": 4}
 KINDS = {
@@ -22,10 +26,16 @@ KINDS = {
     "fsq": (FSQTokenizer, {"levels": (4, 3, 5)}),
 }
 
+OTHER_KINDS = {
+    "vq": (VQTokenizer, {"num_codes": 32, "z_channels": 8, "dropout": 0.2}),
+    "multi-scale": (MultiScaleVQTokenizer, {"num_codes": 32, "latent_channels": 6, "patch_nums": (1, 2, 4)}),
+    "maskgit": (MaskGITVQTokenizer, {"num_codes": 32, "code_dim": 6}),
+}
+
 
 def build(kind: str, **change: object) -> ConvolutionalTokenizer:
     torch.manual_seed(3)
-    tokenizer_class, options = KINDS[kind]
+    tokenizer_class, options = (KINDS | OTHER_KINDS)[kind]
     tokenizer = tokenizer_class(**NETWORK | options | change)
     with torch.no_grad():
         for codebook in tokenizer.codebooks.values():
@@ -85,6 +95,23 @@ def test_a_few_steps_lower_the_error(kind: str) -> None:
         optimizer.step()
         errors.append(error.item())
     assert errors[-1] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *OTHER_KINDS])
+def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(kind: str) -> None:
+    ends = []
+    for is_checkpointed in (False, True):
+        tokenizer = build(kind, num_res_blocks=2)
+        if is_checkpointed:
+            tokenizer.enable_gradient_checkpointing()
+
+        def loss(tokenizer: ConvolutionalTokenizer = tokenizer) -> Tensor:
+            result = tokenizer(pictures(), torch.Generator().manual_seed(0))
+            return (result.images - pictures()).square().mean() + sum(result.losses.values(), torch.zeros(()))
+
+        ends.append(after_backward(tokenizer, loss))
+    assert_equal(ends[0][0], ends[1][0])
+    assert ends[1][1] < 0.5 * ends[0][1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checkpointed import after_backward, assert_equal
+from torch import Tensor
 
 from generative.core.errors import UserError
 from generative.tokenizers.patch_discriminator import PatchDiscriminator
@@ -55,6 +57,25 @@ def test_spectral_norm_makes_logits_independent_of_the_batch() -> None:
         alone = network.train()(images[:1])
         network.load_state_dict(state)
         assert torch.allclose(alone, network(images)[:1], atol=1e-6) == is_independent
+
+
+@pytest.mark.parametrize("normalisation", ["spectral", "batch"])
+def test_gradient_checkpointing_moves_state_once(normalisation: str) -> None:
+    """Also where two batches are seen before the backward pass, between which moving averages and spectral vectors move."""
+    real, fake = torch.randn(2, 3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for is_checkpointed in (False, True):
+        torch.manual_seed(0)
+        network = PatchDiscriminator(4, 3, normalisation)
+        if is_checkpointed:
+            network.enable_gradient_checkpointing()
+
+        def loss(network: PatchDiscriminator = network) -> Tensor:
+            return network(real).square().mean() - network(fake).sin().mean()
+
+        ends.append(after_backward(network, loss))
+    assert_equal(ends[0][0], ends[1][0])
+    assert ends[1][1] < 0.7 * ends[0][1]
 
 
 @pytest.mark.parametrize("options", [{"channels": 0}, {"num_layers": 0}, {"normalisation": "layer"}])
