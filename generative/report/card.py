@@ -196,6 +196,8 @@ def score_flags(scores: ScoreSet | None) -> str:
         flags.append(f"--seed {scores.seed}")
     if scores.extractor not in (None, DEFAULT_EXTRACTOR):
         flags.append(f"--extractor {shlex.quote(str(scores.extractor))}")
+        if scores.input_size is not None:
+            flags.append(f"--input-size {scores.input_size}")
     return " ".join(flags)
 
 

@@ -31,6 +31,7 @@ class ScoreSet:
         extractor: The network, where there is one for all.
         seed: Of the samples, where it is known.
         real_scores: Of as many real images, under the same protocol; empty if they were not taken.
+        input_size: Pixels that the network sees, where there is one for all and they are known.
     """
 
     origin: str
@@ -41,6 +42,7 @@ class ScoreSet:
     extractor: str | None = None
     seed: int | None = None
     real_scores: dict[str, float] = field(default_factory=dict)
+    input_size: int | None = None
 
 
 def without_places(text: str) -> str:
@@ -84,6 +86,7 @@ def run_scores(run: Run, step: int | None) -> ScoreSet | None:
         str(run.protocol["extractor"]) if run.protocol.get("extractor") and not run.protocol.get("other_networks") else None,
         whole(run.protocol.get("seed")),
         run.real_scores,
+        whole(run.protocol.get("input_size")),
     )
 
 
@@ -148,6 +151,7 @@ def json_set(record: dict[str, Any], result: dict[str, Any]) -> ScoreSet:
         facts.append(("images", f"{protocol.get('num_fake', '?')} generated against {protocol.get('num_real', '?')} real ones"))
         facts += [(str(name), describe(parameters)) for name, parameters in dict(protocol.get("metrics") or {}).items()]
     names = {str(protocol.get("extractor")) for protocol in protocols}
+    sizes = {whole(protocol.get("input_size")) for protocol in protocols}
     return ScoreSet(
         "by fid-score",
         numbers_of(result["scores"]),
@@ -155,6 +159,7 @@ def json_set(record: dict[str, Any], result: dict[str, Any]) -> ScoreSet:
         [without_places(str(note)) for note in [*record.get("notes", ()), *result.get("notes", ())]],
         whole(protocols[0].get("num_fake")) if protocols else None,
         names.pop() if len(names) == 1 else None,
+        input_size=sizes.pop() if len(sizes) == 1 else None,
     )
 
 

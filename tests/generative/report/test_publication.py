@@ -14,6 +14,7 @@ from tiny_pipelines import save_tiny_dit, tiny_gan
 
 from generative.cli.main import main
 from generative.core.errors import UserError
+from generative.report.card import score_flags
 from generative.report.card_scores import file_scores, without_places
 from generative.report.citations import PAPERS, papers_of
 from generative.report.publication import Publication, Wanted
@@ -161,6 +162,14 @@ def test_names_of_classes_are_no_markdown(tmp_path: Path) -> None:
     Publication(tmp_path / "bare", Wanted()).fill(tmp_path / "out", "x", "x")
     text = card_of(tmp_path / "out").text
     assert "0 a\\|b, 1 &lt;script&gt;, 2 \\`c\\` \\# d." in text
+
+
+def test_the_command_that_scores_looks_as_the_scores_did(tmp_path: Path) -> None:
+    path = fid_score_json(tmp_path / "one.json", "samples/")
+    assert score_flags(file_scores(path, tmp_path)) == "--num-samples 5000"
+    path.write_text(path.read_text().replace("inception-v3", "efficientnet-lite0").replace("299", "96"))
+    wanted = "--num-samples 5000 --extractor efficientnet-lite0 --input-size 96"
+    assert score_flags(file_scores(path, tmp_path)) == wanted
 
 
 def test_scores_of_files(tmp_path: Path) -> None:
