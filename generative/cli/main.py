@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from generative.core.errors import RunError, UserError
+from generative.core.full_disk import full_reason
 from metrics.notes import say_warnings_plainly
 from metrics.terminal import prepare, until_nobody_reads
 
@@ -96,16 +96,18 @@ def run_command(arguments: list[str]) -> int:
 
 def explain(error: Exception) -> int | None:
     """Print the sentence for an error that has one; returns the exit code, or None for a defect, which keeps its traceback."""
-    if isinstance(error, UserError | FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+    wrong = UserError | FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError | ModuleNotFoundError
+    if isinstance(error, wrong):
         return fail(str(error))
-    if isinstance(error, ModuleNotFoundError):
-        return fail(str(error))
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return fail(
-            f"no space left on the disk ({error.filename or 'a file of the run'}); free some space and repeat the command"
-        )
+    if (full := full_reason(error)) is not None:
+        place = f" while writing '{error.filename}'" if isinstance(error, OSError) and error.filename is not None else ""
+        fail(f"{full[0]}{place}; {full[1]} and repeat the command")
+        return 1
     if isinstance(error, OSError) and error.filename is not None:
         return fail(f"{error.strerror or error}: '{str(error.filename)[:200]}'")
+    if isinstance(error, OSError) and error.errno is not None:
+        fail(f"the system refuses a file or a connection ({error.strerror}); see to it, and repeat the command")
+        return 1
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return fail("a file name holds a zero byte, which none may; correct it in the configuration or on the command line")
     if isinstance(error, RecursionError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from generative.core.errors import RunError, UserError
+from generative.core.full_disk import explain_full
 from generative.core.images import IMAGE_RANGE_KEY
 from generative.core.sharding import network_class
 from generative.core.tensor_parts import fill_network, is_like, part_like
@@ -112,7 +112,8 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         fill: Writes the content into the folder it is given.
 
     Raises:
-        UserError: If the disk is full or the place cannot be written to.
+        UserError: If the place cannot be written to.
+        RunError: If the disk is full.
     """
     partial = partial_path(target)
     with removed_on_failure(target, partial):
@@ -160,7 +161,8 @@ def removed_on_failure(target: Path, partial: Path | None) -> Iterator[None]:
         partial: What to delete; None to leave that to another process.
 
     Raises:
-        UserError: If the disk is full or the place cannot be written to.
+        UserError: If the place cannot be written to.
+        RunError: If the disk is full.
     """
     try:
         yield
@@ -169,11 +171,8 @@ def removed_on_failure(target: Path, partial: Path | None) -> Iterator[None]:
             shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, RunError):  # of another process, which told it in a sentence
             raise
-        # safetensors reports a full disk as a message of its own, without an errno.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise UserError(
-                f"no space left on the disk while writing '{target}'; nothing half-written remains, free some space"
-            ) from error
+        if (full := explain_full(error, target, "nothing half-written remains")) is not None:
+            raise full from error
         if isinstance(error, PermissionError):
             raise UserError(f"'{target}' cannot be written: {error.strerror}; choose a folder you may write to") from error
         raise

@@ -49,8 +49,8 @@ class CheckpointSaver(CheckpointWriter):
             pipeline: Of the averages.
 
         Raises:
-            UserError: If the disk is full or the place cannot be written to, now or, in the background, the time before.
-            RunError: If another process could not write.
+            UserError: If the place cannot be written to, now or, in the background, the time before.
+            RunError: If the disk is full, then or now, or another process could not write.
         """
         self.wait()
         path = ckpt.checkpoint_path(self.run, step)

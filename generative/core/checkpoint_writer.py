@@ -50,8 +50,8 @@ class CheckpointWriter:
             publish: What the first process does once the folder is there.
 
         Raises:
-            UserError: If the disk is full or the place cannot be written to.
-            RunError: If another process could not write.
+            UserError: If the place cannot be written to.
+            RunError: If the disk is full, or another process could not write.
         """
         self.wait()
         self._number = next(NUMBERS)

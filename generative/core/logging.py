@@ -52,7 +52,8 @@ def progress_interval() -> float:
 def whole_file(path: Path) -> Iterator[Path]:
     """Write a file whole or not at all: inside, write to the temporary path given; it is renamed at the end.
 
-    A full disk, or whatever else stops the writing, leaves the old file, if there was one, and nothing half-written.
+    A full disk, or whatever else stops the writing, leaves the old file, if there was one, and nothing half-written. An error of
+    the system that names no file gets the file's name.
     """
     if path.name in ("", ".."):
         raise UserError(f"'{path}' is a folder; give the name of a file")
@@ -60,9 +61,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        name_file(error, path)
         raise
+
+
+def name_file(error: BaseException, path: Path) -> None:
+    """Let an error of the system that names no file, as one of a write does not, say which one was being written."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = os.fspath(path)
 
 
 class RunLog:
@@ -96,8 +104,12 @@ class RunLog:
         if not self.accelerator.is_main_process:
             return
         entries = [{"step": step, "images_seen": images_seen, **entry} for entry in (values, *notes)]
-        with self.path.open("a") as file:
-            file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+        try:
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+        except OSError as error:
+            name_file(error, self.path)
+            raise
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         if numbers:
             self.accelerator.log(numbers, step=step)

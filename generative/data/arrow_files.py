@@ -6,13 +6,13 @@ the ``datasets`` library does with every file it loads.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generative.core.errors import UserError
+from generative.core.full_disk import explain_full
 from generative.core.logging import progress_interval, whole_file
 from generative.data.base import hash_files, hash_parts
 from metrics.files.weights import cache_dir
@@ -37,7 +37,8 @@ def map_column(path: Path, column: str) -> list[pa.Array]:
         Its values, in order, as arrays whose memory is the mapped file.
 
     Raises:
-        UserError: If the file is damaged, or the cache folder cannot be written or is full.
+        UserError: If the file is damaged, or the cache folder cannot be written.
+        RunError: If its disk is full.
     """
     import pyarrow as pa
 
@@ -55,11 +56,9 @@ def map_column(path: Path, column: str) -> list[pa.Array]:
         detail = str(error).splitlines()[0]
         raise UserError(f"parquet file '{path}' cannot be unpacked to '{target}' ({detail}); remove or replace them") from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(
-                f"no space left in the cache folder '{target.parent}' for the images of '{path}'; free some, or set "
-                "TRIPTYCH_CACHE to a folder of a larger disk"
-            ) from error
+        elsewhere = f"it is where the images of '{path}' are unpacked, and TRIPTYCH_CACHE may name a folder of a larger disk"
+        if (full := explain_full(error, target.parent, elsewhere)) is not None:
+            raise full from error
         raise UserError(
             f"the images of '{path}' cannot be unpacked into the cache folder '{target.parent}' ({error.strerror or error}); set "
             "TRIPTYCH_CACHE to a folder that can be written"

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from generative.core.checkpoint import flush_to_disk
 from generative.core.errors import UserError
+from generative.core.full_disk import explain_full
 from generative.core.images import images_to_float
 from generative.core.lock import hold_folder, release_folder
 from generative.core.logging import whole_file, write_json
@@ -210,6 +212,9 @@ def write_shards(
 
     Yields:
         The number of images after each batch.
+
+    Raises:
+        RunError: If the disk is full.
     """
     views = spec.make_views()
     images_per_batch = max(1, encoder.batch_size // views.count)
@@ -230,7 +235,21 @@ def write_shards(
                 parts.append(encoder(images))
                 yield len(batch)
             tensors = {name: np.concatenate([part[name] for part in parts]) for name in spec.tensors}
-            write_tensors(partial_folder(output) / shard_name(shard), tensors)
+            with _explained(output, spec):
+                write_tensors(partial_folder(output) / shard_name(shard), tensors)
+
+
+@contextmanager
+def _explained(output: Path, spec: CacheSpec) -> Iterator[None]:
+    """Say in a sentence that the disk is full, and what is kept."""
+    try:
+        yield
+    except OSError as error:
+        kept = spec.num_shards - len(missing_shards(output, spec))
+        told = f"{kept} of {spec.num_shards} shards are whole and kept"
+        if (full := explain_full(error, output, told, "repeat the command")) is None:
+            raise
+        raise full from error
 
 
 def _load_images(source: ImageDataset, images: range, pool: ThreadPoolExecutor) -> Tensor:
@@ -258,11 +277,12 @@ def finish_cache(output: Path, spec: CacheSpec, images: ImageDataset) -> dict[st
     """
     folder = partial_folder(output)
     statistics = cache_statistics(ShardReader(folder, spec))
-    write_tensors(folder / LABELS_FILE, {"labels": images.labels.numpy()})
-    kept = preview_indices(images)
-    write_tensors(folder / PREVIEWS_FILE, {"indices": kept.numpy(), "images": images.images(kept).numpy()})
-    write_json(folder / CACHE_FILE, {**spec.to_json(), "statistics": statistics, FILES: sum_files(folder)})
-    flush_to_disk(folder)
+    with _explained(output, spec):
+        write_tensors(folder / LABELS_FILE, {"labels": images.labels.numpy()})
+        kept = preview_indices(images)
+        write_tensors(folder / PREVIEWS_FILE, {"indices": kept.numpy(), "images": images.images(kept).numpy()})
+        write_json(folder / CACHE_FILE, {**spec.to_json(), "statistics": statistics, FILES: sum_files(folder)})
+        flush_to_disk(folder)
     if output.exists():
         shutil.rmtree(_previous_folder(output), ignore_errors=True)
         output.rename(_previous_folder(output))

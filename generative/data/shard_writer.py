@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from generative.core.checkpoint import flush_to_disk
 from generative.core.errors import RunError, UserError
+from generative.core.full_disk import explain_full
 from generative.core.logging import whole_file, write_json
 from generative.data.base import ImageDataset
 from generative.data.shard_containers import start_shard
@@ -35,8 +35,7 @@ def write_shards(folder: ShardFolder, missing: Sequence[int], workers: int) -> I
         The number of images after each batch.
 
     Raises:
-        RunError: If a worker process is killed.
-        UserError: If the disk is full.
+        RunError: If a worker process is killed, or the disk is full.
     """
     batches = [
         inside[start : start + BATCH_IMAGES]
@@ -63,11 +62,10 @@ def _explained(folder: ShardFolder, count: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        full = explain_full(error, folder.output, kept, "repeat the command")
+        if full is None:
             raise
-        raise UserError(
-            f"no space left on the disk of '{folder.output}'; {kept}: free some space and repeat the command"
-        ) from error
+        raise full from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -112,6 +110,7 @@ def finish_shards(folder: ShardFolder) -> ShardIndex:
 
     Raises:
         UserError: If no image could be read.
+        RunError: If the disk is full.
     """
     all_notes = folder.all_notes()
     shards = [notes.shard for notes in all_notes if notes.shard is not None]
@@ -121,23 +120,24 @@ def finish_shards(folder: ShardFolder) -> ShardIndex:
         name: np.asarray([value for notes in all_notes for value in getattr(notes, name)], dtype=np.int64)
         for name in ("labels", "offsets", "lengths")
     }
-    with whole_file(folder.partial / ARRAYS_FILE) as partial:
-        with partial.open("wb") as file:
-            np.savez(file, labels=arrays["labels"], offsets=arrays["offsets"], lengths=arrays["lengths"])
-        flush_to_disk(partial)
-    index = ShardIndex(
-        encoding=folder.settings.encode,
-        image_size=folder.settings.image_size,
-        class_names=list(folder.images.class_names),
-        settings=folder.plan["settings"],
-        source=folder.plan["source"],
-        left_out=[entry for notes in all_notes for entry in notes.left_out],
-        shards=shards,
-        arrays_sha256=sha256_of(folder.partial / ARRAYS_FILE),
-        **arrays,
-    )
-    write_json(folder.partial / INDEX_FILE, describe(index, shards))
-    flush_to_disk(folder.partial / INDEX_FILE)
+    with _explained(folder, folder.num_shards):
+        with whole_file(folder.partial / ARRAYS_FILE) as partial:
+            with partial.open("wb") as file:
+                np.savez(file, labels=arrays["labels"], offsets=arrays["offsets"], lengths=arrays["lengths"])
+            flush_to_disk(partial)
+        index = ShardIndex(
+            encoding=folder.settings.encode,
+            image_size=folder.settings.image_size,
+            class_names=list(folder.images.class_names),
+            settings=folder.plan["settings"],
+            source=folder.plan["source"],
+            left_out=[entry for notes in all_notes for entry in notes.left_out],
+            shards=shards,
+            arrays_sha256=sha256_of(folder.partial / ARRAYS_FILE),
+            **arrays,
+        )
+        write_json(folder.partial / INDEX_FILE, describe(index, shards))
+        flush_to_disk(folder.partial / INDEX_FILE)
     folder.publish()
     return index
 

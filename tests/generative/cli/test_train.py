@@ -380,7 +380,7 @@ def test_a_full_disk(config: Path, capsys: pytest.CaptureFixture[str], monkeypat
         else:
             patch.setattr(Path, "write_text", write_text)
             patch.setattr(Path, "open", open_path)
-        assert train(config, "--resume", "latest", "--objective.init_args.signal_at_call", "null") == 2
+        assert train(config, "--resume", "latest", "--objective.init_args.signal_at_call", "null") == 1
     assert "no space left on the disk" in failure(capsys)
     after = tree(Path("run"))
     assert all(after[name] == content for name, content in good.items() if name.startswith(("checkpoint", "pipeline")))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from generative.core import checkpoint as ckpt
-from generative.core.errors import UserError
+from generative.core.errors import RunError, UserError
 from generative.core.trainer import Trainer
 
 
@@ -50,16 +50,24 @@ def test_a_folder_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), ckpt.SafetensorError("I/O error: No space left")]
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk"),
+        (ckpt.SafetensorError("I/O error: No space left"), "no space left on the disk"),
+        (ckpt.SafetensorError("I/O error: No space left on device (os error 28)"), "no space left on the disk"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk quota is used up"),
+        (ckpt.SafetensorError("I/O error: Disk quota exceeded (os error 122)"), "the disk quota is used up"),
+        (OSError(errno.EFBIG, "File too large"), "a file may not become that large, .*ulimit -f"),
+    ],
 )
-def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path: Path, error: Exception) -> None:
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path: Path, error: Exception, reason: str) -> None:
     ckpt.write_folder(tmp_path / "x", fill_with("old"))
 
     def fill(folder: Path) -> None:
         (folder / "outer.txt").write_text("half")
         raise error
 
-    with pytest.raises(UserError, match="no space left on the disk while writing"):
+    with pytest.raises(RunError, match=f"{reason}.* while writing .*; nothing half-written remains: "):
         ckpt.write_folder(tmp_path / "x", fill)
     assert (tmp_path / "x" / "outer.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
@@ -330,7 +338,7 @@ def test_a_disk_that_is_really_full(toy: ModuleType, small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(b"0" * (free - 24_000))
 
     trainer = toy.build_trainer(toy.denoiser(), run, checkpoint_interval_steps=4)
-    with pytest.raises(UserError, match="no space left on the disk while writing .*checkpoint-00000004"):
+    with pytest.raises(RunError, match="no space left on the disk while writing .*checkpoint-00000004"):
         trainer.fit(ckpt.resolve_checkpoint(run, "latest"))
     assert tree(run / "checkpoint-00000002") == good
     assert not list(small_disk.rglob("*.partial"))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from generative.core import checkpoint as ckpt
-from generative.core.errors import UserError
+from generative.core.errors import RunError, UserError
 from generative.core.logging import read_metrics
 from generative.core.sharding import Sharding, check_networks, check_optimizers, find_blocks, shard_mesh
 from generative.core.tensor_files import TensorFile, assign, take_share
@@ -160,7 +160,7 @@ def test_one_process_goes_on_from_what_three_wrote(cases: ModuleType, three: Pat
 def test_a_full_disk_ends_the_run_in_a_sentence(two: Path) -> None:
     """At the next step that processes agree on, and with nothing half-written."""
     told = [(two / f"full-{rank}.txt").read_text() for rank in (0, 1)]
-    assert told[1].startswith("UserError ") and "no space left on the disk while writing" in told[1]
+    assert told[1].startswith("RunError ") and "no space left on the disk while writing" in told[1]
     assert told[0].startswith("RunError ") and "process 1 of the job could not go on (no space left on the disk" in told[0]
     assert told[0].split()[1] == told[1].split()[1] and int(told[0].split()[1]) < 20  # long before its end at step 100
     assert not [p.name for p in (two / "full").iterdir() if "checkpoint" in p.name]
@@ -313,7 +313,7 @@ def test_a_failing_save_in_the_background_is_told_in_the_foreground(toy: ModuleT
     """By one process as by several: as soon as it is known, and the run ends."""
     monkeypatch.setattr(ckpt, "save_file", partial(raise_full, ckpt.save_file))
     trainer = toy.build_trainer(toy.denoiser(), tmp_path, async_checkpoint=True, total_images=8000)
-    with pytest.raises(UserError, match="no space left on the disk while writing"):
+    with pytest.raises(RunError, match="no space left on the disk while writing"):
         trainer.fit()
     assert trainer.step < 1000
     assert not [p.name for p in tmp_path.iterdir() if "checkpoint" in p.name]

@@ -312,7 +312,7 @@ def test_a_full_disk_keeps_what_is_whole(photos: Path, tmp_path: Path, monkeypat
         inner(path)
 
     monkeypatch.setattr(shard_writer, "flush_to_disk", flush)
-    with pytest.raises(UserError, match="no space left on the disk of .*; 1 of 3 shards are whole and kept"):
+    with pytest.raises(RunError, match="no space left on the disk while writing .*; 1 of 3 shards are whole and kept: free"):
         list(write_shards(folder, folder.start(), 0))
     assert [path.name for path in folder.partial.glob("*.tar")] == ["shard-00000.tar"] and not list(
         folder.partial.glob(".*part*")
