@@ -41,7 +41,7 @@ class EMASnapshot:
 
 
 class EMASnapshotWriter:
-    """Writes a run's snapshots, ``RUN/ema-snapshots/AVERAGE/IMAGES.safetensors``; the main process alone calls it.
+    """Writes a run's snapshots, ``RUN/ema-snapshots/AVERAGE/IMAGES.safetensors``; the main process alone tidies and writes.
 
     Args:
         run: Folder of the run.
@@ -81,14 +81,18 @@ class EMASnapshotWriter:
         passed = images_seen // self.interval_images > (images_seen - self.images_per_step) // self.interval_images
         return images_seen > 0 and (passed or images_seen >= self.total_images)
 
+    def tidy(self) -> None:
+        """Delete what a killed write left."""
+        for name in self.specs:
+            remove_leftovers(self.folder / name)
+
     def start(self) -> None:
-        """Tidy up after a killed write, and see that snapshots of before are of the same averages.
+        """See that snapshots of before are of the same averages; every process may call it.
 
         Raises:
             UserError: If they are not: combined with those to come they would tell nothing.
         """
         for name, spec in self.specs.items():
-            remove_leftovers(self.folder / name)
             stored = sorted((self.folder / name).glob("*.safetensors"))
             assert isinstance(spec.profile, PowerEMA)
             if stored and not math.isclose(before := read_snapshot(stored[-1]).std, spec.profile.std, rel_tol=1e-6):

@@ -26,6 +26,9 @@ DATA_FILE = "data.json"
 FEATURES_FOLDER = "evaluation-features"
 """Where an evaluation keeps features of samples until it is done."""
 
+SAMPLES_FOLDER = "samples"
+"""Where a run keeps its grids."""
+
 TENSORBOARD = "tensorboard"
 """Name of the tracker that keeps its files in the run's folder."""
 SINGLE_IMAGES = ("aim", "clearml")

@@ -22,7 +22,15 @@ from generative.core.gauges import build_gauges
 from generative.core.generation import SampleRequest
 from generative.core.images import images_to_float
 from generative.core.lock import check_folder
-from generative.core.logging import EVALUATION_FILE, RunLog, log_image, read_real_scores, save_grid, write_json
+from generative.core.logging import (
+    EVALUATION_FILE,
+    SAMPLES_FOLDER,
+    RunLog,
+    log_image,
+    read_real_scores,
+    save_grid,
+    write_json,
+)
 from generative.core.objective import Objective
 from generative.core.scoring_passes import gather_local
 from generative.core.shared_copy import share_weights
@@ -125,12 +133,17 @@ class RunObserver:
         return state
 
     def load_pending(self, state: list[list[Any]]) -> None:
-        """Take up what ``pending_state`` saved, so that the next entry is the mean over all its steps."""
-        device, rank = self.accelerator.device, self.accelerator.process_index
-        self._pending = [
-            (step, phase, dict(zip(names, torch.tensor(numbers[rank], dtype=torch.float32, device=device), strict=True)))
-            for step, phase, names, numbers in state
-        ]
+        """Take up what ``pending_state`` saved, so that the next entry is the mean over all its steps.
+
+        Where as many processes saved it, each takes its own values, and the entry is bit-equal to one of a run never stopped.
+        Else each takes the mean of all: the entry is a mean over processes.
+        """
+        device, rank, num_processes = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
+        self._pending = []
+        for step, phase, names, numbers in state:
+            values = torch.tensor(numbers, dtype=torch.float32, device=device)  # (processes that saved, names)
+            mine = values[rank] if len(values) == num_processes else values.mean(0)
+            self._pending.append((step, phase, dict(zip(names, mine, strict=True))))
 
     def check_finite(
         self, step: int, networks: Mapping[str, nn.Module] | None = None, buffers: Mapping[str, Tensor] | None = None
@@ -315,7 +328,7 @@ class RunObserver:
         """Write a grid of samples, one class to a row; the main process only."""
         pipeline = make_pipeline()  # on every process: standing statistics of cross-replica batch norm take all of them
         name = f"step-{step:08d}.png"
-        is_there = (self.config.output_dir / "samples" / name).exists()
+        is_there = (self.config.output_dir / SAMPLES_FOLDER / name).exists()
         if not self.accelerator.is_main_process or (only_if_missing and is_there):
             return
         classes = range(min(self.dataset.num_classes, MAX_GRID_CLASSES))
@@ -328,7 +341,7 @@ class RunObserver:
 
     def _save_grid(self, images: Tensor, name: str, row_names: list[str] | None) -> Image.Image:
         check_folder(self.config.output_dir)
-        path = self.config.output_dir / "samples" / name
+        path = self.config.output_dir / SAMPLES_FOLDER / name
         return save_grid(images, path, self.config.grid_images_per_class, row_names=row_names)
 
     def _row_names(self) -> list[str] | None:

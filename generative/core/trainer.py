@@ -25,7 +25,7 @@ from generative.core.errors import RunError, UserError
 from generative.core.evaluation import Evaluation, Evaluator
 from generative.core.initial_weights import start_from
 from generative.core.lock import check_folder, hold_folder, release_folder
-from generative.core.logging import FEATURES_FOLDER, progress_interval
+from generative.core.logging import FEATURES_FOLDER, SAMPLES_FOLDER, progress_interval
 from generative.core.objective import Objective
 from generative.core.observer import RunObserver
 from generative.core.rate_scaling import describe_scaling, rate_factor
@@ -239,7 +239,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             config.output_dir.mkdir(parents=True, exist_ok=True)
             hold_folder(config.output_dir)
-            ckpt.remove_leftovers(config.output_dir)
+            self._tidy()
         try:
             self.accelerator.wait_for_everyone()
             self._fit(resume_from)
@@ -249,6 +249,13 @@ class Trainer:
         finally:
             self.saver.join()
             release_folder(config.output_dir)
+
+    def _tidy(self) -> None:
+        """Delete what a kill left half-written; the main process alone, as two that delete a file meet."""
+        ckpt.remove_leftovers(self.config.output_dir)
+        ckpt.remove_leftovers(self.config.output_dir / SAMPLES_FOLDER)
+        if self.snapshots is not None:
+            self.snapshots.tidy()
 
     def _fit(self, resume_from: Path | None) -> None:
         config = self.config

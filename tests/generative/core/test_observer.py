@@ -135,6 +135,15 @@ def test_modes_random_numbers_and_gradients_come_back_after_an_error() -> None:
     assert (network.training, network[0].training, network[1].training) == (True, True, False)
 
 
+@pytest.mark.parametrize(("saved", "expected"), [([[1.0, 4.0]], [1.0, 4.0]), ([[1.0, 4.0], [3.0, 5.0]], [2.0, 4.5])])
+def test_an_entry_goes_on_in_another_number_of_processes(
+    toy: ModuleType, tmp_path: Path, saved: list[list[float]], expected: list[float]
+) -> None:
+    observer = toy.build_trainer(toy.denoiser(), tmp_path).observer
+    observer.load_pending([[2, "denoise", ["loss", "noise"], saved]])
+    assert observer.pending_state() == [[2, "denoise", ["loss", "noise"], [expected]]]
+
+
 def test_buffers_that_a_checkpoint_holds() -> None:
     network = nn.BatchNorm1d(2)
     network.register_buffer("mask", torch.full((2,), -torch.inf), persistent=False)
