@@ -45,6 +45,8 @@ class Metric(ABC):
     needs_real: ClassVar[bool] = True
     #: Whether it reads class labels, ``features["class_labels"]``.
     needs_labels: ClassVar[bool] = False
+    #: Whether a statistics file must hold every image's features to serve it: moments are not enough.
+    needs_stored_features: ClassVar[bool] = False
     #: Whether larger numbers are better; of a distance they are worse.
     higher_is_better: ClassVar[bool] = False
 
@@ -157,6 +159,8 @@ class FeatureBank:
 
 class FeatureMetric(Metric):
     """A metric that needs every feature vector of both sides at once."""
+
+    needs_stored_features = True
 
     def __init__(self, feature: str | None = None) -> None:
         super().__init__(feature)

@@ -110,6 +110,7 @@ class AMScore(Metric):
     """
 
     name = "am_score"
+    needs_stored_features = True
 
     def __init__(self, feature: str | None = None) -> None:
         super().__init__(feature)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metrics.files.statistics import FeatureEntry, save_statistics
-from metrics.metric import FeatureCollector, FeatureMetric, Metric
+from metrics.metric import FeatureCollector, Metric
 from metrics.options import ScoreOptions
 from metrics.scores.frechet import FrechetDistance
 from metrics.scoring.extraction import Consumer, Extraction
@@ -67,7 +67,7 @@ def _storing(suite: MetricSuite) -> MetricSuite:
             raise ValueError(f"metric {metric.name} needs the reference's images by class: a statistics file cannot hold them.")
         feature = str(metric.feature)
         wanted.setdefault(f"moments {feature}", FrechetDistance(feature))
-        if isinstance(metric, FeatureMetric):
+        if metric.needs_stored_features:
             wanted.setdefault(f"features {feature}", FeatureCollector(feature))
     extraction = suite.extraction
     return MetricSuite(

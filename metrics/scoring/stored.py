@@ -73,13 +73,26 @@ def _protocol_of_run(
     return wanted if options.input_size is None else {**wanted, "input_size": options.input_size}
 
 
+def _stored_features(stored: ReferenceStatistics, network: str, embedding: str) -> dict[str, int]:
+    """Return the dimensions of what a file holds of a network, by feature; what is not named is taken for its embedding."""
+    return {entry.feature or embedding: entry.dimension for entry in stored.entries if entry.extractor in (network, None)}
+
+
 def _loaded(
     name: str, first: ReferenceStatistics, second: ReferenceStatistics, options: ScoreOptions, is_known: bool
 ) -> tuple[Metric, tuple[FeatureEntry, FeatureEntry]]:
     """Return a metric that holds both files' sides, and what they hold of its feature."""
     metric = plan_metric(name, options)
     known = _network(extractor_of(name, options), options)
-    network, feature = known.name, metric.feature or known.embedding
+    network = known.name
+    facts = NetworkFacts(
+        name=network if is_known else "unknown",
+        embedding=known.embedding,
+        class_logits=known.class_logits,
+        frechet_names=known.frechet_names if is_known else {},
+        feature_dims={**_stored_features(first, network, known.embedding), **_stored_features(second, network, known.embedding)},
+    )
+    feature = metric.feature or metric.default_feature(cast(FeatureExtractor, facts))
     found = [stored.find(network, feature, None) for stored in (first, second)]
     for stored, entry in zip((first, second), found, strict=True):
         if entry is None:
@@ -89,13 +102,7 @@ def _loaded(
         check_protocol(ours, theirs.provenance, first.path, str(second.path))
     for stored, entry in ((first, ours), (second, theirs)):
         check_protocol(entry, _protocol_of_run(name, entry, known, options), stored.path, "this run")
-    facts = NetworkFacts(
-        name=network if is_known else "unknown",
-        embedding=known.embedding,
-        class_logits=known.class_logits,
-        frechet_names=known.frechet_names if is_known else {},
-        feature_dims={feature: ours.dimension},
-    )
+    facts.feature_dims = {feature: ours.dimension}
     metric.bind(cast(FeatureExtractor, facts))
     for stored, entry, real in ((first, ours, True), (second, theirs, False)):
         if not metric.load_statistics(entry, real):

@@ -469,8 +469,9 @@ def test_files_that_say_nothing_print_no_none(capsys, tmp_path: Path) -> None:
 
 
 def test_saved_statistics_serve_every_metric(sets, printed: Printed, tiny_options, capsys, tmp_path: Path, images_run) -> None:
-    options = ["--metrics", "fid,kid,prc", "--kid-subset-size", "10"]
+    options = ["--metrics", "fid,kid,prc,am,mind", "--kid-subset-size", "10"]
     expected = printed(*sets, *options)["scores"]
+    assert "am_score" in expected
     reference, samples = str(tmp_path / "real.npz"), str(tmp_path / "fake.npz")
     for source, target in zip(sets, (reference, samples), strict=True):
         assert main(["--save-stats", source, target, *options, *tiny_options]) == 0
