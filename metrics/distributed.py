@@ -84,7 +84,14 @@ def join_processes() -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Processes()
         return
     # Gathered states lie in main memory, so gloo serves machines with GPUs as well.
-    dist.init_process_group("gloo", timeout=_TIMEOUT)
+    try:
+        dist.init_process_group("gloo", timeout=_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR', 'MASTER_ADDR')}:{os.environ.get('MASTER_PORT', 'MASTER_PORT')}"
+        raise ConnectionError(
+            f"the {count} processes did not meet at {place} ({str(error).split('. ')[0]}); is the port taken, or were fewer "
+            "started?"
+        ) from error
     try:
         yield Processes(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
     finally:

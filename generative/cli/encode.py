@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +106,7 @@ def check_arguments(given: argparse.Namespace) -> None:
 
 def encode(given: argparse.Namespace, overrides: list[str]) -> int:
     """Encode and write; returns the exit code."""
+    from generative.core.rendezvous import check_agreement
     from generative.core.runtime import build_accelerator
     from generative.data.cache_files import CACHE_FILE, read_spec
     from generative.data.cache_writer import CacheEncoder, check_output, clean_up, finish_cache, start_cache
@@ -121,6 +121,7 @@ def encode(given: argparse.Namespace, overrides: list[str]) -> int:
     spec = make_spec(encoder, images, given)
     output: Path = given.output
     accelerator = build_accelerator(given.mixed_precision)
+    check_agreement(spec.to_json())
     if check_output(output, spec, given.overwrite):
         if accelerator.is_main_process:
             clean_up(output)
@@ -151,6 +152,7 @@ def write_share(
 
     Raises:
         UserError: If an image cannot be read, or what the encoder makes of it cannot be stored.
+        RunError: If the disk is full.
     """
     from tqdm.auto import tqdm
 
@@ -167,14 +169,8 @@ def write_share(
         mininterval=progress_interval(),
         disable=not accelerator.is_main_process,
     ) as bar:
-        try:
-            for count in write_shards(output, spec, mine, sources, encoder):
-                bar.update(count)
-        except UserError as error:
-            # The command line speaks for the main process only, and this may be another's share of the images.
-            if not accelerator.is_main_process:
-                print(f"error: process {accelerator.process_index}: {error}", file=sys.stderr)
-            raise
+        for count in write_shards(output, spec, mine, sources, encoder):
+            bar.update(count)
 
 
 def make_spec(encoder: ModelMixin, images: ImageDataset, given: argparse.Namespace) -> CacheSpec:

@@ -146,13 +146,25 @@ def fail(message: str, every_process: bool = False) -> int:
 
     Args:
         message: The sentence.
-        every_process: What happened to each of several processes is its own; else only the main one speaks, for all.
+        every_process: What happened to each of several processes is its own; else the main one speaks for all that say the same.
     """
-    rank = os.environ.get("RANK", "0")
-    speaker = f"process {rank}: " if every_process and os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    if rank == "0" or every_process:
-        print(f"error: {speaker}{' '.join(message.split())}", file=sys.stderr)
+    rank, is_alone = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1") == "1"
+    sentence = " ".join(message.split())
+    if is_alone or (rank == "0" and not every_process):
+        print(f"error: {sentence}", file=sys.stderr)
+    elif every_process or not is_said_by_main(sentence):
+        print(f"error: process {rank}: {sentence}", file=sys.stderr)
     return 2
+
+
+def is_said_by_main(sentence: str) -> bool:
+    """Whether the main process of the job ends with the same sentence; until they can talk, the first of each machine speaks."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return os.environ.get("LOCAL_RANK") != "0"
+    from generative.core.processes import failure_of
+
+    return failure_of(0) in (sentence, "")
 
 
 if __name__ == "__main__":

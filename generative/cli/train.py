@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
 
 from generative.cli.arguments import CommandParser
 from generative.cli.config import build_config, dump_config, parse_train_config
@@ -183,6 +187,7 @@ def train(
 
     from generative.core.lock import hold_folder
     from generative.core.logging import whole_file
+    from generative.core.rendezvous import check_agreement
     from generative.core.runtime import build_accelerator
     from generative.core.trackers import start_trackers, tracker_names
     from generative.core.trainer import Trainer
@@ -199,6 +204,7 @@ def train(
         check_output_dir(output_dir, overwrite, may_hold_run=resume is not None)
         if output_dir.is_dir():
             hold_folder(output_dir)
+    check_agreement(shared_settings(config))
     torch.manual_seed(config.seed)
     built = build_config(parser, config)
     resolved = dump_config(parser, config)  # with what was filled in from the data
@@ -222,13 +228,7 @@ def train(
             partial.write_text(resolved, encoding="utf-8")
         say_data(trainer, output_dir)
     start_trackers(accelerator, output_dir, flatten(config), resume_step=trainer.step if checkpoint else None)
-    try:
-        trainer.fit()
-    except UserError as error:
-        # The command line speaks for the main process only, and this may be another's share of the data.
-        if not accelerator.is_main_process:
-            print(f"error: process {accelerator.process_index}: {error}", file=sys.stderr)
-        raise
+    trainer.fit()
     accelerator.end_training()
     if trainer.is_stopped_early:
         if accelerator.is_main_process:
@@ -242,6 +242,14 @@ def train(
         usage = trainer.objective.usage.format(run=output_dir)
         print(f"done: '{output_dir / 'pipeline'}' holds the pipeline, {usage}")
     return 0
+
+
+def shared_settings(config: Namespace) -> dict[str, Any]:
+    """What all processes of a job must be started with: versions and values, but places of files, whose content is compared."""
+    own = ("trainer.num_workers", "trainer.num_threads", "trainer.progress")
+    values = {key: value for key, value in flatten(config).items() if key not in own}
+    versions = {name: version(name) for name in ("triptych", "torch")}
+    return versions | {key: value for key, value in values.items() if not (isinstance(value, str) and os.sep in value)}
 
 
 def say_early_stop(trainer: Trainer, output_dir: Path, go_on: str) -> None:

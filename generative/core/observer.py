@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -180,8 +181,10 @@ class RunObserver:
             return
         kept = ckpt.list_checkpoints(self.config.output_dir)
         last = f"the last good checkpoint is '{kept[-1]}'" if kept else "there is no checkpoint yet"
+        if self.accelerator.num_processes > 1:
+            message = next(each for each in gather_object([message]) if each)  # all end with the same sentence
         raise DivergenceError(
-            f"training diverged: {message or 'a loss of another process became NaN or infinite'}; {last}; "
+            f"training diverged: {message}; {last}; "
             "lower the learning rate, clip gradients (trainer.max_grad_norm) or use float32"
         )
 

@@ -15,6 +15,9 @@ from generative.core.errors import RunError
 
 KEY = "triptych/{what}/{rank}"
 
+FAILURE_SECONDS = 2.0
+"""How long the main process has to come to the same end as another."""
+
 SEARCH_SECONDS = 3.0
 """Connections close before a process is gone from the system and before its launcher has noticed."""
 
@@ -52,6 +55,20 @@ def announce_failure(message: str) -> None:
         _store().set(KEY.format(what="failure", rank=torch.distributed.get_rank()), message)
     except RuntimeError:
         pass  # the store is gone with its host: nobody is left to read it
+
+
+def failure_of(rank: int) -> str | None:
+    """What another process announces as the reason of its end, if it does so soon; "" if it has ended, and the store with it."""
+    key = KEY.format(what="failure", rank=rank)
+    deadline = time.monotonic() + FAILURE_SECONDS
+    try:
+        while not _store().check([key]):
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.02)
+        return str(_store().get(key).decode(errors="replace"))
+    except RuntimeError:
+        return ""
 
 
 def tell(what: str, value: str) -> None:

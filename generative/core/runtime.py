@@ -16,6 +16,7 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from generative.core.errors import UserError
 from generative.core.processes import register_process
+from generative.core.rendezvous import meeting
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -35,6 +36,7 @@ def build_accelerator(
     Raises:
         UserError: If fp16 is asked for without CUDA (torch would silently run float32), or if the launcher's process count and
             the accelerator's differ (two processes would write one folder), or their precisions.
+        RunError: If the processes of the job do not meet: the port is taken, or some never come.
     """
     has_cuda = torch.cuda.is_available()
     if mixed_precision == "fp16" and not has_cuda:
@@ -50,14 +52,15 @@ def build_accelerator(
     # Accelerate keeps one precision per process for ever; a second run in this process may want another.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        cpu=not has_cuda,
-        mixed_precision=mixed_precision,
-        # The trainer accumulates by itself; said here, as a launcher's environment could say otherwise.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
-        log_with=(list(trackers) or None) if logging_dir else None,
-        project_dir=str(logging_dir) if logging_dir else None,
-    )
+    with meeting(expected):
+        accelerator = Accelerator(
+            cpu=not has_cuda,
+            mixed_precision=mixed_precision,
+            # The trainer accumulates by itself; said here, as a launcher's environment could say otherwise.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+            log_with=(list(trackers) or None) if logging_dir else None,
+            project_dir=str(logging_dir) if logging_dir else None,
+        )
     if accelerator.num_processes != expected:
         raise UserError(
             f"the launcher asked for {expected} processes but {accelerator.num_processes} would train, each as if alone; "

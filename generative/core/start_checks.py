@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 
@@ -10,7 +13,50 @@ from generative.core.class_names import list_names
 from generative.core.errors import UserError
 from generative.core.evaluation import Evaluator
 from generative.core.objective import Objective
+from generative.core.trainer_config import TrainerConfig
 from generative.data.base import ImageDataset
+
+OWN_SETTINGS = ("output_dir", "num_workers", "num_threads", "progress", "trackers")
+"""Settings of a trainer in which the processes of a job may differ."""
+
+
+def describe_start(
+    objective: Objective,
+    dataset: ImageDataset,
+    evaluator: Evaluator | None,
+    config: TrainerConfig,
+    seed: int,
+    frozen: Mapping[str, str],
+) -> dict[str, Any]:
+    """What all processes of a job must have been given alike, by name, for ``rendezvous.check_agreement``.
+
+    Args:
+        objective: Of this process, its networks not yet placed.
+        dataset: Of this process.
+        evaluator: Of this process.
+        config: Of this process.
+        seed: Of this process.
+        frozen: Fingerprints of its frozen parts.
+    """
+    held_out = None if evaluator is None else evaluator.held_out
+    sets = {"data": dataset} | ({} if held_out is None else {"evaluation data": held_out})
+    facts: dict[str, Any] = {
+        name: f"of {len(images)} images in {images.num_classes} classes (fingerprint {images.fingerprint[:12]})"
+        for name, images in sets.items()
+    }
+    facts["seed"] = seed
+    for field in fields(config):
+        if field.name not in OWN_SETTINGS:
+            value = getattr(config, field.name)
+            is_plain = value is None or isinstance(value, (bool, int, float, str))
+            facts[f"trainer.{field.name}"] = value if is_plain else f"{type(value).__name__} {vars(value)}"
+    for name, network in objective.networks.items():
+        tensors = [(key, str(value.dtype), tuple(value.shape)) for key, value in network.state_dict().items()]
+        count = sum(p.numel() for p in network.parameters())
+        digest = hashlib.sha256(repr(tensors).encode()).hexdigest()[:12]
+        facts[f"network '{name}'"] = f"{type(network).__name__} of {count:,} parameters (shapes {digest})"
+    facts |= {f"frozen part '{name}'": fingerprint[:12] for name, fingerprint in frozen.items()}
+    return facts
 
 
 def check_fit(objective: Objective, dataset: ImageDataset) -> None:

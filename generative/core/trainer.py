@@ -29,13 +29,14 @@ from generative.core.logging import FEATURES_FOLDER, SAMPLES_FOLDER, progress_in
 from generative.core.objective import Objective
 from generative.core.observer import RunObserver
 from generative.core.rate_scaling import describe_scaling, rate_factor
+from generative.core.rendezvous import check_agreement
 from generative.core.resuming import check_state
 from generative.core.schedules import Constant
 from generative.core.seeding import keyed_generator
 from generative.core.sharding import Sharding, check_networks, check_optimizers, find_blocks, separate_groups, shard_mesh
 from generative.core.shared_copy import share_weights
 from generative.core.signals import WorkerWatch, catch_signals, loader_workers, survive_first_signal
-from generative.core.start_checks import check_fit, check_sampling, check_scoring_network
+from generative.core.start_checks import check_fit, check_sampling, check_scoring_network, describe_start
 from generative.core.step import PhaseRunner, average_buffers, checkpoint_activations
 from generative.core.stopping import StopVote
 from generative.core.trained_state import TrainedState
@@ -64,7 +65,8 @@ class Trainer:
         notices: What to know before training, of the data and of scaled learning rates, one sentence each.
 
     Raises:
-        UserError: If data and objective do not fit, or the batch does not divide over micro-batches and processes.
+        UserError: If data and objective do not fit, the batch does not divide over micro-batches and processes, or another
+            process of the job was given something else.
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class Trainer:
         seed: int = 0,
         evaluator: Evaluator | None = None,
     ) -> None:
+        self.objective = objective
+        if accelerator.num_processes > 1:  # first, as one that a check stops would leave the others waiting
+            check_agreement(describe_start(objective, dataset, evaluator, config, seed, self._frozen_fingerprints))
         check_fit(objective, dataset)
         self.notices = dataset.notices + ([] if evaluator is None else evaluator.match_classes(dataset))
-        self.objective = objective
         self.dataset = dataset
         self.config = config
         self.accelerator = accelerator
