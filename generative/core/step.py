@@ -159,11 +159,16 @@ def or_one(denominator: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def checkpoint_activations(networks: Mapping[str, nn.Module]) -> None:
+def checkpoint_activations(networks: Mapping[str, nn.Module], is_compiled: bool = False) -> None:
     """Turn on gradient checkpointing of the networks that have it, as all of diffusers' that say so do.
 
+    Args:
+        networks: By name.
+        is_compiled: Whether they are compiled: a compiled graph does not tell the second computation of a block from the first,
+            and layers that say ``moves_in_training`` must move their state in the first alone.
+
     Raises:
-        UserError: If none has.
+        UserError: If none has, or if they have it uncompiled only.
     """
     models = [network for network in networks.values() if isinstance(network, ModelMixin)]
     able = [network for network in models if network._supports_gradient_checkpointing]
@@ -171,6 +176,11 @@ def checkpoint_activations(networks: Mapping[str, nn.Module]) -> None:
         named = ", ".join(type(network).__name__ for network in networks.values())
         raise UserError(f"trainer.gradient_checkpointing needs a network that supports it, and {named} does not; set it to false")
     for network in able:
+        if is_compiled and any(getattr(module, "moves_in_training", False) for module in network.modules()):
+            raise UserError(
+                f"trainer.compile and trainer.gradient_checkpointing exclude each other for {type(network).__name__}, whose "
+                "norms have state that moves in every forward pass; turn one of them off"
+            )
         network.enable_gradient_checkpointing()
 
 

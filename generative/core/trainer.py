@@ -155,7 +155,7 @@ class Trainer:
         start = share_weights if self.sharding.is_active else start_average
         self.averages: dict[str, nn.Module] = {name: start(network) for name, network in followed.items()}
         if self.config.gradient_checkpointing:
-            checkpoint_activations(self.objective.networks)
+            checkpoint_activations(self.objective.networks, self.config.compile)
         if self.config.compile:
             for network in self.objective.networks.values():
                 # FSDP acts between blocks, which a graph of all of them would leave it no room for.

@@ -28,6 +28,7 @@ from generative.gan.residual import (
     generator_stages,
 )
 from generative.layers.batch_norm import NormKind
+from generative.layers.checkpointing import run_block
 from generative.layers.class_embedding import ClassEmbedding
 from generative.layers.deep_blocks import FULL_TRUNCATION, DeepDiscriminatorBlock, DeepGeneratorBlock, DeepLayers
 from generative.layers.gan_blocks import GANLayers, WeightInit, initialise_weights
@@ -106,6 +107,8 @@ class BigGANDeepGenerator(ModelMixin, ConfigMixin):
         UserError: For options that are out of range or do not fit together.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,
@@ -179,7 +182,12 @@ class BigGANDeepGenerator(ModelMixin, ConfigMixin):
         )
         self.norm_out = layers.output_norm(widths[-1])
         self.conv_out = layers.conv(widths[-1], output_channels or image_channels)
+        self.gradient_checkpointing = False
         initialise_weights(self, weight_init)
+
+    def finish(self, hidden: Tensor, *fixed: float) -> Tensor:
+        """Norm and relu of (B, C, H, W), before the last convolution."""
+        return F.relu(self.norm_out(hidden, *fixed))
 
     def forward(self, z: Tensor, class_labels: Tensor, truncation: float | None = None) -> Tensor:
         """Generate images.
@@ -199,12 +207,12 @@ class BigGANDeepGenerator(ModelMixin, ConfigMixin):
         fixed = self._statistics_of(truncation)
         hidden = self.linear(condition).unflatten(1, (-1, self.bottom_width, self.bottom_width))  # (B, C, w, w)
         if "-1" in self.attentions:
-            hidden = self.attentions["-1"](hidden)
+            hidden = run_block(self, self.attentions["-1"], hidden)
         for index, block in enumerate(self.blocks):
-            hidden = block(hidden, condition, *fixed)  # (B, C', H, W), the last of a stage (B, C', 2H, 2W)
+            hidden = run_block(self, block, hidden, condition, *fixed)  # (B, C', H, W), the last of a stage (B, C', 2H, 2W)
             if str(index) in self.attentions:
-                hidden = self.attentions[str(index)](hidden)
-        images = self.conv_out(F.relu(self.norm_out(hidden, *fixed)))[:, : self.image_channels]  # (B, 1 or 3, H, W)
+                hidden = run_block(self, self.attentions[str(index)], hidden)
+        images = self.conv_out(run_block(self, self.finish, hidden, *fixed))[:, : self.image_channels]  # (B, 1 or 3, H, W)
         return torch.tanh(images).expand(-1, 3, -1, -1)  # (B, 3, H, W)
 
     def _statistics_of(self, truncation: float | None) -> tuple[float, ...]:
@@ -281,6 +289,7 @@ class BigGANDeepDiscriminator(ResidualDiscriminator):
         self.attentions = attention_after(stages, widths[1:], attention_resolutions, layers.conv)
         self.linear = layers.linear(widths[-1], output_dim)
         self.class_embedding = layers.embedding(num_classes, widths[-1])
+        self.gradient_checkpointing = False
         initialise_weights(self, weight_init)
 
     def features(self, images: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from generative.core.errors import UserError
 from generative.gan.dcgan_layers import Activation, DCGANLayers, make_activation
 from generative.gan.residual import check_attention, check_positive
 from generative.layers.batch_norm import AffineBatchNorm2d, BatchNorm2d, ConditionalNorm2d
+from generative.layers.checkpointing import run_block
 from generative.layers.gan_blocks import WeightInit, initialise_weights
 from generative.layers.projection_head import projection_logits, sum_pool
 from generative.layers.self_attention import attention_after
@@ -49,6 +50,8 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         weight_init: Distribution of the initial weights; None for torch's own.
         image_channels: 1 makes grey images, their one channel repeated.
     """
+
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -97,7 +100,13 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         self.norms = nn.ModuleList(norm_layer(width) for width in widths[1:])
         self.attentions = attention_after(stages, widths[1:], attention_resolutions, layers.conv)
         self.conv_out = layers.conv(widths[-1], image_channels)
+        self.gradient_checkpointing = False
         initialise_weights(self, weight_init, zero_biases=True, optional=True)
+
+    def run_stage(self, index: int, hidden: Tensor, class_labels: Tensor) -> Tensor:
+        """Transposed convolution, norm and activation of one stage: (B, C, H, W) to (B, C', 2H, 2W)."""
+        hidden, norm = self.convs[index](hidden), self.norms[index]
+        return self.activate(norm(hidden, class_labels) if self.class_conditional else norm(hidden))
 
     def forward(self, z: Tensor, class_labels: Tensor) -> Tensor:
         """Generate images.
@@ -110,11 +119,10 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
             (B, 3, H, W) in [-1, 1].
         """
         hidden = self.linear(z).unflatten(1, (-1, BOTTOM_SIZE, BOTTOM_SIZE))  # (B, C, 4, 4)
-        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            hidden = conv(hidden)  # (B, C', 2H, 2W)
-            hidden = self.activate(norm(hidden, class_labels) if self.class_conditional else norm(hidden))
+        for index in range(len(self.convs)):
+            hidden = run_block(self, self.run_stage, index, hidden, class_labels)  # (B, C', 2H, 2W)
             if str(index) in self.attentions:
-                hidden = self.attentions[str(index)](hidden)
+                hidden = run_block(self, self.attentions[str(index)], hidden)
         return torch.tanh(self.conv_out(hidden)).expand(-1, 3, -1, -1)  # (B, 3, H, W)
 
 
@@ -138,6 +146,8 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         batch_norm_momentum: Weight of the newest batch in the moving averages.
         weight_init: Distribution of the initial weights; None for torch's own.
     """
+
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -188,6 +198,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         self.last = nn.Sequential(layers.conv(widths[-1], last_width), norm_layer(last_width), self.activate)
         self.linear = layers.linear(last_width, num_classes if conditioning == "class_output" else output_dim)
         self.class_embedding = layers.embedding(num_classes, last_width) if conditioning == "projection" else None
+        self.gradient_checkpointing = False
         initialise_weights(self, weight_init, zero_biases=True, optional=True)
 
     def features(self, images: Tensor) -> Tensor:
@@ -201,10 +212,10 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         """
         hidden = images
         for index, block in enumerate(self.blocks):
-            hidden = block(hidden)  # (B, C', H/2, W/2)
+            hidden = run_block(self, block, hidden)  # (B, C', H/2, W/2)
             if str(index) in self.attentions:
-                hidden = self.attentions[str(index)](hidden)
-        return sum_pool(self.last(hidden))  # (B, D)
+                hidden = run_block(self, self.attentions[str(index)], hidden)
+        return sum_pool(run_block(self, self.last, hidden))  # (B, D)
 
     def forward(self, images: Tensor, class_labels: Tensor) -> Tensor:
         """Compute the realness logits of images.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.layers.batch_norm import AffineBatchNorm2d
+from generative.layers.checkpointing import run_block
 from generative.layers.class_embedding import ClassEmbedding
 from generative.layers.fastgan_blocks import FastGANBlock, SkipLayerExcitation
 from generative.layers.stored_spectral_norm import StoredSpectralConv2d, StoredSpectralVectorToMap
@@ -68,6 +69,8 @@ class FastGANGenerator(ModelMixin, ConfigMixin):
         cross_replica: Batch statistics over all processes.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,
@@ -108,6 +111,7 @@ class FastGANGenerator(ModelMixin, ConfigMixin):
             {str(size): SkipLayerExcitation(width[EXCITATIONS[size]], width[size]) for size in sizes if size in EXCITATIONS}
         )
         self.conv_out = StoredSpectralConv2d(width[image_size], image_channels, padding=1, bias=True)
+        self.gradient_checkpointing = False
 
     def check_noise(self, noise: Sequence[Tensor] | None) -> list[Tensor | None]:
         """One entry for each injection, Nones to be drawn.
@@ -144,7 +148,8 @@ class FastGANGenerator(ModelMixin, ConfigMixin):
         maps = {BOTTOM_SIZE: hidden}
         per_stage = len(maps_of_noise) // len(self.blocks)
         for index, (key, block) in enumerate(self.blocks.items()):
-            hidden = block(hidden, condition, maps_of_noise[index * per_stage : (index + 1) * per_stage])  # (B, C', 2H, 2W)
+            stage_noise = maps_of_noise[index * per_stage : (index + 1) * per_stage]
+            hidden = run_block(self, block, hidden, condition, stage_noise)  # (B, C', 2H, 2W)
             if key in self.excitations:
                 hidden = self.excitations[key](maps[EXCITATIONS[int(key)]], hidden)
             maps[int(key)] = hidden

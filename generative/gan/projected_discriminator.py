@@ -97,6 +97,8 @@ class ProjectedDiscriminator(ModelMixin, ConfigMixin):
 
     feature_extractors: tuple[str, ...] = ("efficientnet-lite0",)
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from generative.core.errors import UserError
 from generative.layers.batch_norm import AffineBatchNorm2d
+from generative.layers.checkpointing import run_block
 from generative.layers.class_embedding import ClassEmbedding
 from generative.layers.stored_spectral_norm import StoredSpectralConv2d
 
@@ -130,6 +131,7 @@ class ProjectedHead(nn.Module):
         self.conv_out = StoredSpectralConv2d(widths[-1], out_channels, kernel_size=FINAL_KERNEL_SIZE)
         self.class_embedding = None if num_classes is None else ClassEmbedding(num_classes, embedding_dim)
         self.class_projection = None if num_classes is None else nn.Linear(embedding_dim, map_channels)
+        self.gradient_checkpointing = False
 
     def forward(self, feature: Tensor, class_labels: Tensor) -> Tensor:
         """Compute the realness logits of a feature map.
@@ -145,7 +147,7 @@ class ProjectedHead(nn.Module):
         if self.stem is not None:
             hidden = F.leaky_relu(self.stem(hidden), LEAKY_RELU_SLOPE)  # (B, C', H, W)
         for block in self.blocks:
-            hidden = block(hidden)  # (B, C', H/2, W/2)
+            hidden = run_block(self, block, hidden)  # (B, C', H/2, W/2)
         hidden = self.conv_out(hidden)  # (B, 1 or D, h, w)
         if self.class_embedding is not None and self.class_projection is not None:
             condition = F.leaky_relu(self.class_projection(self.class_embedding(class_labels)), LEAKY_RELU_SLOPE)  # (B, D)
@@ -171,6 +173,8 @@ class MultiScaleHeads(ModelMixin, ConfigMixin):
         embedding_dim: Width of the class embedding.
         cross_replica: Batch statistics over all processes.
     """
+
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(

@@ -13,6 +13,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
+from generative.layers.checkpointing import run_block
 from generative.layers.class_embedding import ClassEmbedding
 from generative.layers.gan_blocks import DiscriminatorBlock, GANLayers, GeneratorBlock, WeightInit, initialise_weights
 from generative.layers.projection_head import projection_logits, sum_pool
@@ -80,6 +81,8 @@ def discriminator_stages(resolution: int) -> list[int]:
 class ResidualGenerator(ModelMixin, ConfigMixin):
     """What SAGAN's and BigGAN's generators share: blocks with attention between them, and the layers before and after."""
 
+    _supports_gradient_checkpointing = True
+
     def build(
         self,
         layers: GANLayers,
@@ -131,7 +134,12 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
         self.attentions = attention_after(stages, widths[1:], attention_resolutions, layers.conv)
         self.norm_out = layers.output_norm(widths[-1])
         self.conv_out = layers.conv(widths[-1], image_channels)
+        self.gradient_checkpointing = False
         initialise_weights(self, weight_init)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Norm and relu of (B, C, H, W), before the last convolution."""
+        return F.relu(self.norm_out(hidden), inplace=True)
 
     def generate(self, first: Tensor, conditions: Sequence[Tensor]) -> Tensor:
         """Run the stages.
@@ -145,15 +153,17 @@ class ResidualGenerator(ModelMixin, ConfigMixin):
         """
         hidden = self.linear(first).unflatten(1, (-1, self.bottom_width, self.bottom_width))  # (B, C, w, w)
         for index, (block, condition) in enumerate(zip(self.blocks, conditions, strict=True)):
-            hidden = block(hidden, condition)  # (B, C', 2H, 2W)
+            hidden = run_block(self, block, hidden, condition)  # (B, C', 2H, 2W)
             if str(index) in self.attentions:
-                hidden = self.attentions[str(index)](hidden)
-        images = torch.tanh(self.conv_out(F.relu(self.norm_out(hidden), inplace=True)))  # (B, 1 or 3, H, W)
+                hidden = run_block(self, self.attentions[str(index)], hidden)
+        images = torch.tanh(self.conv_out(run_block(self, self.finish, hidden)))  # (B, 1 or 3, H, W)
         return images.expand(-1, 3, -1, -1)  # (B, 3, H, W)
 
 
 class ResidualDiscriminator(ModelMixin, ConfigMixin):
     """What SAGAN's and BigGAN's discriminators share, which is all but the defaults."""
+
+    _supports_gradient_checkpointing = True
 
     def build(
         self,
@@ -186,6 +196,7 @@ class ResidualDiscriminator(ModelMixin, ConfigMixin):
         self.attentions = attention_after(stages, widths[1:], attention_resolutions, layers.conv)
         self.linear = layers.linear(widths[-1], output_dim)
         self.class_embedding = layers.embedding(num_classes, widths[-1])
+        self.gradient_checkpointing = False
         initialise_weights(self, weight_init)
 
     def features(self, images: Tensor) -> Tensor:
@@ -199,9 +210,9 @@ class ResidualDiscriminator(ModelMixin, ConfigMixin):
         """
         hidden = images
         for index, block in enumerate(self.blocks):
-            hidden = block(hidden)  # (B, C', H/2, W/2), later ones (B, C', H, W)
+            hidden = run_block(self, block, hidden)  # (B, C', H/2, W/2), later ones (B, C', H, W)
             if str(index) in self.attentions:
-                hidden = self.attentions[str(index)](hidden)
+                hidden = run_block(self, self.attentions[str(index)], hidden)
         return sum_pool(F.relu(hidden))  # (B, D)
 
     def forward(self, images: Tensor, class_labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generative.core.errors import UserError
+from generative.layers.checkpointing import BlockSequence
 
 BATCH_NORM_EPS = 1e-3  # of TensorFlow's EfficientNets
 TENSORS_PER_CONV = 6  # weight, and scale, shift, mean, variance and counter of its batch norm
@@ -132,7 +133,7 @@ class EfficientNetLite0Pyramid(nn.Module):
                 stride = stage.stride if index == 0 else 1
                 blocks.append(LiteBlock(width, stage.channels, stage.kernel_size, stride, stage.expansion))
                 width = stage.channels
-            stages.append(nn.Sequential(*blocks))
+            stages.append(BlockSequence(*blocks))
         self.stages = nn.ModuleList(stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:

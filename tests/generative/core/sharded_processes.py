@@ -90,7 +90,7 @@ def end(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 CASES = {
     "dit": (dit, {"max_grad_norm": 0.5, "gradient_checkpointing": True}),
-    "gan": (gan, {"max_grad_norm": 5.0}),
+    "gan": (gan, {"max_grad_norm": 5.0, "gradient_checkpointing": True}),
     "edm2": (edm2, {"ema_snapshot_interval_images": 24}),
 }
 
