@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from generative.core.types import Batch, StepContext
 
 FEW_IMAGES, MORE_IMAGES = 2, 4
 """Sizes of two micro-batches whose costs tell what an image costs and what is the same for any number (normalised weights)."""
+LEAN_IMAGES = (8, 16)
+"""The same where activations are computed again: of fewer images, most is alive where weights are large, not where maps are."""
 LATE_STEP = 10**9
 """Step that costs are measured at: whatever enters late (an adversary) has entered."""
 
@@ -97,12 +99,12 @@ def measure_footprint(objective: Objective, make_batch: MakeBatch, precision: Pr
     phases = objective.phases()
     few, _ = measure_phases(objective, phases, make_batch(FEW_IMAGES), precision)
     more, (forward, step) = measure_phases(objective, phases, make_batch(MORE_IMAGES), precision)
-    activations = line_through(few, more)
+    activations = line_through((FEW_IMAGES, MORE_IMAGES), (few, more))
     checkpointed = None
     if has_checkpointing(objective):
         checkpoint_activations(objective.networks)
-        lean, _ = measure_phases(objective, phases, make_batch(MORE_IMAGES), precision)
-        checkpointed = Activations(max(0.0, (lean - activations.fixed) / MORE_IMAGES), activations.fixed)
+        lean = [measure_phases(objective, phases, make_batch(images), precision)[0] for images in LEAN_IMAGES]
+        checkpointed = line_through(LEAN_IMAGES, lean)
     repeats = max(phase.repeats for phase in phases)
     networks = objective.networks
     return Footprint(
@@ -214,10 +216,10 @@ def count_step_flops(objective: Objective, make_batch: MakeBatch, seconds: float
         restore()
 
 
-def line_through(few: float, more: float) -> Activations:
-    """Costs of an image and of none, from those of ``FEW_IMAGES`` and ``MORE_IMAGES``."""
-    per_image = (more - few) / (MORE_IMAGES - FEW_IMAGES)
-    return Activations(per_image, max(0.0, more - per_image * MORE_IMAGES))
+def line_through(images: Sequence[int], costs: Sequence[float]) -> Activations:
+    """Costs of an image and of none, from those of two micro-batches."""
+    per_image = (costs[1] - costs[0]) / (images[1] - images[0])
+    return Activations(per_image, max(0.0, costs[1] - per_image * images[1]))
 
 
 def has_checkpointing(objective: Objective) -> bool:

@@ -9,11 +9,15 @@ import torch
 from torch import nn
 
 from generative.core.ema import ConstantEMA, PowerEMA
-from generative.core.footprint import count_step_flops, measure_footprint, optimizer_bytes
+from generative.core.footprint import count_step_flops, measure_footprint, measure_phases, optimizer_bytes
+from generative.core.metering import hollow_out
+from generative.core.step import checkpoint_activations
 from generative.core.types import Batch
 from generative.diffusion.formulations.gaussian import GaussianDiffusion
 from generative.diffusion.networks.dit import DiT
 from generative.diffusion.objectives.denoising import DiffusionObjective
+from generative.gan.biggan import BigGANDiscriminator, BigGANGenerator
+from generative.gan.objective import GANObjective
 
 SMALL = {"sample_size": 16, "patch_size": 2, "in_channels": 4, "hidden_size": 64, "depth": 2, "num_heads": 4, "num_classes": 10}
 
@@ -73,6 +77,28 @@ def test_activations_grow_with_the_batch_and_fall_with_checkpointing_and_precisi
     half = measure_footprint(objective(depth=6), make_batch, "bf16")
     assert 0.4 < half.activations.per_image / plain.activations.per_image < 0.85
     assert half.forward_flops == plain.forward_flops and half.step_flops == pytest.approx(plain.step_flops, rel=0.05)
+
+
+def test_checkpointed_activations_of_a_gan_are_told_of_more_images_than_were_measured() -> None:
+    """Of few images, those of wide layers at low resolution and their normalised weights outweigh those of the large maps."""
+
+    def gan() -> GANObjective:
+        with torch.device("meta"):
+            generator = BigGANGenerator(64, channels=48, num_classes=10, attention_resolutions=(8,))
+            discriminator = BigGANDiscriminator(64, channels=48, num_classes=10, attention_resolutions=(8,))
+        return GANObjective(generator, discriminator, torch.optim.Adam, torch.optim.Adam)
+
+    def images(size: int) -> Batch:
+        return {"images": torch.zeros(size, 3, 64, 64), "class_labels": torch.zeros(size, dtype=torch.int64)}
+
+    footprint = measure_footprint(gan(), images)
+    assert footprint.checkpointed is not None
+    other = gan()
+    hollow_out(other.networks.values())
+    checkpoint_activations(other.networks)
+    measured, _ = measure_phases(other, other.phases(), images(64), "no")
+    assert footprint.checkpointed.of(64) == pytest.approx(measured, rel=0.02)
+    assert measured < 0.7 * footprint.activations.of(64)
 
 
 def test_activations_are_those_of_a_real_step() -> None:
