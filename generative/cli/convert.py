@@ -26,7 +26,8 @@ IMAGE_CHANNELS = 3
 MAX_PROBLEMS = 200
 """Keys listed one by one before the rest is only counted."""
 EPILOG = """Reads .pth, .pt, .bin, .safetensors, .npz (arrays by variable name), StyleGAN and EDM .pkl files and the .index of
-TensorFlow checkpoints (shards beside it; no TensorFlow is needed), and runs nothing.
+TensorFlow checkpoints (shards beside it; no TensorFlow is needed), and runs nothing. Weights in several files are given by their
+index (...safetensors.index.json).
   generative convert weights/G_ema.pth weights/D.pth --output pipelines/biggan
   generative convert network-snapshot.pkl --output pipelines/projected-gan
   generative convert 256x256_diffusion.pt --output pipelines/adm-256
@@ -256,6 +257,7 @@ def describe(recognised: Recognised, parts: Sequence[NetworkPart], paths: Sequen
     """What ``conversion.json`` says: where a pipeline is from, and nothing that differs from one conversion to the next."""
     import torch
 
+    from generative.convert.files.pieces import with_pieces
     from generative.convert.files.tensor_bundle import with_shards
     from metrics.files.weights import sha256_of
 
@@ -264,7 +266,7 @@ def describe(recognised: Recognised, parts: Sequence[NetworkPart], paths: Sequen
     return decoded_by | {
         "source": recognised.source.name,
         "repository": recognised.source.repository,
-        "files": {path.name: sha256_of(path) for path in with_shards(paths)},
+        "files": {path.name: sha256_of(path) for path in with_pieces(with_shards(paths))},
         "networks": [str(part) for part in parts],
         "options": recognised.config,
         "torch_version": torch.__version__,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import shlex
 import sys
@@ -13,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from generative.core.errors import UserError
+from generative.core.logging import whole_file
 from generative.report.collect import Run, collect_runs
 from generative.report.curves import IMAGES, Axis, line_style, loss_figure, loss_names, score_figure, time_axis
 from generative.report.differences import differences_section
@@ -90,12 +90,8 @@ def write_report(
         raise UserError(f"the report's output must be a file that ends in .html, got '{output}'")
     page = build_page(collect_runs(runs), title, intro, caption, class_names)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    try:
+    with whole_file(output) as partial:
         partial.write_text(page, encoding="utf-8", errors="backslashreplace")
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
     return output
 
 

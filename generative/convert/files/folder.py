@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from generative.convert.files.pieces import INDEX_SUFFIX
 from generative.core.errors import UserError
 
 INDEX = "model_index.json"
 # Pipeline of diffusers -> source of its network, component that is the network, one that is the autoencoder.
 PIPELINES = {"DiTPipeline": ("dit-pipeline", "transformer", "vae")}
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+"""Names of a component's weights; in several files, their index has a longer one."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class PipelineFolder:
 
     Attributes:
         source: Name of the source of its network.
-        weights: The network's file.
+        weights: The network's file, or the index of its files.
         options: Of its config.json, the scheduler's config among them.
         autoencoder: Folder of the autoencoder, if there is one with safetensors; of others --autoencoder takes the place.
         class_names: Names of the classes, the first where there are synonyms; None if the folder keeps none.
@@ -45,17 +48,26 @@ def read_pipeline_folder(folder: Path) -> PipelineFolder:
     if kind not in PIPELINES:
         raise UserError(f"'{folder}' holds a {kind}; pipelines of diffusers that are converted are {', '.join(PIPELINES)}")
     source, network, autoencoder = PIPELINES[kind]
-    weights = next((folder / network / name for name in WEIGHTS if (folder / network / name).is_file()), None)
+    weights = find_weights(folder / network, WEIGHTS)
     if weights is None:
-        raise UserError(f"'{folder / network}' holds none of {', '.join(WEIGHTS)}; get the whole folder")
+        raise UserError(
+            f"'{folder / network}' holds none of {', '.join(WEIGHTS)}, nor an index of them ({WEIGHTS[0]}{INDEX_SUFFIX}); get "
+            "the whole folder"
+        )
     options = read_json(folder / network / "config.json")
     options["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     labels = index.get("id2label")
     names = None
     if isinstance(labels, dict) and sorted(labels, key=int) == [str(number) for number in range(len(labels))]:
         names = [str(labels[str(number)]).partition(",")[0].strip() for number in range(len(labels))]
-    has_autoencoder = (folder / autoencoder / WEIGHTS[0]).is_file()
+    has_autoencoder = find_weights(folder / autoencoder, WEIGHTS[:1]) is not None
     return PipelineFolder(source, weights, options, folder / autoencoder if has_autoencoder else None, names)
+
+
+def find_weights(component: Path, names: Sequence[str]) -> Path | None:
+    """The first of some files that a component's folder has, whole or as an index of several; None if it has none."""
+    paths = [component / (name + suffix) for name in names for suffix in ("", INDEX_SUFFIX)]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_json(path: Path) -> dict[str, Any]:

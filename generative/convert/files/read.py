@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from generative.convert.files.check import check_tensors
+from generative.convert.files.pieces import index_of, is_pieces_index, read_pieces
 from generative.convert.files.snapshot import read_snapshot
 from generative.convert.files.tensor_bundle import INDEX_SUFFIX, SHARD_SUFFIX, is_index
 from generative.convert.files.tensorflow_objects import read_tensorflow
@@ -131,7 +132,8 @@ def read_checkpoints(paths: Sequence[Path]) -> Checkpoint:
 
     Args:
         paths: ``.pth``, ``.pt``, ``.bin``, ``.safetensors``, ``.npz``, ``.pkl`` or TensorFlow's ``.index`` files; their content
-            decides, not their name. Shards of an index that is given are read with it.
+            decides, not their name. Shards of an index that is given are read with it, and so are the pieces of an
+            ``.index.json`` of the Hugging Face Hub.
 
     Raises:
         UserError: If a file is absent, damaged, asks for anything but tensors and plain data, or none holds a network.
@@ -161,15 +163,16 @@ def read_checkpoints(paths: Sequence[Path]) -> Checkpoint:
 
 
 def without_shards(paths: Sequence[Path]) -> list[Path]:
-    """Files less the shards of TensorFlow's checkpoints, which a shell's ``ckpt-1.*`` names beside their index.
+    """Files less the shards of checkpoints, which a shell's ``ckpt-1.*`` names beside their index.
 
     Raises:
         UserError: If a shard is there without its index.
     """
-    indices = {path: path.with_name(SHARD_SUFFIX.sub(INDEX_SUFFIX, path.name)) for path in paths}
+    indices = {path: index_of(path.with_name(SHARD_SUFFIX.sub(INDEX_SUFFIX, path.name))) for path in paths}
     for path, index in indices.items():
         if index != path and index not in paths:
-            raise UserError(f"checkpoint '{path}' is a shard of a TensorFlow checkpoint; give its index, '{index}'")
+            kind = "file of several" if is_pieces_index(index) else "shard of a TensorFlow checkpoint"
+            raise UserError(f"checkpoint '{path}' is a {kind}; give its index, '{index}'")
     return [path for path in paths if indices[path] == path]
 
 
@@ -189,6 +192,8 @@ def read_file(path: Path) -> dict[str, Any] | list[NetworkPart]:
         index = path.with_name(path.name + INDEX_SUFFIX)
         wanted = f"'{index}'" if index.is_file() else "the file of the official weights"
         raise UserError(f"checkpoint '{path}' does not exist or is a folder; give {wanted}")
+    if is_pieces_index(path):
+        return read_pieces(path, read_file)
     try:
         if is_index(path):
             return [NetworkPart(path, name, state) for name, state in read_tensorflow(path)]

@@ -89,6 +89,53 @@ def test_a_folder_becomes_a_pipeline(folder: Path, tmp_path: Path, capsys: pytes
         assert abs(images.images - wanted.images).max() < 1e-4
 
 
+@pytest.mark.parametrize("file", [None, "transformer/diffusion_pytorch_model.safetensors.index.json"])
+def test_weights_in_several_files(folder: Path, tmp_path: Path, file: str | None) -> None:
+    """As ``save_pretrained(max_shard_size=...)`` writes network and autoencoder; the folder, or the network by its index."""
+    pieces = tmp_path / "pieces"
+    DiTPipeline.from_pretrained(folder).save_pretrained(pieces, max_shard_size="5KB")
+    names = sorted(path.name for path in (pieces / "transformer").glob("*.safetensors"))
+    assert len(names) > 2 and len(list((pieces / "vae").glob("*.safetensors"))) > 1
+    (pieces / "model_index.json").write_text((folder / "model_index.json").read_text())
+    (tmp_path / "options.json").write_text(json.dumps(CONFIG))
+    given = [str(pieces)] if file is None else [str(pieces / file), "--config", str(tmp_path / "options.json")]
+    assert main(["convert", str(folder), "--output", str(tmp_path / "whole")]) == 0
+    assert main(["convert", *given, "--output", str(tmp_path / "out")]) == 0
+    pipeline, whole = load_pipeline(tmp_path / "out"), load_pipeline(tmp_path / "whole")
+    assert same_weights(pipeline.denoiser, whole.denoiser)
+    if file is None:
+        assert same_weights(pipeline.autoencoder, whole.autoencoder) and pipeline.class_names == whole.class_names
+    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert sorted(record["files"]) == sorted([*names, "diffusion_pytorch_model.safetensors.index.json"])
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_what_lacks_of_several_files_is_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    DiTPipeline.from_pretrained(folder).save_pretrained(tmp_path / "pieces", max_shard_size="20KB")
+    network = tmp_path / "pieces" / "transformer"
+    index = network / "diffusion_pytorch_model.safetensors.index.json"
+    pieces = sorted(network.glob("*.safetensors"))
+
+    def failure(*given: Path) -> str:
+        capsys.readouterr()
+        assert main(["convert", *map(str, given), "--output", str(tmp_path / "out")]) == 2
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    assert f"'{pieces[0]}' is a file of several; give its index, '{index}'" in failure(pieces[0])
+    pieces[1].rename(tmp_path / "elsewhere")
+    for given in (tmp_path / "pieces", index):
+        assert f"names '{pieces[1].name}', which does not lie beside it; get all {len(pieces)} files" in failure(given)
+    index.write_text("{")
+    assert "index.json' is damaged; it must say which file holds which tensor" in failure(index)
+    index.unlink()
+    assert "nor an index of them (diffusion_pytorch_model.safetensors.index.json); get the whole" in failure(tmp_path / "pieces")
+
+
 def test_what_does_not_fit_is_told_in_a_sentence(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, state = get_source("dit-pipeline"), transformer().state_dict()
     other = state | {"transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias": torch.ones(16)}
