@@ -123,9 +123,9 @@ def convert(*arguments: Any) -> int:
     return main(["convert", *map(str, arguments)])
 
 
-def failure(capsys: pytest.CaptureFixture[str], *arguments: Any) -> list[str]:
+def failure(capsys: pytest.CaptureFixture[str], *arguments: Any, code: int = 2) -> list[str]:
     capsys.readouterr()
-    assert convert(*arguments) == 2
+    assert convert(*arguments) == code
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[0].startswith("error: ") and not any("Traceback" in line for line in lines)
     return lines
@@ -285,7 +285,7 @@ def test_where_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("generative.core.checkpoint.save_network", full)
-    assert "no space left" in failure(capsys, *paths, "--output", "half")[0]
+    assert "no space left" in failure(capsys, *paths, "--output", "half", code=1)[0]
     assert not Path("half").exists() and not list(Path().glob(".*half*"))
 
 
