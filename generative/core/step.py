@@ -164,23 +164,25 @@ def checkpoint_activations(networks: Mapping[str, nn.Module], is_compiled: bool 
 
     Args:
         networks: By name.
-        is_compiled: Whether they are compiled: a compiled graph does not tell the second computation of a block from the first,
-            and layers that say ``moves_in_training`` must move their state in the first alone.
+        is_compiled: Whether they are compiled: then networks with layers that say ``moves_in_training`` are left out, because a
+            compiled graph that computes a block again reads state that later passes have moved.
 
     Raises:
-        UserError: If none has, or if they have it uncompiled only.
+        UserError: If none has.
     """
     models = [network for network in networks.values() if isinstance(network, ModelMixin)]
     able = [network for network in models if network._supports_gradient_checkpointing]
+    named = ", ".join(type(network).__name__ for network in networks.values())
     if not able:
-        named = ", ".join(type(network).__name__ for network in networks.values())
         raise UserError(f"trainer.gradient_checkpointing needs a network that supports it, and {named} does not; set it to false")
+    if is_compiled:
+        able = [network for network in able if not any(getattr(m, "moves_in_training", False) for m in network.modules())]
+    if not able:
+        raise UserError(
+            f"trainer.compile and trainer.gradient_checkpointing exclude each other for {named}, whose norms have state that "
+            "moves in every forward pass; turn one of them off"
+        )
     for network in able:
-        if is_compiled and any(getattr(module, "moves_in_training", False) for module in network.modules()):
-            raise UserError(
-                f"trainer.compile and trainer.gradient_checkpointing exclude each other for {type(network).__name__}, whose "
-                "norms have state that moves in every forward pass; turn one of them off"
-            )
         network.enable_gradient_checkpointing()
 
 

@@ -38,7 +38,8 @@ class TrainerConfig:
             processes fewer are faster: 1 never waits for another. Another number rounds sums otherwise.
         compile: Compile the networks with torch.compile.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them, in every trained network
-            that can: less memory for about a third more time, and the same gradients.
+            that can: less memory for about a third more time, and the same gradients. Compiled networks whose norms have state
+            (GANs' and discriminators') cannot.
         channels_last: Keep 4-D weights in channels-last memory (faster convolutions in bf16).
         shard: ``full`` cuts networks, gradients, optimizer states and averages over all processes (FSDP2): memory falls with
             their number. ``hybrid`` cuts them over groups of processes, each of which holds everything. ``none`` cuts nothing.

@@ -83,7 +83,7 @@ def run_block(network: Any, block: Callable[..., Tensor], *inputs: Any) -> Tenso
     """
     result: Tensor
     if network.gradient_checkpointing and torch.is_grad_enabled():
-        # A compiler takes a block for a function of its inputs and its state, which it keeps by itself.
+        # A compiled graph computes again by itself, and so only blocks without state: see ``checkpoint_activations``.
         part = block if torch.compiler.is_compiling() else CheckpointedCall(block)
         result = network._gradient_checkpointing_func(part, *inputs)
     else:
