@@ -9,25 +9,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy  # noqa: E402
+from killer import Kill, Killer  # noqa: E402
 
 from generative.core import checkpoint as ckpt  # noqa: E402
-from generative.core.checkpoint_writer import CheckpointWriter  # noqa: E402
 from generative.core.ema import ConstantEMA, EMASpec, PowerEMA  # noqa: E402
 from generative.core.errors import RunError  # noqa: E402
 from generative.core.images import images_to_float  # noqa: E402
@@ -40,31 +37,6 @@ END_SECONDS = 60.0
 """In which the rest of a job must end once one of its processes is dead."""
 JOB_SECONDS = 300.0
 HUNG = -1000
-CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link")
-"""Audit events of changes of the file system, beside files that are opened to be written."""
-LOG = "metrics.jsonl"
-
-
-@dataclasses.dataclass(frozen=True)
-class Kill:
-    """When and how a process dies.
-
-    Attributes:
-        how: ``moment``: so many seconds after a step, or the process, has begun; ``operation``: before a change of the file
-            system; ``write``: in the middle of a write, at the byte where a file becomes too long.
-        phase: What is counted from: the ``start`` of the process, ``training`` or, of operations and writes, the ``save``s.
-        number: Steps, operations or bytes until then.
-        seconds: Of ``moment``.
-        rank: Of the process.
-        alone: Others are left alone; else all processes of the job are killed.
-    """
-
-    how: str
-    phase: str
-    number: int
-    seconds: float = 0.0
-    rank: int = 0
-    alone: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +93,16 @@ def gan() -> toy.ToyGAN:
     return toy.gan(toy.adam, random_noise=True, discriminator_steps=2, ema=ConstantEMA(0.9))
 
 
-CASES: dict[str, tuple[Callable[[], Objective], str, dict[str, Any]]] = {
-    "denoiser": (Denoiser, "loss", {"ema_snapshot_interval_images": 80}),
-    "gan": (gan, "discriminator_loss", {}),
+def scored() -> dict[str, Any]:
+    """Settings of a run whose checkpoint of the best score is kept."""
+    evaluator = toy.evaluator(metrics=("frechet",))
+    return {"evaluator": evaluator, "evaluate_interval_steps": 4, "keep_best": "frechet_distance"}
+
+
+CASES: dict[str, tuple[Callable[[], Objective], str, Callable[[], dict[str, Any]]]] = {
+    "denoiser": (Denoiser, "loss", lambda: {"ema_snapshot_interval_images": 80}),
+    "gan": (gan, "discriminator_loss", dict),
+    "scored": (Denoiser, "loss", scored),
 }
 """The objective, its loss that sees all of the data, and settings."""
 
@@ -138,7 +117,7 @@ class Record:
     """
 
     def __init__(self, path: Path, dataset: toy.ToyImages, at_step: Callable[[int], None]) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._file = path.open("a")
         pixels = images_to_float(dataset.pixels)
         self._known = {key(image): [index, False] for index, image in enumerate(pixels)}
         self._known |= {key(image): [index, True] for index, image in enumerate(pixels.flip(-1))}
@@ -155,7 +134,8 @@ class Record:
                 self._at_step(self._num_steps)
                 self._num_steps += 1
             images = [self._known[key(image)] for image in batch["images"]]
-            os.write(self._file, (json.dumps({"step": context.step, "images": images}) + "\n").encode())
+            self._file.write(json.dumps({"step": context.step, "images": images}) + "\n")
+            self._file.flush()  # all of it, or this process dies on the way
             return inner(networks, batch, context)
 
         setattr(objective, loss, watched)
@@ -164,99 +144,6 @@ class Record:
 def key(image: Tensor) -> bytes:
     """The content of an image."""
     return image.contiguous().numpy().tobytes()
-
-
-# ---------------------------------------------------------------- how it is killed
-
-
-class Killer:
-    """Kills where a plan says, from within, so that the moment does not hang on who is scheduled when."""
-
-    def __init__(self, kill: Kill, run: Path) -> None:
-        self.kill, self.run = kill, run
-        self._left = kill.number
-        self._saving: int | None = None
-        self._is_counting = kill.how == "operation" and kill.phase == "start"
-        if kill.how == "moment" and kill.phase == "start":
-            self._strike_later()
-        if kill.how == "write":
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python's own way is an error
-            if kill.phase == "start":
-                self._limit_files(kill.number)
-        if kill.how == "operation":
-            sys.addaudithook(self._see)
-            safetensors.torch.serialize_file = self._counted(safetensors.torch.serialize_file)
-        if kill.phase == "save":
-            CheckpointWriter._run = self._in_save(CheckpointWriter._run)  # type: ignore[method-assign]
-
-    def at_step(self, number: int) -> None:
-        """Called as each step begins."""
-        if self.kill.phase != "training":
-            return
-        if self.kill.how == "moment" and number == self.kill.number:
-            self._strike_later()
-        if self.kill.how == "operation":
-            self._is_counting = True
-        if self.kill.how == "write" and number == 0:
-            self._limit_files((self.run / LOG).stat().st_size + self.kill.number)
-
-    def _strike(self, process: int) -> None:
-        if self.kill.alone:
-            os.kill(process, signal.SIGKILL)
-        else:
-            os.killpg(0, signal.SIGKILL)
-
-    def _strike_later(self) -> None:
-        """From a process of its own: no lock of this one delays it."""
-        process = os.getpid()
-        if os.fork() == 0:
-            time.sleep(self.kill.seconds)
-            if os.getppid() == process:
-                self._strike(process)
-            os._exit(0)
-
-    def _limit_files(self, num_bytes: int) -> None:
-        """The system kills this process in the write that makes a file longer, of which the first part is then there."""
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
-
-    def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
-        is_change = event in CHANGES or (event == "open" and is_written(arguments[2]))
-        # Within ``rmtree`` names are relative.
-        if is_change and not (os.path.isabs(name := str(arguments[0])) and not name.startswith(str(self.run))):
-            self._count()
-
-    def _count(self) -> None:
-        if not (self._is_counting or self._saving == threading.get_ident()):
-            return
-        if self._left == 0:
-            self._strike(os.getpid())
-        self._left -= 1
-
-    def _counted(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        def serialize_file(*arguments: Any, **options: Any) -> Any:
-            self._count()
-            return inner(*arguments, **options)
-
-        return serialize_file
-
-    def _in_save(self, inner: Callable[..., None]) -> Callable[..., None]:
-        def run(writer: CheckpointWriter, *arguments: Any) -> None:
-            if self.kill.how == "write":
-                self._limit_files(self.kill.number)
-            else:
-                self._saving = threading.get_ident()
-            try:
-                inner(writer, *arguments)
-            finally:
-                self._saving = None
-
-        return run
-
-
-def is_written(flags: Any) -> bool:
-    """Whether a file opened with these flags can be written to."""
-    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR))
 
 
 # ---------------------------------------------------------------- processes
@@ -282,7 +169,7 @@ def train(job: Job, rank: int) -> int:
             dataset=dataset,
             gradient_accumulation_steps=SLOTS // job.num_processes,
             horizontal_flip=True,
-            **{**settings, **job.settings},
+            **{**settings(), **job.settings},
         )
         trainer.fit(ckpt.resolve_checkpoint(run, "auto"))
     except RuntimeError as error:
