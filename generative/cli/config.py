@@ -59,6 +59,13 @@ MOVED_KEYS = dict.fromkeys(
 PARSER_ENTRIES = ("Does not validate", "Not a valid subclass", "Expected a", "a class path", "a dict with")
 
 
+# Its report on a plain value that may also be null.
+OPTIONAL = re.compile(
+    r"Subtypes: \[<class '(\w+)'>, <class 'NoneType'>\] Errors: - Expected a <class '\w+'> - Expected a <class 'NoneType'> "
+    r"Given value type: <class '\w+'> Given value: (.*?)(?: - Expected a .*)?$"
+)
+
+
 class OneSentenceParser(ArgumentParser):
     """A parser whose errors are one sentence, without usage lines.
 
@@ -108,8 +115,11 @@ def condense(message: str) -> str:
         return unknown_key(".".join([*path, unknown[1].replace("init_args.", "")]))
     if unknown := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):
         return unknown_key(f"{unknown[1]}.{unknown[2]}")
+    if wrong := OPTIONAL.search(" ".join(message.split())):
+        return f"{'.'.join(path)} must be {wrong[1]} or null, got {wrong[2]}"
     if wrong := re.search(r"Expected an? (.+?)\. Got value: (.*)", text):
         expected = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", wrong[1]).replace("typing.", "")
+        expected = re.sub(r"Literal\[([^]]*)\]", lambda choices: f"one of {choices[1].replace(chr(39), '')}", expected)
         return f"{'.'.join(path)} must be {expected}, got {wrong[2]}"
     if wrong := re.search(r"Expected an? <class '(?:\w+\.)*(\w+)'>.* Given value: (.*)", text):
         return f"{'.'.join(path)} must be {wrong[1]}, got {wrong[2]}"

@@ -133,10 +133,10 @@ def place_of(message: str, layers: Sequence[Layer], overrides: Sequence[str] = (
         overrides: Command-line overrides, which come after the files.
     """
     found = _KEY.match(message)
+    given = {override.partition("=")[0].removeprefix("--").replace(".init_args", "") for override in overrides}
+    if found and found[1] in given:
+        return "command line"
     if found and len(layers) > 1:
-        given = {override.partition("=")[0].removeprefix("--").replace(".init_args", "") for override in overrides}
-        if found[1] in given:
-            return "command line"
         for layer in reversed(layers):
             if holds(layer.content, found[1].split(".")):
                 return f"configuration '{layer.path}'"
