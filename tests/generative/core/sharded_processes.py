@@ -17,6 +17,9 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent))
 import toy  # noqa: E402
 
+from generative.autoregressive.next_scale.objective import VARObjective  # noqa: E402
+from generative.autoregressive.next_scale.var import VAR  # noqa: E402
+from generative.autoregressive.options import VAROptions  # noqa: E402
 from generative.core import checkpoint as ckpt  # noqa: E402
 from generative.core.ema import ConstantEMA, PowerEMA  # noqa: E402
 from generative.core.errors import RunError, UserError  # noqa: E402
@@ -33,6 +36,7 @@ from generative.diffusion.options import DiffusionOptions  # noqa: E402
 from generative.gan.objective import GANObjective  # noqa: E402
 from generative.gan.penalties import R1  # noqa: E402
 from generative.gan.sagan import SAGANDiscriminator, SAGANGenerator  # noqa: E402
+from generative.tokenizers.multi_scale_vq import MultiScaleVQTokenizer  # noqa: E402
 
 SLOTS = 6
 SAMPLING = DiffusionOptions(num_inference_steps=2)
@@ -71,6 +75,16 @@ def edm2() -> DiffusionObjective:
     return DiffusionObjective(denoiser, EDM(), optimizer, ema=PowerEMA(std=0.1), sampling=SAMPLING)
 
 
+def var() -> VARObjective:
+    """Blocks of which the network calls more than the block itself, on the ids of a frozen tokenizer."""
+    torch.manual_seed(0)
+    pyramid = {"num_codes": 6, "latent_channels": 4, "patch_nums": (1, 2)}
+    tokenizer = MultiScaleVQTokenizer(image_size=4, ch=4, ch_mult=(1, 1), num_res_blocks=1, norm_groups=2, **pyramid)
+    transformer = VAR(num_classes=3, hidden_size=20, depth=2, num_heads=2, adaln_gain_init=0.1, **pyramid)
+    optimizer = partial(torch.optim.AdamW, lr=1e-3, eps=1e-4)
+    return VARObjective(transformer, tokenizer, optimizer, ema=ConstantEMA(0.9), sampling=VAROptions())
+
+
 def build(objective: Objective, folder: Path, **settings: Any) -> Trainer:
     """A trainer of 4 steps of 12 images in six slots, however many processes there are."""
     num_processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -92,6 +106,8 @@ CASES = {
     "dit": (dit, {"max_grad_norm": 0.5, "gradient_checkpointing": True}),
     "gan": (gan, {"max_grad_norm": 5.0, "gradient_checkpointing": True}),
     "edm2": (edm2, {"ema_snapshot_interval_images": 24}),
+    "var": (var, {"gradient_checkpointing": True}),
+    "var-bf16": (var, {"mixed_precision": "bf16", "max_grad_norm": 1.0}),
 }
 
 
@@ -133,6 +149,20 @@ def resume(folder: Path, rank: int) -> None:
     done(folder, "resume")
 
 
+def groups(folder: Path, rank: int) -> None:
+    """Four processes in two groups, each of which holds everything."""
+    make, settings = CASES["dit"]
+    trainer = build(make(), folder / "four", shard="hybrid", shard_group_size=2, gradient_accumulation_steps=1, **settings)
+    trainer.fit()
+    mesh = trainer.sharding.mesh
+    assert mesh is not None and mesh.size(0) == mesh.size(1) == 2
+    assert all(is_sharded(network) for network in trainer.objective.networks.values())
+    tensors = end(trainer)
+    if rank == 0:
+        save_file(tensors, folder / "four.safetensors")
+    done(folder, "groups")
+
+
 def fail(folder: Path, rank: int) -> None:
     """The second process's disk is full while it writes in the background; then the first is killed in a save."""
     write = ckpt.save_file
@@ -168,6 +198,6 @@ def fail(folder: Path, rank: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"compare": compare, "resume": resume}[sys.argv[2]](Path(sys.argv[1]), int(os.environ["RANK"]))
+    {"compare": compare, "resume": resume, "groups": groups}[sys.argv[2]](Path(sys.argv[1]), int(os.environ["RANK"]))
     # A group that is still there when the interpreter ends can abort the process.
     torch.distributed.destroy_process_group()
