@@ -174,6 +174,11 @@ class Run:
                 return round(images * step / entry["step"])
         return None
 
+    @property
+    def grid_rows_per_class(self) -> int:
+        """Rows of a grid that belong to a class: a tokenizer's are pairs, images above their reconstructions."""
+        return 2 if str(self.setting("objective", "class_path")).endswith(".TokenizerObjective") else 1
+
     def setting(self, *keys: str) -> Any:
         """A value of the configuration by its path, or None."""
         value: Any = self.config

@@ -53,27 +53,30 @@ class Grid:
     Attributes:
         pixels: (height, width, 3) uint8.
         tile: Height and width of one image in it, in px, or None if it has not the layout of ours.
+        rows_per_class: 2 where images stand above their reconstructions.
     """
 
     pixels: np.ndarray
     tile: tuple[int, int] | None
+    rows_per_class: int = 1
 
     @property
     def num_rows(self) -> int:
-        """Classes, one to a row; 0 if unknown."""
+        """Rows of images; 0 if unknown."""
         return 0 if self.tile is None else (self.pixels.shape[0] - GRID_PADDING) // (self.tile[0] + GRID_PADDING)
 
     def first_column(self) -> np.ndarray:
-        """The first image of each class, side by side: (tile height, width, 3) uint8."""
+        """The first image of each class, or its reconstruction, side by side: (tile height, width, 3) uint8."""
         assert self.tile is not None
         height, width = self.tile
         starts = range(GRID_PADDING, self.pixels.shape[0] - GRID_PADDING, height + GRID_PADDING)
+        starts = starts[self.rows_per_class - 1 :: self.rows_per_class]
         # With the grey line at its right, which keeps neighbours apart.
         tiles = [self.pixels[y : y + height, GRID_PADDING : width + 2 * GRID_PADDING] for y in starts]
         return np.concatenate(tiles, axis=1)[:, :-GRID_PADDING]
 
 
-def read_grid(path: Path) -> Grid | None:
+def read_grid(path: Path, rows_per_class: int = 1) -> Grid | None:
     """Read a grid; None if the file is no readable image."""
     try:
         with Image.open(path) as image:
@@ -84,7 +87,7 @@ def read_grid(path: Path) -> Grid | None:
         # Pillow reports damaged PNG files by SyntaxError and ValueError too.
         return None
     height, width = (first_gap(pixels, axis) for axis in (0, 1))
-    return Grid(pixels, (height, width) if height and width else None)
+    return Grid(pixels, (height, width) if height and width else None, rows_per_class)
 
 
 def first_gap(pixels: np.ndarray, axis: int) -> int:
@@ -120,16 +123,23 @@ def grid_element(grid: Grid, alt: str, class_names: Sequence[str] | None) -> str
     image = image_element(grid.pixels, alt, grid.tile is not None and max(grid.tile) <= MAX_PIXELATED_TILE)
     if not grid.num_rows:
         return f'<div class="grid">{image}</div>'
-    names = [class_names[i] if class_names and i < len(class_names) else str(i) for i in range(grid.num_rows)]
-    labels = "".join(f"<span>{escape(name)}</span>" for name in names)
+    labels = "".join(f"<span>{escape(row_label(row, grid.rows_per_class, class_names))}</span>" for row in range(grid.num_rows))
     return f'<div class="grid"><div class="labels" aria-hidden="true">{labels}</div>{image}</div>'
+
+
+def row_label(row: int, rows_per_class: int, class_names: Sequence[str] | None) -> str:
+    """Name of a row's class, at the first of its rows."""
+    label, below = divmod(row, rows_per_class)
+    if below:
+        return "decoded"
+    return class_names[label] if class_names and label < len(class_names) else str(label)
 
 
 def strip_element(run: Run) -> str:
     """The first image of each class at each saved step: one row per step; empty if there are fewer than two."""
     rows = []
     for step, path in evenly(run.grids, MAX_STRIP_ROWS):
-        grid = read_grid(path)
+        grid = read_grid(path, run.grid_rows_per_class)
         if grid is None or grid.tile is None:
             continue
         seen = run.images_at(step)

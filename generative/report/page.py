@@ -195,10 +195,19 @@ def grids_section(runs: Sequence[Run], colors: dict[str, str], caption: str | No
         seen = run.images_at(step)
         when = f"step {step:,}" + (f", {format_count(seen)} training images seen" if seen is not None else "")
         figures.append(
-            grid_figure(run.name, colors[run.name], read_grid(path), when, strip_element(run), class_names or run.class_names)
+            grid_figure(
+                run.name,
+                colors[run.name],
+                read_grid(path, run.grid_rows_per_class),
+                when,
+                strip_element(run),
+                class_names or run.class_names,
+            )
         )
     if caption is None:
         caption = "One class to a row. Samples are drawn with a fixed seed, none picked by hand."
+        if any(run.grid_rows_per_class > 1 for run in runs):
+            caption += " A tokenizer's rows are training images, each above what it makes of them."
     return f'<p class="note">{escape(caption)}</p><div class="grids">{"".join(figures)}</div>'
 
 

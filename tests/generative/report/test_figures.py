@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from generative.core.logging import save_grid
 from generative.report.curves import figure_svg, smooth
-from generative.report.figures import evenly, image_element, read_grid, short_count
+from generative.report.figures import evenly, grid_element, image_element, read_grid, short_count
 
 
 def test_smoothing_keeps_constants_and_does_not_lag() -> None:
@@ -46,6 +47,19 @@ def test_the_layout_of_a_grid_is_read_from_its_lines(tmp_path: Path, rows: int, 
     assert column.shape == (side, rows * side + (rows - 1) * 2, 3)
     last = column[:, -side:].transpose(2, 0, 1)[:, :: side // size, :: side // size]
     assert (last == images[(rows - 1) * columns].numpy()).all()
+
+
+def test_rows_of_a_tokenizer_are_pairs(tmp_path: Path) -> None:
+    """Labels name a class once, and training is followed by what is decoded, not by the originals, which never change."""
+    images = torch.randint(0, 256, (4 * 3, 3, 32, 32), dtype=torch.uint8)
+    save_grid(images, tmp_path / "grid.png", 3)
+    grid = read_grid(tmp_path / "grid.png", rows_per_class=2)
+    assert grid is not None
+    column = grid.first_column().transpose(2, 0, 1)
+    assert column.shape == (3, 32, 2 * 32 + 2)
+    assert (column[:, :, :32] == images[3].numpy()).all() and (column[:, :, -32:] == images[9].numpy()).all()
+    labels = re.findall("<span>(.*?)</span>", grid_element(grid, "a grid", ["cat", "dog"]))
+    assert labels == ["cat", "decoded", "dog", "decoded"]
 
 
 def test_row_names_are_no_part_of_a_grid(tmp_path: Path) -> None:
