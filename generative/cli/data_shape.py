@@ -60,7 +60,9 @@ class DataShape:
 
 
 def data_layers(section: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Classes of a data section with their arguments, the outermost first, then those it wraps."""
+    """Data sets of a data section with their arguments, the outermost first, then those it wraps."""
+    from generative.data.base import ImageDataset
+
     if not isinstance(section, (Namespace, dict)):
         return
     content = vars(section) if isinstance(section, Namespace) else section
@@ -74,6 +76,7 @@ def data_layers(section: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
             for key, parameter in inspect.signature(kind).parameters.items()
             if parameter.default is not inspect.Parameter.empty
         }
-        yield kind, {**defaults, **given}
+        if isinstance(kind, type) and issubclass(kind, ImageDataset):  # and no network that a data set looks through
+            yield kind, {**defaults, **given}
         for value in given.values():
             yield from data_layers(value)

@@ -27,6 +27,7 @@ QUICK = (
     "runs/digits-transformer",
     "runs/digits-sid",
     "runs/digits-rcg",
+    "runs/digits-rcg_representation",
     "runs/digits-var",
 )
 
