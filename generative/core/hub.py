@@ -110,7 +110,10 @@ def explained(repo: str, revision: str | None = None) -> Iterator[None]:
         UserError: In the place of the hub's own error.
     """
     from huggingface_hub import errors
+    from huggingface_hub.utils import logging
 
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its warnings tell of each attempt what the sentence tells of all
     try:
         yield
     except UserError:
@@ -144,6 +147,8 @@ def explained(repo: str, revision: str | None = None) -> Iterator[None]:
         if isinstance(error, errors.HfHubHTTPError):
             raise UserError(f"repository '{repo}' cannot be fetched from {endpoint()}: {reason(error)}") from error
         raise
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def endpoint() -> str:

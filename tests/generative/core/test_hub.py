@@ -13,7 +13,7 @@ from hub_stub import Hub, Repo
 from tiny_pipelines import tiny_gan
 
 from generative.core.errors import UserError
-from generative.core.hub import local_folder, repository_of
+from generative.core.hub import explained, local_folder, repository_of
 from generative.core.weights import find_source, load_network
 from pipelines import GANImagePipeline, load_pipeline
 from pipelines.gan import GANImagePipeline as Pipeline
@@ -167,3 +167,13 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monkey
     hub_stub.use(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
     with pytest.raises(UserError, match="'ada/tiny' does not exist here, .* http://127.0.0.1:9 cannot be reached; give a run"):
         load_pipeline("ada/tiny")
+
+
+def test_the_hubs_own_warnings_do_not_stand_beside_the_sentence() -> None:
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    with pytest.raises(UserError, match="cannot be reached"), explained("user/repo"):
+        assert logging.get_verbosity() == logging.ERROR
+        raise ConnectionError("no route")
+    assert logging.get_verbosity() == before
