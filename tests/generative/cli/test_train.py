@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from launching import launch_environment
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -410,11 +411,6 @@ def command(config: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> li
     return [sys.executable, *module, "train", str(config), "--trust-code", *arguments]
 
 
-def environment() -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_", "WORLD_", "RANK"))}
-    return {**kept, "PYTHONPATH": f"{PROJECT}{os.pathsep}{TOYS}", "OMP_NUM_THREADS": "1"}
-
-
 def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
@@ -431,7 +427,7 @@ def test_sigkill_at_any_moment(config: Path, delay: float) -> None:
     """The process saves nearly all the time, so that a kill hits a save."""
     process = subprocess.Popen(
         command(config, "--trainer.checkpoint_interval_steps", "1", *LONG),
-        env=environment(),
+        env=launch_environment(TOYS),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -455,7 +451,7 @@ def test_sigkill_at_any_moment(config: Path, delay: float) -> None:
 @pytest.mark.slow
 def test_sigterm_from_outside(config: Path) -> None:
     process = subprocess.Popen(
-        command(config, *LONG), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(config, *LONG), env=launch_environment(TOYS), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         wait_for(Path("run/pipeline"), process)
@@ -475,7 +471,7 @@ def test_two_processes_from_the_command_line(config: Path) -> None:
     plain = ["--objective.init_args.batch_norm", "false"]
     result = subprocess.run(
         command(config, "--trainer.output_dir", "two", *plain, launcher=launcher),
-        env=environment(),
+        env=launch_environment(TOYS),
         capture_output=True,
         text=True,
         timeout=500,
@@ -495,7 +491,7 @@ def test_two_processes_from_the_command_line(config: Path) -> None:
 def test_a_launcher_that_starts_one_process_for_two_is_refused(config: Path) -> None:
     result = subprocess.run(
         command(config, launcher=(*ACCELERATE, "--cpu", "--num_processes", "2")),
-        env=environment(),
+        env=launch_environment(TOYS),
         capture_output=True,
         text=True,
         timeout=500,

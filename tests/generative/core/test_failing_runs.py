@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import yaml
+from launching import launch_environment
 
 from generative.core import checkpoint as ckpt
 from generative.core.errors import RunError
 
-PROJECT = Path(__file__).parents[3]
 TRAIN = ["-m", "generative.cli.main", "train", "toy.yaml", "--trust-code"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -65,12 +65,10 @@ def start(folder: Path, *arguments: str, launcher: Sequence[str] = ()) -> subpro
         },
     }
     (folder / "toy.yaml").write_text(yaml.safe_dump(content))
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_", "WORLD_", "RANK"))}
-    toys = str(Path(__file__).parent)
     process = subprocess.Popen(
         [sys.executable, *launcher, *TRAIN, *arguments],
         cwd=folder,
-        env={**kept, "PYTHONPATH": f"{PROJECT}{os.pathsep}{toys}", "OMP_NUM_THREADS": "1"},
+        env=launch_environment(Path(__file__).parent),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -21,13 +21,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from launching import launch_environment
 from safetensors import safe_open
 
 from generative.core import checkpoint as ckpt
 from generative.core.best import BEST_CHECKPOINT
 from generative.core.logging import METRICS_FILE, parse_entry, read_metrics
 
-PROJECT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("killed_processes.py")
 NUM_IMAGES, BATCH_SIZE = 26, 8
 STEPS_A_START = 6
@@ -54,10 +54,9 @@ def script(toy: ModuleType) -> ModuleType:
 @pytest.fixture(scope="module")
 def train(script: ModuleType) -> Iterator[Callable[..., list[list[float]]]]:
     """Starts a run and waits for its processes: exit code of each, and seconds after the first one's end."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_", "WORLD_", "RANK"))}
     server = subprocess.Popen(
         [sys.executable, str(SCRIPT)],
-        env={**kept, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
+        env=launch_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

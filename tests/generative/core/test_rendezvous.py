@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from launching import launch_environment
 
 from generative.core import rendezvous
 from generative.core.errors import RunError, UserError
@@ -22,7 +22,6 @@ from generative.core.rendezvous import check_agreement, meeting
 from generative.core.start_checks import describe_start
 from generative.core.trainer_config import TrainerConfig
 
-PROJECT = Path(__file__).parents[3]
 TRAIN = ["-m", "generative.cli.main", "train", "toy.yaml", "--trust-code"]
 
 
@@ -42,8 +41,7 @@ def free_port() -> int:
 
 def start(commands: Sequence[Sequence[str]], world_size: int, port: int) -> list[tuple[int, str]]:
     """Exit code and standard error of the first processes of a job, which a cluster's scheduler starts by their environment."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_", "WORLD_", "RANK"))}
-    kept |= {"PYTHONPATH": f"{PROJECT}{os.pathsep}{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
+    kept = launch_environment(Path(__file__).parent)
     job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [

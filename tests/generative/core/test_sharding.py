@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import launch_environment
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,17 +26,15 @@ from generative.core.trainer_config import TrainerConfig
 from generative.core.weights import load_network
 from pipelines import load_pipeline
 
-PROJECT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("sharded_processes.py")
 
 
 def launch(folder: Path, scenario: str, num_processes: int, may_fail: bool = False) -> None:
     """Run a scenario of ``sharded_processes.py`` on several processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_", "WORLD_", "RANK"))}
     result = subprocess.run(
         [*command, str(SCRIPT), str(folder), scenario],
-        env={**kept, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
+        env=launch_environment(),
         capture_output=True,
         text=True,
         timeout=900,
